@@ -1,0 +1,370 @@
+"""A Trainer whose model also learns from a teacher."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from hfcompress.errors import CompressionError
+from hfcompress.layers import unwrap
+from hfcompress.losses import LABEL_LOSSES, TEACHER_LOSSES, LabelLoss, TeacherLoss, label_loss, teacher_loss
+
+_WEIGHTS = "example_weights"  # added to each training batch: 0 for examples repeated to fill up an epoch's last batch
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """`transformers.TrainingArguments` and what distillation adds: ``alpha * teacher_loss + (1 - alpha) * label_loss``.
+
+    Attributes:
+        alpha: Weight of the teacher's term, in [0, 1]. With 0 no teacher is needed.
+        teacher_loss: ``"mse"`` of the probabilities, ``"mse_logits"`` or ``"kl"``; see `hfcompress.losses`.
+        label_loss: ``"mse"`` of the probabilities or ``"cross_entropy"``.
+        temperature: Softens both distributions of ``"kl"``; positive.
+        text_column: Column with the raw text, read where the teacher has a tokenizer of its own.
+        teacher_max_length: Tokens at most of a text encoded for such a teacher; its tokenizer's limit if None.
+
+    Raises:
+        CompressionError: A value is out of range or unknown.
+
+    Example:
+        >>> args = DistillationArguments(output_dir="out", alpha=0.7, teacher_loss="kl", temperature=2.0)
+        >>> args.alpha, args.label_loss
+        (0.7, 'mse')
+    """
+
+    alpha: float = field(default=0.5, metadata={"help": "Weight of the teacher's loss, in [0, 1]."})
+    teacher_loss: TeacherLoss = field(default="mse", metadata={"help": "mse, mse_logits or kl."})
+    label_loss: LabelLoss = field(default="mse", metadata={"help": "mse or cross_entropy."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of kl."})
+    text_column: str = field(default="text", metadata={"help": "Column with the raw text."})
+    teacher_max_length: int | None = field(default=None, metadata={"help": "Tokens at most for the teacher."})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise CompressionError(f"alpha={self.alpha!r} must be in [0, 1]: the weight of the teacher's loss.")
+        if self.teacher_loss not in TEACHER_LOSSES:
+            raise CompressionError(
+                f"teacher_loss={self.teacher_loss!r} is unknown; choose one of {', '.join(TEACHER_LOSSES)}."
+            )
+        if self.label_loss not in LABEL_LOSSES:
+            raise CompressionError(
+                f"label_loss={self.label_loss!r} is unknown; choose one of {', '.join(LABEL_LOSSES)}."
+            )
+        if not self.temperature > 0:
+            raise CompressionError(f"temperature={self.temperature!r} must be positive.")
+        super().__post_init__()
+
+
+class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers' Trainer is untyped
+    """Train a student classifier on the labels and on a teacher's answers.
+
+    The loss of an update is ``alpha * teacher_loss + (1 - alpha) * label_loss``, averaged over exactly the examples of
+    that update: the same for one batch of 8, two accumulated batches of 4 or two processes with 4 each, also where the
+    last batch is short (the stock Trainer's is not).
+
+    The teacher is frozen (``requires_grad_(False)``, in place), in eval mode at every step, moved to the student's
+    device, and never part of ``trainer.model``, the optimizer or a checkpoint. It reads the student's ids, unless
+    ``teacher_processing_class`` is another tokenizer than the student's: then it gets its own ids of the text column.
+    A ``teacher_logits`` column in the data takes the teacher's place.
+
+    ``evaluate`` gives ``eval_loss``, the cross-entropy, comparable between models whatever they were trained with, and
+    ``eval_accuracy``; where the teacher's answers are at hand also ``eval_distillation_loss`` (the training objective)
+    and ``eval_agreement`` (same answer as the teacher). ``predict`` returns the logits.
+
+    Args:
+        model: The student: a single-label sequence classifier.
+        args: `DistillationArguments`.
+        teacher: A sequence classifier with the same labels. Not needed where ``alpha`` is 0, the data have
+            ``teacher_logits``, or for evaluation.
+        teacher_processing_class: The teacher's tokenizer.
+        **kwargs: As for `transformers.Trainer`.
+
+    Raises:
+        CompressionError: Student and teacher do not fit: labels, vocabulary, shared parameters; or the arguments are
+            not `DistillationArguments`.
+
+    Example:
+        ``DistillationTrainer(model=student, teacher=teacher, args=args, train_dataset=data).train()``
+    """
+
+    # The loss below is already the mean over the whole update, so the Trainer must not divide it again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: DistillationArguments | None = None,
+        *positional: Any,
+        teacher: PreTrainedModel | nn.Module | None = None,
+        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = DistillationArguments() if args is None else args
+        if not isinstance(args, DistillationArguments):
+            raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
+        if model is not None:
+            _check_single_label(model, "student")
+        self._label_order: list[int] | None = None
+        if teacher is not None and model is not None:
+            self._label_order = _check_pair(model, teacher)
+        super().__init__(model, args, *positional, **kwargs)
+
+        self.teacher: nn.Module | None = None
+        self._reencode = False
+        if teacher is not None:
+            self._reencode = self._needs_own_ids(teacher, teacher_processing_class)
+            if self._reencode:
+                self.data_collator = _TeacherCollator(
+                    self.data_collator, teacher_processing_class, args.text_column, args.teacher_max_length
+                )
+            teacher.requires_grad_(False)
+            # Without gradients there is nothing to synchronise, so no wrapper is needed: a plain move will do.
+            self.teacher = teacher.to(args.device).eval()
+            self._teacher_columns = set(inspect.signature(unwrap(teacher).forward).parameters)
+        self._evaluated: list[Tensor] = []
+
+    def _needs_own_ids(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+        sizes = [getattr(unwrap(m).config, "vocab_size", None) for m in (self.model, teacher)]
+        if tokenizer is None:
+            if sizes[0] != sizes[1] and not self._has_teacher_logits():
+                raise CompressionError(
+                    f"The student's vocabulary has {sizes[0]} tokens, the teacher's {sizes[1]}, so the teacher cannot "
+                    "read the student's ids; pass teacher_processing_class= and keep the text column in the data."
+                )
+            return False
+        if self.processing_class is not None and _same_tokenizer(self.processing_class, tokenizer):
+            return False
+        column, data = self.args.text_column, self.train_dataset
+        columns = getattr(data, "column_names", None)
+        if columns is not None and column not in columns:
+            raise CompressionError(
+                f"The teacher has a tokenizer of its own and needs the text, but the training data have no column "
+                f"{column!r} (they have {', '.join(columns)}); keep it, or name it with text_column=."
+            )
+        return True
+
+    def _has_teacher_logits(self) -> bool:
+        return "teacher_logits" in (getattr(self.train_dataset, "column_names", None) or ())
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        extra = ["teacher_logits", *([self.args.text_column] if self._reencode else [])]
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *extra]))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """Collect the batches of one update and count their examples over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        weights = [torch.ones(_batch_size(batch), device=device) for batch in batches]
+        loader = self.accelerator.gradient_state
+        if batches and loader.end_of_dataloader and loader.remainder > 0:
+            # The last global batch holds `remainder` examples; accelerate repeats others behind them to fill it up.
+            first = self.accelerator.process_index * len(weights[-1])
+            weights[-1][max(0, loader.remainder - first) :] = 0
+        count = torch.stack([weight.sum() for weight in weights]).sum() if weights else torch.zeros((), device=device)
+        batches = [{**batch, _WEIGHTS: weight} for batch, weight in zip(batches, weights, strict=True)]
+        return batches, self.accelerator.reduce(count, reduction="sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Return the objective of a batch, and its logits if asked.
+
+        Args:
+            model: The student, wrapped or not.
+            inputs: The batch.
+            return_outputs: Also return ``{"logits": logits}``.
+            num_items_in_batch: Examples of the whole update over all processes; those of this batch if None.
+
+        Returns:
+            A scalar in float32; its sum over the batches of an update, averaged over processes, is the update's mean.
+
+        Raises:
+            CompressionError: Labels or the teacher's answers are needed and missing.
+        """
+        inputs, labels, weights, teacher_logits = self._split(inputs)
+        logits = _logits(model(**inputs))
+        losses = self._objective(logits, labels, teacher_logits())
+        if num_items_in_batch is None:
+            loss = losses.mean()
+        else:
+            weighted = losses if weights is None else losses * weights
+            loss = weighted.sum() / num_items_in_batch * self.accelerator.num_processes
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return cross-entropy, logits and labels of a batch, and note what `evaluate` reports beside them."""
+        inputs, labels, _, teacher_logits = self._split(self._prepare_inputs(inputs))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = _logits(model(**inputs))
+            taught = teacher_logits()
+        columns = {}
+        if labels is not None:
+            columns["loss"] = label_loss(logits, labels, "cross_entropy")
+            columns["accuracy"] = (logits.argmax(-1) == labels).float()
+        if taught is not None and (labels is not None or self.args.alpha == 1):
+            columns["distillation_loss"] = self._objective(logits, labels, taught)
+            columns.setdefault("loss", columns["distillation_loss"])
+        if taught is not None:
+            columns["agreement"] = (logits.argmax(-1) == taught.argmax(-1)).float()
+        if columns:
+            self._evaluated_columns = list(columns)
+            table = torch.stack(list(columns.values()), dim=1)
+            self._evaluated.append(self.accelerator.gather_for_metrics(table))
+        loss = columns["loss"].mean() if "loss" in columns else None
+        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Run the stock loop and add the means over the examples, exact also where the last batch is short."""
+        self._evaluated = []
+        output = super().evaluation_loop(*args, **kwargs)
+        if self._evaluated:
+            means = torch.cat(self._evaluated).double().mean(0).tolist()
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            found = {f"{prefix}_{name}": mean for name, mean in zip(self._evaluated_columns, means, strict=True)}
+            # A metric of the user's compute_metrics wins over ours, except for the loss, which the loop rounds.
+            output.metrics.update({k: v for k, v in found.items() if k == f"{prefix}_loss" or k not in output.metrics})
+        self._evaluated = []
+        return output
+
+    def _split(
+        self, inputs: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], Tensor | None, Tensor | None, Callable[[], Tensor | None]]:
+        """Take a batch apart: the student's inputs, labels, weights, and how to get the teacher's logits."""
+        inputs = dict(inputs)
+        labels, weights = inputs.pop("labels", None), inputs.pop(_WEIGHTS, None)
+        cached, own_inputs = inputs.pop("teacher_logits", None), inputs.pop("teacher_inputs", None)
+
+        def teacher_logits() -> Tensor | None:
+            if cached is not None:
+                logits = cached
+            elif self.teacher is not None:
+                self.teacher.eval()
+                read = inputs if own_inputs is None else own_inputs
+                with torch.no_grad():
+                    logits = _logits(self.teacher(**{k: v for k, v in read.items() if k in self._teacher_columns}))
+            else:
+                return None
+            return logits if self._label_order is None else logits[:, self._label_order]
+
+        return inputs, labels, weights, teacher_logits
+
+    def _objective(self, logits: Tensor, labels: Tensor | None, teacher_logits: Tensor | None) -> Tensor:
+        args: DistillationArguments = self.args
+        loss = torch.zeros(len(logits), device=logits.device)
+        if args.alpha > 0:
+            if teacher_logits is None:
+                raise CompressionError(
+                    f"alpha={args.alpha} needs a teacher: pass teacher=, keep a 'teacher_logits' column in the data, or "
+                    "set alpha=0."
+                )
+            loss = loss + args.alpha * teacher_loss(logits, teacher_logits, args.teacher_loss, args.temperature)
+        if args.alpha < 1:
+            if labels is None:
+                raise CompressionError(
+                    f"alpha={args.alpha} needs labels and the batch has no 'labels'; label the data or set alpha=1."
+                )
+            smoothing = args.label_smoothing_factor
+            loss = loss + (1 - args.alpha) * label_loss(logits, labels, args.label_loss, smoothing)
+        return loss
+
+
+class _TeacherCollator:
+    """Collates for the student, and encodes the same texts with the teacher's tokenizer."""
+
+    def __init__(
+        self,
+        collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        tokenizer: PreTrainedTokenizerBase | None,
+        text_column: str,
+        max_length: int | None,
+    ) -> None:
+        self.collator = collator
+        self.tokenizer = tokenizer
+        self.text_column = text_column
+        self.max_length = max_length
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        if any(self.text_column not in feature for feature in features):
+            raise CompressionError(
+                f"The teacher has a tokenizer of its own and needs the text, but the data have no column "
+                f"{self.text_column!r}; keep it, or name it with text_column=."
+            )
+        texts = [feature[self.text_column] for feature in features]
+        batch = dict(self.collator([{k: v for k, v in f.items() if k != self.text_column} for f in features]))
+        assert self.tokenizer is not None
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
+        return batch | {"teacher_inputs": dict(encoded)}
+
+
+def _logits(outputs: Any) -> Tensor:
+    logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    return logits
+
+
+def _batch_size(batch: Mapping[str, Any]) -> int:
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
+
+
+def _same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether both give every text the same ids, as far as their vocabularies and backends tell."""
+    if one is other:
+        return True
+    if one.get_vocab() != other.get_vocab():
+        return False
+    backends = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (one, other)]
+    if None in backends:
+        return type(one) is type(other)
+    return len({str(getattr(backend, "normalizer", None)) for backend in backends}) == 1
+
+
+def _check_single_label(model: nn.Module, role: str) -> None:
+    config = getattr(unwrap(model), "config", None)
+    problem = getattr(config, "problem_type", None)
+    if getattr(config, "num_labels", 2) < 2 or problem not in (None, "single_label_classification"):
+        raise CompressionError(
+            f"The {role} has num_labels={getattr(config, 'num_labels', None)} and problem_type={problem!r}; distillation "
+            "takes single-label classifiers with at least two labels."
+        )
+
+
+def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
+    """Check that a teacher can teach a student; return the order of its classes if it differs from the student's."""
+    if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
+        raise CompressionError(
+            "Teacher and student share parameters, so freezing the teacher would freeze the student; pass a copy, for "
+            "example copy.deepcopy(teacher)."
+        )
+    _check_single_label(teacher, "teacher")
+    taught, labels = (unwrap(model).config.id2label for model in (teacher, student))
+    if len(taught) != len(labels):
+        raise CompressionError(
+            f"The teacher has {len(taught)} labels ({taught}), the student {len(labels)} ({labels}); both must have the "
+            "same."
+        )
+    generic = {f"LABEL_{index}" for index in range(len(labels))}
+    if generic in (set(taught.values()), set(labels.values())) or taught == labels:
+        return None
+    if set(taught.values()) != set(labels.values()):
+        raise CompressionError(f"The teacher's labels are {taught}, the student's {labels}; both must have the same.")
+    index = {name: class_id for class_id, name in taught.items()}
+    return [index[labels[class_id]] for class_id in sorted(labels)]

@@ -1,0 +1,112 @@
+"""Models that are really smaller: fewer layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from numbers import Integral
+from typing import TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfcompress.errors import CompressionError
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
+    """Make a smaller model of a teacher's own layers.
+
+    The student has the teacher's class, embeddings, head, dtype, device and mode, and copies of the chosen layers
+    (the initialisation of DistilBERT, Sanh et al. 2019, https://arxiv.org/abs/1910.01108, section 2). The teacher is not
+    changed, nothing is shared, and every parameter of the student can be trained. What it saves, plain
+    ``from_pretrained`` loads.
+
+    Args:
+        teacher: A model with one stack of ``config.num_hidden_layers`` layers, such as any of the BERT family or GPT-2.
+        layers: How many layers, evenly spaced from the first to the last (2 of 6: 0 and 5; 6 of 12: 0, 2, 4, 7, 9, 11;
+            1 is the first); or the indices of the layers in ascending order, negative ones counted from the end.
+
+    Returns:
+        The student.
+
+    Raises:
+        CompressionError: ``layers`` is out of range, or the architecture has no such stack, or cannot do without a
+            layer left out.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(hidden_size=32, num_hidden_layers=6, num_attention_heads=4, intermediate_size=64)
+        >>> student = student_from_teacher(BertForSequenceClassification(config), 2)
+        >>> student.config.num_hidden_layers
+        2
+    """
+    if not isinstance(teacher, PreTrainedModel):
+        raise CompressionError(f"The teacher must be a transformers PreTrainedModel, not {type(teacher).__name__}.")
+    name, count = _layer_stack(teacher)
+    kept = _indices(layers, count)
+
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    parent, _, attribute = name.rpartition(".")
+    stack = student.get_submodule(name)
+    assert isinstance(stack, nn.ModuleList)
+    stack = nn.ModuleList(stack[index] for index in kept)
+    setattr(student.get_submodule(parent), attribute, stack)
+    for index, layer in enumerate(stack):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index  # type: ignore[assignment]  # where a layer finds its part of the cache
+    for config in {id(m.config): m.config for m in student.modules() if isinstance(m, PreTrainedModel)}.values():
+        config.num_hidden_layers = len(kept)
+        if getattr(config, "layer_types", None) is not None:
+            config.layer_types = [config.layer_types[index] for index in kept]
+    _check_reloads(student, kept)
+    return student
+
+
+def _layer_stack(model: PreTrainedModel) -> tuple[str, int]:
+    count = getattr(model.config, "num_hidden_layers", None)
+    stacks = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and count and len(m) == count]
+    outermost = [n for n in stacks if not any(n.startswith(f"{other}.") for other in stacks)]
+    if len(outermost) != 1 or getattr(model.config, "is_encoder_decoder", False):
+        raise CompressionError(
+            f"{type(model).__name__} has {len(outermost)} stacks of num_hidden_layers={count} layers; a student can be "
+            "made only of a model with exactly one (encoder-decoders and models with shared layers have none)."
+        )
+    assert isinstance(count, int)
+    return outermost[0], count
+
+
+def _indices(layers: int | Sequence[int], count: int) -> list[int]:
+    if isinstance(layers, Integral) and not isinstance(layers, bool):
+        wanted = int(layers)
+        if not 1 <= wanted <= count:
+            raise CompressionError(f"layers={wanted} must be between 1 and the teacher's {count}.")
+        return [round(index * (count - 1) / max(1, wanted - 1)) for index in range(wanted)]
+    valid = isinstance(layers, Sequence) and not isinstance(layers, str) and len(layers) > 0
+    if valid and all(isinstance(i, Integral) and not isinstance(i, bool) and -count <= i < count for i in layers):
+        kept = [int(index) % count for index in layers]
+        if all(one < other for one, other in zip(kept, kept[1:], strict=False)):
+            return kept
+    raise CompressionError(
+        f"layers={layers!r} must be a number from 1 to {count}, or ascending indices of the teacher's {count} layers."
+    )
+
+
+def _check_reloads(student: PreTrainedModel, kept: list[int]) -> None:
+    """Compare with what the new config alone would build: some architectures treat the first layer differently."""
+    with torch.device("meta"):
+        expected = type(student)(copy.deepcopy(student.config)).state_dict()
+    found = student.state_dict()
+    wrong = [key for key in {**expected, **found} if _shape(expected, key) != _shape(found, key)]
+    if wrong:
+        raise CompressionError(
+            f"A {type(student).__name__} of the layers {kept} would not load again: {wrong[0]} differs from what its "
+            "config builds; choose other layers (usually layer 0 must stay)."
+        )
+
+
+def _shape(state: dict[str, torch.Tensor], key: str) -> torch.Size | None:
+    return state[key].shape if key in state else None
