@@ -76,8 +76,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers' Train
     A ``teacher_logits`` column in the data takes the teacher's place.
 
     ``evaluate`` gives ``eval_loss``, the cross-entropy, comparable between models whatever they were trained with, and
-    ``eval_accuracy``; where the teacher's answers are at hand also ``eval_distillation_loss`` (the training objective)
-    and ``eval_agreement`` (same answer as the teacher). ``predict`` returns the logits.
+    ``eval_accuracy``; where all that it needs is at hand ``eval_distillation_loss``, the training objective; and with the
+    teacher's answers ``eval_agreement``, how often both say the same. ``predict`` returns the logits.
 
     Args:
         model: The student: a single-label sequence classifier.
@@ -221,7 +221,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers' Train
         if labels is not None:
             columns["loss"] = label_loss(logits, labels, "cross_entropy")
             columns["accuracy"] = (logits.argmax(-1) == labels).float()
-        if taught is not None and (labels is not None or self.args.alpha == 1):
+        if (taught is not None or self.args.alpha == 0) and (labels is not None or self.args.alpha == 1):
             columns["distillation_loss"] = self._objective(logits, labels, taught)
             columns.setdefault("loss", columns["distillation_loss"])
         if taught is not None:

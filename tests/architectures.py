@@ -1,0 +1,112 @@
+"""Tiny random classifiers, data and arguments that the tests share."""
+
+import copy
+
+import torch
+from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    GPT2Config,
+    RobertaConfig,
+)
+
+VOCABULARY = 100
+PAD = 0
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+}
+_CONFIGS = {
+    "bert": (BertConfig, {}),
+    "gpt2": (GPT2Config, {"n_positions": 64, "bos_token_id": 1, "eos_token_id": 1}),
+    "roberta": (RobertaConfig, {}),
+    "distilbert": (DistilBertConfig, {}),
+    "electra": (ElectraConfig, {"embedding_size": 16}),
+    "albert": (AlbertConfig, {"embedding_size": 16}),
+    "deberta-v2": (
+        DebertaV2Config,
+        {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "pooler_hidden_size": 32},
+    ),
+}
+_OTHER_NAMES = {
+    "gpt2": {"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"},
+    "distilbert": {"intermediate_size": "hidden_dim"},
+}
+ARCHITECTURES = tuple(_CONFIGS)
+
+
+def build(architecture="bert", num_labels=2, *, layers=2, seed=0, dropout=False, **overrides):
+    """Return a random classifier in training mode; its weights are spread enough for its answers to differ."""
+    kind, own = _CONFIGS[architecture]
+    names = _OTHER_NAMES.get(architecture, {})
+    sizes = {names.get(key, key): value for key, value in _SIZES.items()}
+    config = kind(**(sizes | own | {"num_hidden_layers": layers, "num_labels": num_labels} | overrides))
+    config.initializer_range = 0.2
+    if not dropout:
+        for key, value in config.to_dict().items():
+            if "drop" in key and isinstance(value, float):
+                setattr(config, key, 0.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForSequenceClassification.from_config(config).train()
+
+
+def batch(examples=4, length=6, *, num_labels=2, seed=0, vocabulary=VOCABULARY):
+    """Return input ids with padding on the right, the attention mask and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, vocabulary, (examples, length), generator=generator)
+    lengths = torch.randint(2, length + 1, (examples, 1), generator=generator)
+    mask = (torch.arange(length) < lengths).long()
+    labels = torch.randint(0, num_labels, (examples,), generator=generator)
+    return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
+
+
+def rows(tensors):
+    """Return a batch as a list of examples, a dataset that the Trainer takes."""
+    count = len(next(iter(tensors.values())))
+    return [{key: value[index].tolist() for key, value in tensors.items()} for index in range(count)]
+
+
+def arguments(kind, directory, **overrides):
+    """Return training arguments that are quiet, quick and repeatable: CPU, constant rate, examples in their order."""
+    defaults = {
+        "output_dir": str(directory),
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "lr_scheduler_type": "constant",
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "train_sampling_strategy": "sequential",
+        "num_train_epochs": 1,
+    }
+    return kind(**(defaults | overrides))
+
+
+def state_of(model):
+    """Return a copy of the model's state dict."""
+    return copy.deepcopy(model.state_dict())
+
+
+def same_bits(one, other):
+    """Whether two state dicts hold the same keys and exactly the same bits (so that NaN equals NaN, not 0.0 -0.0)."""
+    return list(one) == list(other) and all(_bits(one[key]) == _bits(other[key]) for key in one)
+
+
+def _bits(tensor):
+    if tensor.is_meta:
+        return tensor.shape, tensor.dtype
+    return tensor.shape, tensor.dtype, bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy())

@@ -1,0 +1,21 @@
+"""Settings that must be in place before anything imports torch or transformers, and fixtures for all modules."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Models are built inside the tests, so a first example may be slow; the same examples on every run.
+settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    """Every test starts from the same random state, whatever ran before it in its process."""
+    torch.manual_seed(0)
