@@ -1,0 +1,1 @@
+"""Runnable examples; they import the public names of hfcompress only."""

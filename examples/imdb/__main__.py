@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import os
 import sys
-import time
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name in ("bert", "gpt2", "student"):
         parser.add_argument(f"--{name}", metavar="NAME", help=f"a hub id or folder for {name}, instead of --models'")
-    parser.add_argument("--data", default="packaged", metavar="SOURCE", help="a .csv or .jsonl file, or a data set name")
+    parser.add_argument(
+        "--data", default="packaged", metavar="SOURCE", help="a .csv or .jsonl file, or a data set name"
+    )
     parser.add_argument("--reviews", type=int, help="how many reviews to draw (default: the preset's)")
     parser.add_argument("--loss", choices=("cross_entropy", "mse"), default="cross_entropy", help="of the classifiers")
     seeds = parser.add_mutually_exclusive_group()
@@ -92,19 +93,20 @@ def _run(arguments: argparse.Namespace) -> None:
     _claim(arguments.output, _settings(arguments, preset))
 
     print(report.describe(runs[0], arguments.data))
-    started = time.time()
     for run in runs:
         for number, system in enumerate(SYSTEMS, start=1):
             print(f"[seed {run.seed}, {number}/{len(SYSTEMS)}] {system.title}", flush=True)
             train_system(system, run)
-            report.write(runs, arguments.output, time.time() - started)
-    print(report.write(runs, arguments.output, time.time() - started, measure=True))
+            report.write(runs, arguments.output)
+    print(report.write(runs, arguments.output, measure=True))
     print(f"\nWritten to {arguments.output}: results.md, results.json and the figures.")
 
 
 def _settings(arguments: argparse.Namespace, preset: Preset) -> dict[str, object]:
     """What must be the same for a run to go on; seeds may be added."""
-    chosen = {name: getattr(arguments, name) for name in ("data", "models", "bert", "gpt2", "student", "loss", "precision")}
+    chosen = {
+        name: getattr(arguments, name) for name in ("data", "models", "bert", "gpt2", "student", "loss", "precision")
+    }
     return {"preset": asdict(preset), **chosen}
 
 
@@ -123,11 +125,13 @@ def _claim(output: Path, settings: dict[str, object]) -> None:
             write_json(file, settings)
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"The results folder {output} cannot be written ({error}); choose another with --output.") from error
+        raise UsageError(
+            f"The results folder {output} cannot be written ({error}); choose another with --output."
+        ) from error
     different = [name for name in settings if settings[name] != found.get(name)]
     if different:
         raise UsageError(
-            f"{output} holds a run with another {' and '.join(different)}; choose another folder with --output, or delete it."
+            f"{output} holds a run with another {' and '.join(different)}; choose another with --output, or delete it."
         )
 
 
@@ -138,6 +142,7 @@ def _quiet() -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")

@@ -26,7 +26,7 @@ def load_reviews(source: str, count: int, seed: int) -> Reviews:
     """Draw reviews at random and split them 80/20.
 
     Args:
-        source: ``"packaged"``, a ``.csv`` or ``.jsonl`` file, or the name of a data set; columns ``text`` and ``label``.
+        source: ``"packaged"``, a ``.csv`` or ``.jsonl`` file or the name of a data set; columns ``text`` and ``label``.
         count: How many reviews to draw.
         seed: Of the draw.
 
@@ -72,8 +72,8 @@ def _read(source: str) -> pd.DataFrame:
     except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"--data {source} cannot be read ({reason}); pass a .csv or .jsonl file with the columns text and label, or "
-            "leave --data out for the packaged reviews."
+            f"--data {source} cannot be read ({reason}); pass a .csv or .jsonl file with the columns text and label, "
+            "or leave --data out for the packaged reviews."
         ) from error
 
 

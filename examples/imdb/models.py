@@ -24,7 +24,14 @@ import hfcompress as hfc
 from examples.imdb.errors import UsageError
 
 HUB = {"bert": "bert-base-uncased", "gpt2": "gpt2", "student": "nlpaueb/legal-bert-small-uncased"}
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.model",
+)
 
 Pair = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -37,9 +44,7 @@ class Start:
     description: str
 
 
-def starting_models(
-    kind: str, names: dict[str, str | None], texts: list[str], max_length: int
-) -> dict[str, Start]:
+def starting_models(kind: str, names: dict[str, str | None], texts: list[str], max_length: int) -> dict[str, Start]:
     """Describe the starting models of ``"bert"``, ``"gpt2"`` and ``"student"``.
 
     Args:

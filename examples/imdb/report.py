@@ -1,2 +1,298 @@
-def describe(run, data): return 'run'
-def write(runs, output, seconds, measure=False): return 'table'
+"""Tables, pictures and ``results.json`` from the results of the systems."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib as mpl
+import scipy.stats
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from tabulate import tabulate
+
+import hfcompress as hfc
+from examples.imdb.settings import SYSTEMS, System
+from examples.imdb.systems import Run, load_system, write_json
+
+mpl.use("Agg")
+BLUE, ORANGE, GREY = "#1f5fa8", "#d9731a", "#7a7a7a"  # train, validation, the paper's values
+
+Result = dict[str, Any]
+
+
+def describe(run: Run, data: str) -> str:
+    """Say in a few lines what is compared on what."""
+    starts = "\n".join(f"  {name}: {start.description}" for name, start in run.starts.items())
+    sizes = f"{len(run.reviews.train)} train and {len(run.reviews.validation)} validation reviews ({data})"
+    return f"{sizes}, at most {run.preset.max_length} tokens\n{starts}"
+
+
+def write(runs: list[Run], output: Path, measure: bool = False) -> str:
+    """Write ``results.json``, ``results.md`` and the figures of all that is finished.
+
+    Args:
+        runs: One a seed.
+        output: The results folder.
+        measure: Also measure size and speed of the first seed's models, once all of them are trained.
+
+    Returns:
+        The table, for the terminal.
+    """
+    results = {system.key: _finished(system, runs) for system in SYSTEMS}
+    measured_file = runs[0].folder / "measured.json"
+    if measure and not measured_file.exists():
+        write_json(measured_file, _measure(runs[0]).to_dict())
+    measured = json.loads(measured_file.read_text()) if measured_file.exists() else {}
+    done = [system for system in SYSTEMS if results[system.key]]
+
+    content = {
+        "settings": json.loads((output / "settings.json").read_text()),
+        "models": {name: start.description for name, start in runs[0].starts.items()},
+        "seeds": [run.seed for run in runs],
+        "machine": _machine(),
+        "versions": {"python": platform.python_version()}
+        | {p: version(p) for p in ("hfcompress", "torch", "transformers", "accelerate", "datasets", "numpy")},
+        "seconds": sum(entry["seconds"] for found in results.values() for one in found for entry in one["history"]),
+        "systems": [
+            {
+                "key": system.key,
+                "title": system.title,
+                "paper": asdict(system.paper) if system.paper else None,
+                "measured": measured.get(system.key),
+                "by_seed": dict(zip((str(run.seed) for run in runs), results[system.key], strict=False)),
+            }
+            for system in done
+        ],
+    }
+    write_json(output / "results.json", content)
+    figures = _figures(done, results, output) + _size_picture(done, results, measured, output)
+    table = _table(done, results, measured)
+    text = _markdown(content, table, results, figures)
+    (output / "results.md").write_text(text)
+    return _as_text(table, "simple")
+
+
+def _finished(system: System, runs: list[Run]) -> list[Result]:
+    files = [run.folder / system.key / "result.json" for run in runs]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
+
+
+def _measure(run: Run) -> hfc.Comparison:
+    """Size and speed of all trained models, each on the same reviews in its own ids, timed in turn."""
+    models, inputs = {}, {}
+    texts = run.reviews.validation["text"][: run.preset.batch_size]
+    for system in SYSTEMS:
+        model, tokenizer = load_system(system, run)
+        length = run.preset.max_length
+        models[system.key] = model
+        inputs[system.key] = dict(
+            tokenizer(list(texts), truncation=True, max_length=length, padding="max_length", return_tensors="pt")
+        )
+    return hfc.compare(models, inputs, batch_size=run.preset.batch_size)
+
+
+def _machine() -> dict[str, Any]:
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next((x.partition(":")[2].strip() for x in info.read_text().splitlines() if "model name" in x), name)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": name, "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}
+
+
+def _table(done: list[System], results: dict[str, list[Result]], measured: dict[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for system in done:
+        found, size = results[system.key], measured.get(system.key)
+        paper = system.paper
+        of_bert = size["parameters"] / measured["bert"]["parameters"] if size else None
+        rows.append(
+            {
+                "system": system.title,
+                "train accuracy": _accuracy(found, "train"),
+                "validation accuracy": _accuracy(found, "validation"),
+                "paper: train, validation": f"{paper.train_accuracy[1]:.2f}, {paper.validation_accuracy[1]:.2f}"
+                if paper
+                else "-",
+                "F1": f"{mean(one['f1'] for one in found):.3f}",
+                "cross-entropy: train, validation": ", ".join(
+                    f"{mean(one[f'{part}_cross_entropy'] for one in found):.3f}" for part in ("train", "validation")
+                ),
+                "parameters (of BERT's)": f"{size['parameters'] / 1e6:.1f} M ({of_bert:.0%})" if size else "-",
+                "layers": str(found[0]["layers"]),
+                "sparsity": f"{mean(one['sparsity'] for one in found):.2%}",
+                "MB on disk": f"{found[0]['bytes_on_disk'] / 1e6:.1f}",
+                "ms a batch": f"{size['latency_ms']:.0f}" if size else "-",
+            }
+        )
+    return rows
+
+
+def _as_text(rows: list[dict[str, str]], style: str) -> str:
+    align = ("left", *["right"] * (len(rows[0]) - 1)) if rows else None
+    return str(tabulate(rows, headers="keys", tablefmt=style, colalign=align, disable_numparse=True))
+
+
+def _accuracy(found: list[Result], part: str) -> str:
+    """One seed: the accuracy and its Wilson interval. Several: their mean and its t interval."""
+    values = [one[f"{part}_accuracy"] for one in found]
+    low, high = _interval(found, part)
+    return f"{mean(values):.3f} ({low:.3f} to {high:.3f})"
+
+
+def _interval(found: list[Result], part: str) -> tuple[float, float]:
+    values, count = [one[f"{part}_accuracy"] for one in found], found[0][f"{part}_examples"]
+    if len(values) == 1:
+        interval = scipy.stats.binomtest(round(values[0] * count), count).proportion_ci(method="wilson")
+    elif len(set(values)) == 1:
+        return values[0], values[0]
+    else:
+        interval = scipy.stats.t.interval(0.95, len(values) - 1, loc=mean(values), scale=scipy.stats.sem(values))
+    return float(interval[0]), float(interval[1])
+
+
+def _figures(done: list[System], results: dict[str, list[Result]], output: Path) -> list[str]:
+    """Figures 1 to 5 as the paper drew them: accuracy and loss of both sets over the epochs."""
+    names = []
+    for system in sorted((s for s in done if s.paper), key=lambda s: s.paper.number if s.paper else 0):
+        assert system.paper is not None
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+        keys = ("train_accuracy", "eval_accuracy"), ("train_loss", "eval_distillation_loss")
+        papers = (
+            (system.paper.train_accuracy, system.paper.validation_accuracy),
+            (system.paper.train_loss, system.paper.validation_loss),
+        )
+        for axes, lines, ends, name in zip((left, right), keys, papers, ("accuracy", "loss"), strict=True):
+            for key, paper, colour, label in zip(lines, ends, (BLUE, ORANGE), ("train", "validation"), strict=True):
+                _curve(axes, [[entry[key] for entry in one["history"]] for one in results[system.key]], colour, label)
+                epochs = len(results[system.key][0]["history"])
+                known = [(x, y) for x, y in zip((1, epochs), paper, strict=True) if y is not None]
+                axes.plot(*zip(*known, strict=True), "x", color=colour, markersize=8, label=f"{label}, the paper")
+            axes.set(xlabel="epoch", ylabel=name, title=f"{name} of {system.title}")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3)
+            axes.legend()
+        figure.suptitle(f"Figure {system.paper.number}: {system.title} (x: the paper's first and last epoch)")
+        names.append(f"figure-{system.paper.number}.png")
+        figure.savefig(output / names[-1], dpi=120)
+        plt.close(figure)
+    return names
+
+
+def _curve(axes: Axes, by_seed: list[list[float]], colour: str, label: str) -> None:
+    epochs = range(1, len(by_seed[0]) + 1)
+    if len(by_seed) > 1:
+        for values in by_seed:
+            axes.plot(epochs, values, color=colour, alpha=0.25, linewidth=1)
+    axes.plot(epochs, [mean(values) for values in zip(*by_seed, strict=True)], "o-", color=colour, label=label)
+
+
+def _size_picture(
+    done: list[System], results: dict[str, list[Result]], measured: dict[str, Any], output: Path
+) -> list[str]:
+    if not measured:
+        return []
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    for system, marker in zip(done, "osD^v*P", strict=False):
+        found = results[system.key]
+        accuracy, (low, high) = mean(one["validation_accuracy"] for one in found), _interval(found, "validation")
+        axes.errorbar(
+            found[0]["bytes_on_disk"] / 1e6,
+            accuracy,
+            yerr=[[accuracy - low], [high - accuracy]],
+            fmt=marker,
+            capsize=3,
+            markersize=8,
+            alpha=0.8,
+            label=system.title,
+        )
+    axes.set(
+        xlabel="MB on disk (model.safetensors)",
+        ylabel="validation accuracy, 95 % interval",
+        title="Size against accuracy: zeros alone make no file smaller",
+    )
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=9)
+    figure.savefig(output / "size-accuracy.png", dpi=120)
+    plt.close(figure)
+    return ["size-accuracy.png"]
+
+
+def _markdown(content: dict[str, Any], table: list[dict[str, str]], results: dict[str, Any], figures: list[str]) -> str:
+    settings, machine = content["settings"], content["machine"]
+    preset = settings["preset"]
+    models = "\n".join(f"- {name}: {description}" for name, description in content["models"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    seeds = ", ".join(map(str, content["seeds"]))
+    pictures = "\n\n".join(f"![{name}]({name})" for name in figures)
+    missing = [system.title for system in SYSTEMS if not results[system.key]]
+    return f"""# Results
+
+{preset["reviews"]} reviews (80/20), at most {preset["max_length"]} tokens, AdamW with learning rate \
+{preset["learning_rate"]:g}, loss {settings["loss"]}, {settings["precision"]}, seeds {seeds}.
+
+{models}
+
+{_as_text(table, "github")}
+{f"{chr(10)}Still to be trained: {', '.join(missing)}.{chr(10)}" if missing else ""}
+The accuracies are of the trained model, without dropout; the interval is Wilson's 95 % of one seed, or Student's t of
+several. "paper" is what the paper's figures show after the last epoch. Cross-entropy is one scale for all systems,
+whatever they were trained with. Sparsity is of the prunable weights, after fine-tuning. Milliseconds are of a batch of
+{preset["batch_size"]} in float32, the models timed in turn.
+
+## What the paper lacks
+
+{_controls(results)}
+
+## Figures
+
+The curves show each epoch as the paper did: the training set while it trains (with dropout), the validation set after
+it. Loss is what was trained: {settings["loss"]} for the classifiers, the distillation objective for the student.
+
+{pictures}
+
+## Machine
+
+{machine["cpu"]}, {machine["cores"]} cores{f", {machine['gpu']}" if machine["gpu"] else ""}; {versions};
+{content["seconds"] / 60:.0f} minutes of training.
+"""
+
+
+def _controls(results: dict[str, list[Result]]) -> str:
+    """Points 2 and 3: more training or pruning, and whether the zeros survive."""
+
+    def show(key: str, name: str) -> str:
+        found = results.get(key)
+        return f"{mean(one[name] for one in found):.3f}" if found else "(still to be trained)"
+
+    rows = []
+    for system in SYSTEMS:
+        found = results[system.key]
+        if found and (system.amount is not None or system.key == "control"):
+            rows.append(
+                {
+                    "system": system.title,
+                    "validation accuracy before": f"{mean(one['start']['validation_accuracy'] for one in found):.3f}",
+                    "and after further epochs": show(system.key, "validation_accuracy"),
+                    "cross-entropy before": f"{mean(one['start']['validation_cross_entropy'] for one in found):.3f}",
+                    "and after": show(system.key, "validation_cross_entropy"),
+                    "sparsity before": f"{mean(one['sparsity_before_training'] for one in found):.2%}",
+                    "sparsity after": f"{mean(one['sparsity'] for one in found):.2%}",
+                }
+            )
+    bert = f"BERT ended at {show('bert', 'validation_accuracy')}, cross-entropy "
+    return (
+        f"{bert}{show('bert', 'validation_cross_entropy')}. Each row below goes on from there for the same number of\n"
+        "epochs. What the pruned rows share with the row where nothing was pruned is due to further training, not to\n"
+        f"pruning.\n\n{_as_text(rows, 'github')}"
+    )

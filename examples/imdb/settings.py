@@ -28,6 +28,20 @@ PRESETS = {
 }
 
 
+Ends = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """One figure of the paper: values after the first and the last epoch, read off it; None where it cannot be read."""
+
+    number: int
+    train_accuracy: Ends
+    validation_accuracy: Ends
+    train_loss: Ends
+    validation_loss: Ends
+
+
 @dataclass(frozen=True)
 class System:
     """One row of the table.
@@ -35,26 +49,34 @@ class System:
     Attributes:
         key: Folder name of its results.
         title: Its name in tables and pictures.
-        figure: Number of the paper's figure, or None for a control that the paper lacks.
+        paper: The paper's figure of it, or None for a control that the paper lacks.
         amount: Fraction of BERT's prunable weights set to zero before fine-tuning goes on, or None.
         keep: Whether those zeros are kept.
-        paper_accuracy: Train and validation accuracy after the last epoch, read off the paper's figure.
     """
 
     key: str
     title: str
-    figure: int | None = None
+    paper: PaperFigure | None = None
     amount: float | None = None
     keep: bool = True
-    paper_accuracy: tuple[float, float] | None = None
 
 
 SYSTEMS = (
-    System("bert", "BERT", 2, paper_accuracy=(0.96, 0.84)),
-    System("gpt2", "GPT-2", 1, paper_accuracy=(0.85, 0.80)),
-    System("pruned-10", "BERT pruned 10 %", 3, amount=0.1, paper_accuracy=(1.00, 0.84)),
-    System("pruned-20", "BERT pruned 20 %", 4, amount=0.2, paper_accuracy=(1.00, 0.84)),
-    System("student", "KD student", 5, paper_accuracy=(0.97, 0.74)),
+    System("bert", "BERT", PaperFigure(2, (0.72, 0.96), (0.83, 0.84), (0.55, 0.15), (0.41, 0.58))),
+    System("gpt2", "GPT-2", PaperFigure(1, (0.57, 0.85), (0.66, 0.80), (1.4, 0.4), (0.65, 0.48))),
+    System(
+        "pruned-10",
+        "BERT pruned 10 %",
+        PaperFigure(3, (0.95, 1.0), (0.84, 0.84), (0.15, 0.0), (None, 0.9)),
+        amount=0.1,
+    ),
+    System(
+        "pruned-20",
+        "BERT pruned 20 %",
+        PaperFigure(4, (0.99, 1.0), (0.84, 0.84), (None, 0.0), (None, 1.15)),
+        amount=0.2,
+    ),
+    System("student", "KD student", PaperFigure(5, (0.50, 0.97), (0.62, 0.74), (0.045, 0.03), (0.045, 0.03))),
     System("control", "BERT trained on, nothing pruned"),
     System("pruned-20-not-kept", "BERT pruned 20 %, zeros not kept", amount=0.2, keep=False),
 )

@@ -8,13 +8,13 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, set_seed
 
 import hfcompress as hfc
 from examples.imdb.data import Reviews, encode
@@ -29,13 +29,26 @@ class Run:
     preset: Preset
     starts: dict[str, Start]
     reviews: Reviews
-    loss: str
+    loss: Literal["cross_entropy", "mse"]
     bf16: bool
     seed: int
     folder: Path
 
 
-class EpochTrainer(hfc.DistillationTrainer):  # type: ignore[misc]  # transformers' Trainer is untyped
+class EpochLines(ProgressCallback):
+    """The Trainer's progress bar, with one line an epoch instead of the whole log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Print the epoch's accuracies."""
+        if logs and self.training_bar is not None and "train_accuracy" in logs:
+            self.training_bar.write(
+                f"  epoch {round(logs['epoch'])}: accuracy train {logs['train_accuracy']:.3f}, validation "
+                f"{logs['eval_accuracy']:.3f}; loss train {logs['train_loss']:.3f}, validation "
+                f"{logs['eval_distillation_loss']:.3f}"
+            )
+
+
+class EpochTrainer(hfc.DistillationTrainer):
     """Logs, beside each epoch's evaluation, the mean accuracy and loss over that epoch's training batches.
 
     That is how the paper's training curves were drawn: with dropout, while the weights were still changing.
@@ -104,6 +117,8 @@ def train_system(system: System, run: Run) -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(EpochLines)
     sparsity_before = hfc.sparsity_report(model).sparsity
     start = trainer.evaluate(metric_key_prefix="start")
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
@@ -176,12 +191,13 @@ def _arguments(system: System, run: Run, folder: Path) -> hfc.DistillationArgume
         save_total_limit=1,
         logging_strategy="no",
         report_to="none",
+        disable_tqdm=False,
         seed=run.seed,
         **_machine(),
     )
 
 
-def _machine() -> dict[str, bool]:
+def _machine() -> dict[str, Any]:
     gpu = torch.accelerator.is_available()
     return {"use_cpu": not gpu, "dataloader_pin_memory": gpu}
 

@@ -63,7 +63,7 @@ class DistillationArguments(TrainingArguments):
         super().__post_init__()
 
 
-class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers' Trainer is untyped
+class DistillationTrainer(Trainer):
     """Train a student classifier on the labels and on a teacher's answers.
 
     The loss of an update is ``alpha * teacher_loss + (1 - alpha) * label_loss``, averaged over exactly the examples of
@@ -75,9 +75,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers' Train
     ``teacher_processing_class`` is another tokenizer than the student's: then it gets its own ids of the text column.
     A ``teacher_logits`` column in the data takes the teacher's place.
 
-    ``evaluate`` gives ``eval_loss``, the cross-entropy, comparable between models whatever they were trained with, and
-    ``eval_accuracy``; where all that it needs is at hand ``eval_distillation_loss``, the training objective; and with the
-    teacher's answers ``eval_agreement``, how often both say the same. ``predict`` returns the logits.
+    ``evaluate`` gives ``eval_loss``, the cross-entropy, comparable between models however they were trained, and
+    ``eval_accuracy``; where all that it needs is at hand ``eval_distillation_loss``, the training objective; and
+    with the teacher's answers ``eval_agreement``, how often both say the same. ``predict`` returns the logits.
 
     Args:
         model: The student: a single-label sequence classifier.
@@ -97,6 +97,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers' Train
 
     # The loss below is already the mean over the whole update, so the Trainer must not divide it again.
     loss_is_scaled_for_ga = True
+    data_collator: Any
+    _signature_columns: list[str]
 
     def __init__(
         self,
@@ -132,7 +134,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers' Train
         self._evaluated: list[Tensor] = []
 
     def _needs_own_ids(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
-        sizes = [getattr(unwrap(m).config, "vocab_size", None) for m in (self.model, teacher)]
+        sizes = [getattr(_config(m), "vocab_size", None) for m in (self.model, teacher)]
         if tokenizer is None:
             if sizes[0] != sizes[1] and not self._has_teacher_logits():
                 raise CompressionError(
@@ -255,6 +257,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers' Train
         cached, own_inputs = inputs.pop("teacher_logits", None), inputs.pop("teacher_inputs", None)
 
         def teacher_logits() -> Tensor | None:
+            logits: Tensor
             if cached is not None:
                 logits = cached
             elif self.teacher is not None:
@@ -274,8 +277,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]  # transformers' Train
         if args.alpha > 0:
             if teacher_logits is None:
                 raise CompressionError(
-                    f"alpha={args.alpha} needs a teacher: pass teacher=, keep a 'teacher_logits' column in the data, or "
-                    "set alpha=0."
+                    f"alpha={args.alpha} needs a teacher: pass teacher=, keep a 'teacher_logits' column in the data, "
+                    "or set alpha=0."
                 )
             loss = loss + args.alpha * teacher_loss(logits, teacher_logits, args.teacher_loss, args.temperature)
         if args.alpha < 1:
@@ -321,6 +324,10 @@ def _logits(outputs: Any) -> Tensor:
     return logits
 
 
+def _config(model: nn.Module) -> Any:
+    return getattr(unwrap(model), "config", None)
+
+
 def _batch_size(batch: Mapping[str, Any]) -> int:
     return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
 
@@ -338,12 +345,12 @@ def _same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
 
 
 def _check_single_label(model: nn.Module, role: str) -> None:
-    config = getattr(unwrap(model), "config", None)
+    config = _config(model)
     problem = getattr(config, "problem_type", None)
     if getattr(config, "num_labels", 2) < 2 or problem not in (None, "single_label_classification"):
         raise CompressionError(
-            f"The {role} has num_labels={getattr(config, 'num_labels', None)} and problem_type={problem!r}; distillation "
-            "takes single-label classifiers with at least two labels."
+            f"The {role} has num_labels={getattr(config, 'num_labels', None)} and problem_type={problem!r}; "
+            "distillation takes single-label classifiers with at least two labels."
         )
 
 
@@ -355,11 +362,11 @@ def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
             "example copy.deepcopy(teacher)."
         )
     _check_single_label(teacher, "teacher")
-    taught, labels = (unwrap(model).config.id2label for model in (teacher, student))
+    taught, labels = (_config(model).id2label for model in (teacher, student))
     if len(taught) != len(labels):
         raise CompressionError(
-            f"The teacher has {len(taught)} labels ({taught}), the student {len(labels)} ({labels}); both must have the "
-            "same."
+            f"The teacher has {len(taught)} labels ({taught}), the student {len(labels)} ({labels}); both must have "
+            "the same."
         )
     generic = {f"LABEL_{index}" for index in range(len(labels))}
     if generic in (set(taught.values()), set(labels.values())) or taught == labels:

@@ -55,9 +55,9 @@ def select_matrices(
 ) -> Selection:
     """Find the weight matrices that pruning, keeping and reporting are about.
 
-    By default these are the matrices of ``nn.Linear`` and transformers' ``Conv1D`` in ``model.base_model``, in the order
-    of ``model.named_modules()``: not the classification head, embeddings, norms, biases or adapters. A matrix that is
-    shared counts once.
+    By default these are the matrices of ``nn.Linear`` and transformers' ``Conv1D`` in ``model.base_model``, in the
+    order of ``model.named_modules()``: not the classification head, embeddings, norms, biases or adapters. A matrix
+    that is shared counts once.
 
     Args:
         model: A Hugging Face classifier, or any module.

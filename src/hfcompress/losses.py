@@ -23,10 +23,10 @@ def teacher_loss(
     Args:
         student_logits: Shape (batch, classes), any floating dtype.
         teacher_logits: Same shape.
-        kind: ``"mse"``: mean over the classes of the squared difference of the probabilities (softmax at temperature
-            1). ``"mse_logits"``: the same of the logits (Ba & Caruana 2014, https://arxiv.org/abs/1312.6184, eq. 1, as a
-            mean). ``"kl"``: KL(teacher || student) of the probabilities at ``temperature``, times its square (Hinton et
-            al. 2015, https://arxiv.org/abs/1503.02531, section 2).
+        kind: ``"mse"``: mean over the classes of the squared difference of the probabilities (softmax, temperature 1).
+            ``"mse_logits"``: the same of the logits (Ba & Caruana 2014, https://arxiv.org/abs/1312.6184, eq. 1, as a
+            mean). ``"kl"``: KL(teacher || student) of the probabilities at ``temperature``, times its square (Hinton
+            et al. 2015, https://arxiv.org/abs/1503.02531, section 2).
         temperature: Softens both distributions; for ``"kl"`` only.
 
     Returns:

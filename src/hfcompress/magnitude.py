@@ -159,7 +159,7 @@ def _chunks(weight: Tensor) -> Iterator[Tensor]:
     if not weight.numel():
         return iter(())
     rows = max(1, _CHUNK * weight.shape[0] // weight.numel())
-    return iter(weight.detach().split(rows))
+    return iter(torch.split(weight.detach(), rows))
 
 
 def _keys(chunk: Tensor, dtype: torch.dtype) -> Tensor:

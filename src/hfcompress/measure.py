@@ -257,7 +257,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _flops(model: nn.Module, inputs: dict[str, Tensor]) -> int:
-    # The counter does not know the fused attention of CPUs; written out as matrix products it is counted like any other.
+    # The counter does not know the fused attention of CPUs; as plain matrix products it is counted like any other.
     with _evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**inputs)
     return int(counter.get_total_flops())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from numbers import Integral
 from typing import TypeVar
 
@@ -20,8 +21,8 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
     """Make a smaller model of a teacher's own layers.
 
     The student has the teacher's class, embeddings, head, dtype, device and mode, and copies of the chosen layers
-    (the initialisation of DistilBERT, Sanh et al. 2019, https://arxiv.org/abs/1910.01108, section 2). The teacher is not
-    changed, nothing is shared, and every parameter of the student can be trained. What it saves, plain
+    (the initialisation of DistilBERT, Sanh et al. 2019, https://arxiv.org/abs/1910.01108, section 2). The teacher is
+    not changed, nothing is shared, and every parameter of the student can be trained. What it saves, plain
     ``from_pretrained`` loads.
 
     Args:
@@ -48,7 +49,8 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
     name, count = _layer_stack(teacher)
     kept = _indices(layers, count)
 
-    student = copy.deepcopy(teacher).requires_grad_(True)
+    student: Model = copy.deepcopy(teacher)
+    student.requires_grad_(True)
     parent, _, attribute = name.rpartition(".")
     stack = student.get_submodule(name)
     assert isinstance(stack, nn.ModuleList)
@@ -79,20 +81,23 @@ def _layer_stack(model: PreTrainedModel) -> tuple[str, int]:
     return outermost[0], count
 
 
-def _indices(layers: int | Sequence[int], count: int) -> list[int]:
-    if isinstance(layers, Integral) and not isinstance(layers, bool):
-        wanted = int(layers)
+def _indices(layers: object, count: int) -> list[int]:
+    if _is_int(layers):
+        wanted = int(layers)  # type: ignore[call-overload]  # _is_int said so
         if not 1 <= wanted <= count:
             raise CompressionError(f"layers={wanted} must be between 1 and the teacher's {count}.")
         return [round(index * (count - 1) / max(1, wanted - 1)) for index in range(wanted)]
-    valid = isinstance(layers, Sequence) and not isinstance(layers, str) and len(layers) > 0
-    if valid and all(isinstance(i, Integral) and not isinstance(i, bool) and -count <= i < count for i in layers):
+    if isinstance(layers, Sequence) and layers and all(_is_int(index) and -count <= index < count for index in layers):
         kept = [int(index) % count for index in layers]
-        if all(one < other for one, other in zip(kept, kept[1:], strict=False)):
+        if all(one < other for one, other in pairwise(kept)):
             return kept
     raise CompressionError(
         f"layers={layers!r} must be a number from 1 to {count}, or ascending indices of the teacher's {count} layers."
     )
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _check_reloads(student: PreTrainedModel, kept: list[int]) -> None:

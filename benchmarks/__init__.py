@@ -1,0 +1,1 @@
+"""Side-by-side programs: ours against what a user would pick instead."""
