@@ -98,7 +98,7 @@ def _run(arguments: argparse.Namespace) -> None:
             print(f"[seed {run.seed}, {number}/{len(SYSTEMS)}] {system.title}", flush=True)
             train_system(system, run)
             report.write(runs, arguments.output)
-    print(report.write(runs, arguments.output, measure=True))
+    print(report.write(runs, arguments.output, final=True))
     print(f"\nWritten to {arguments.output}: results.md, results.json and the figures.")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -114,18 +114,7 @@ def _third_of(bert: Start) -> Pair:
 
 
 def _gpt2_from_scratch(texts: list[str], max_length: int, layers: int, width: int, vocabulary: int) -> Pair:
-    learned = Tokenizer(models.BPE())
-    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learned.decoder = decoders.ByteLevel()
-    learned.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocabulary,
-            special_tokens=["<|endoftext|>", "<|padding|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
+    learned = _byte_level_bpe(texts, vocabulary, ["<|endoftext|>", "<|padding|>"])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=learned, eos_token="<|endoftext|>", pad_token="<|padding|>", model_max_length=max_length
     )
@@ -144,25 +133,10 @@ def _gpt2_from_scratch(texts: list[str], max_length: int, layers: int, width: in
 
 
 def _tiny_bert(texts: list[str], max_length: int) -> Pair:
-    learned = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learned.normalizer = normalizers.BertNormalizer(lowercase=True)
-    learned.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    learned.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=500, special_tokens=special, show_progress=False)
-    )
-    learned.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, learned.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-    )
+    learned = _byte_level_bpe(texts, 500, ["[PAD]", "[CLS]", "[SEP]"])  # ids 0, 1, 2
+    learned.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=learned,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=max_length,
+        tokenizer_object=learned, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", model_max_length=max_length
     )
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -175,3 +149,16 @@ def _tiny_bert(texts: list[str], max_length: int) -> Pair:
         pad_token_id=tokenizer.pad_token_id,
     )
     return BertForSequenceClassification(config), tokenizer
+
+
+def _byte_level_bpe(texts: list[str], vocabulary: int, special: list[str]) -> Tokenizer:
+    # Learned the same on every run, which WordPiece's trainer is not.
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer

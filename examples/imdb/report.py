@@ -36,20 +36,20 @@ def describe(run: Run, data: str) -> str:
     return f"{sizes}, at most {run.preset.max_length} tokens\n{starts}"
 
 
-def write(runs: list[Run], output: Path, measure: bool = False) -> str:
-    """Write ``results.json``, ``results.md`` and the figures of all that is finished.
+def write(runs: list[Run], output: Path, final: bool = False) -> str:
+    """Write ``results.json`` and ``results.md`` of all that is finished.
 
     Args:
         runs: One a seed.
         output: The results folder.
-        measure: Also measure size and speed of the first seed's models, once all of them are trained.
+        final: All systems are trained: also measure size and speed of the first seed's models, and draw the figures.
 
     Returns:
         The table, for the terminal.
     """
     results = {system.key: _finished(system, runs) for system in SYSTEMS}
     measured_file = runs[0].folder / "measured.json"
-    if measure and not measured_file.exists():
+    if final and not measured_file.exists():
         write_json(measured_file, _measure(runs[0]).to_dict())
     measured = json.loads(measured_file.read_text()) if measured_file.exists() else {}
     done = [system for system in SYSTEMS if results[system.key]]
@@ -74,7 +74,7 @@ def write(runs: list[Run], output: Path, measure: bool = False) -> str:
         ],
     }
     write_json(output / "results.json", content)
-    figures = _figures(done, results, output) + _size_picture(done, results, measured, output)
+    figures = [*_figures(done, results, output), _size_picture(done, results, output)] if final else []
     table = _table(done, results, measured)
     text = _markdown(content, table, results, figures)
     (output / "results.md").write_text(text)
@@ -165,7 +165,7 @@ def _figures(done: list[System], results: dict[str, list[Result]], output: Path)
     names = []
     for system in sorted((s for s in done if s.paper), key=lambda s: s.paper.number if s.paper else 0):
         assert system.paper is not None
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
         keys = ("train_accuracy", "eval_accuracy"), ("train_loss", "eval_distillation_loss")
         papers = (
             (system.paper.train_accuracy, system.paper.validation_accuracy),
@@ -176,12 +176,18 @@ def _figures(done: list[System], results: dict[str, list[Result]], output: Path)
                 _curve(axes, [[entry[key] for entry in one["history"]] for one in results[system.key]], colour, label)
                 epochs = len(results[system.key][0]["history"])
                 known = [(x, y) for x, y in zip((1, epochs), paper, strict=True) if y is not None]
-                axes.plot(*zip(*known, strict=True), "x", color=colour, markersize=8, label=f"{label}, the paper")
-            axes.set(xlabel="epoch", ylabel=name, title=f"{name} of {system.title}")
+                axes.plot(
+                    *zip(*known, strict=True),
+                    "x",
+                    color=colour,
+                    markersize=8,
+                    label=f"{label}, the paper's first and last epoch",
+                )
+            axes.set(xlabel="epoch", ylabel=name)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
-            axes.legend()
-        figure.suptitle(f"Figure {system.paper.number}: {system.title} (x: the paper's first and last epoch)")
+        figure.suptitle(f"Figure {system.paper.number}: {system.title}, accuracy and loss over the epochs")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         names.append(f"figure-{system.paper.number}.png")
         figure.savefig(output / names[-1], dpi=120)
         plt.close(figure)
@@ -196,17 +202,16 @@ def _curve(axes: Axes, by_seed: list[list[float]], colour: str, label: str) -> N
     axes.plot(epochs, [mean(values) for values in zip(*by_seed, strict=True)], "o-", color=colour, label=label)
 
 
-def _size_picture(
-    done: list[System], results: dict[str, list[Result]], measured: dict[str, Any], output: Path
-) -> list[str]:
-    if not measured:
-        return []
+def _size_picture(done: list[System], results: dict[str, list[Result]], output: Path) -> str:
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    for system, marker in zip(done, "osD^v*P", strict=False):
+    sizes = [results[system.key][0]["bytes_on_disk"] / 1e6 for system in done]
+    for index, (system, marker) in enumerate(zip(done, "osD^v*P", strict=False)):
         found = results[system.key]
+        # Pruned models are exactly as large as BERT; side by side they can be told apart.
+        aside = sizes[:index].count(sizes[index]) * 0.02 * max(sizes)
         accuracy, (low, high) = mean(one["validation_accuracy"] for one in found), _interval(found, "validation")
         axes.errorbar(
-            found[0]["bytes_on_disk"] / 1e6,
+            sizes[index] + aside,
             accuracy,
             yerr=[[accuracy - low], [high - accuracy]],
             fmt=marker,
@@ -218,14 +223,14 @@ def _size_picture(
     axes.set(
         xlabel="MB on disk (model.safetensors)",
         ylabel="validation accuracy, 95 % interval",
-        title="Size against accuracy: zeros alone make no file smaller",
+        title="Size against accuracy (models of one size are drawn side by side)",
     )
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=9)
     figure.savefig(output / "size-accuracy.png", dpi=120)
     plt.close(figure)
-    return ["size-accuracy.png"]
+    return "size-accuracy.png"
 
 
 def _markdown(content: dict[str, Any], table: list[dict[str, str]], results: dict[str, Any], figures: list[str]) -> str:

@@ -21,6 +21,17 @@ from examples.imdb.data import Reviews, encode
 from examples.imdb.models import Start, load
 from examples.imdb.settings import Preset, System
 
+HISTORY = (
+    "epoch",
+    "train_accuracy",
+    "train_loss",
+    "eval_accuracy",
+    "eval_loss",
+    "eval_distillation_loss",
+    "eval_agreement",
+    "seconds",
+)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -128,7 +139,11 @@ def train_system(system: System, run: Run) -> dict[str, Any]:
     model.save_pretrained(save_folder)
     tokenizer.save_pretrained(save_folder)
     result = {
-        "history": [entry for entry in trainer.state.log_history if "eval_loss" in entry],
+        "history": [
+            {name: entry[name] for name in HISTORY if name in entry}
+            for entry in trainer.state.log_history
+            if "eval_loss" in entry
+        ],
         "start": {"validation_accuracy": start["start_accuracy"], "validation_cross_entropy": start["start_loss"]},
         "train_accuracy": train.metrics["test_accuracy"],
         "train_cross_entropy": train.metrics["test_loss"],

@@ -112,12 +112,13 @@ class DistillationTrainer(Trainer):
         args = DistillationArguments() if args is None else args
         if not isinstance(args, DistillationArguments):
             raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
-        if model is not None:
-            _check_single_label(model, "student")
-        self._label_order: list[int] | None = None
-        if teacher is not None and model is not None:
-            self._label_order = _check_pair(model, teacher)
         super().__init__(model, args, *positional, **kwargs)
+        if self.compute_loss_func is not None:
+            raise CompressionError(
+                "compute_loss_func cannot be used: the loss is set by alpha, teacher_loss and label_loss."
+            )
+        _check_single_label(self.model, "student")
+        self._label_order = None if teacher is None else _check_pair(self.model, teacher)
 
         self.teacher: nn.Module | None = None
         self._reencode = False

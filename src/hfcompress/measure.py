@@ -67,7 +67,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several models side by side. ``print`` shows a table; ratios are against the first.
+    """Several models side by side. ``print`` shows a table of what was measured; ratios are against the first.
 
     Attributes:
         rows: A `Measurement` a name, in the order given.
@@ -113,7 +113,8 @@ class Comparison:
                     "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}",
                 )
             )
-        return table
+        measured = [index for index, column in enumerate(zip(*table[1:], strict=True)) if set(column) != {"-"}]
+        return [tuple(row[index] for index in measured) for row in table]
 
 
 def measure(model: nn.Module, inputs: Inputs | None = None, *, batch_size: int = 16, repeats: int = 20) -> Measurement:

@@ -1,0 +1,203 @@
+"""The IMDB example from the command line, on tiny random models and real reviews."""
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, BertForSequenceClassification
+
+from examples.imdb import __main__ as command
+from examples.imdb.settings import SYSTEMS
+
+pytestmark = pytest.mark.xdist_group("imdb")  # the module's runs are shared
+ROOT = Path(__file__).parents[1]
+TIMES = ("seconds", "latency_ms", "latency_iqr_ms")
+
+
+def run(*arguments):
+    return command.main(["--preset", "smoke", *map(str, arguments)])
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {name: without_times(inner) for name, inner in value.items() if name not in TIMES}
+    return [without_times(inner) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    output = tmp_path_factory.mktemp("imdb") / "results"
+    assert run("--output", output) == 0
+    return output
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    lines = [
+        f'"{"good fun" if label else "bad bore"} number {n}<br /><br />indeed",{label}'
+        for n in range(30)
+        for label in (0, 1)
+    ]
+    file = tmp_path / "reviews.csv"
+    file.write_text("\n".join(["text,label", *lines]))
+    return file
+
+
+def systems_of(output):
+    return {system["key"]: system for system in json.loads((output / "results.json").read_text())["systems"]}
+
+
+def test_all_systems_are_trained_and_written(finished):
+    found = systems_of(finished)
+    assert list(found) == [system.key for system in SYSTEMS]
+    for system in found.values():
+        result = system["by_seed"]["0"]
+        assert len(result["history"]) == {"student": 2, "bert": 2, "gpt2": 2}.get(system["key"], 1)
+        assert all({"train_accuracy", "eval_accuracy", "train_loss", "eval_loss"} <= set(e) for e in result["history"])
+        assert 0 <= result["validation_accuracy"] <= 1
+        assert result["validation_examples"] == 8
+        assert system["measured"]["latency_ms"] > 0
+    text = (finished / "results.md").read_text()
+    assert all(system.title in text for system in SYSTEMS)
+    pictures = {f"figure-{number}.png" for number in range(1, 6)} | {"size-accuracy.png"}
+    assert pictures == {file.name for file in finished.glob("*.png")}
+
+
+def test_zeros_are_kept_where_asked_and_lost_where_not(finished):
+    results = {key: system["by_seed"]["0"] for key, system in systems_of(finished).items()}
+    assert results["pruned-10"]["sparsity"] == pytest.approx(0.1, abs=1e-4)
+    assert results["pruned-20"]["sparsity"] == pytest.approx(0.2, abs=1e-4)
+    assert results["pruned-20-not-kept"]["sparsity_before_training"] == pytest.approx(0.2, abs=1e-4)
+    assert results["pruned-20-not-kept"]["sparsity"] < 0.01
+    assert results["control"]["sparsity"] == 0
+
+
+def test_further_training_starts_where_bert_ended(finished):
+    results = {key: system["by_seed"]["0"] for key, system in systems_of(finished).items()}
+    ended = results["bert"]["validation_cross_entropy"]
+    assert results["control"]["start"]["validation_cross_entropy"] == pytest.approx(ended, abs=1e-6)
+
+
+def test_killed_and_started_again_ends_with_the_same_numbers(finished, tmp_path):
+    output = tmp_path / "results"
+    started = [sys.executable, "-m", "examples.imdb", "--preset", "smoke", "--output", str(output)]
+    process = subprocess.Popen(started, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = output / "seed-0" / "gpt2" / "checkpoints" / "checkpoint-4"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():  # GPT-2's first epoch: it may be half-written when the process dies
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint after two minutes"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (output / "seed-0" / "gpt2" / "result.json").exists()
+    assert run("--output", output) == 0
+    assert without_times(systems_of(output)) == without_times(systems_of(finished))
+
+
+def test_a_finished_run_only_writes_its_report_again(finished, capsys):
+    before = (finished / "results.json").read_text()
+    assert run("--output", finished) == 0
+    assert (finished / "results.json").read_text() == before
+    assert "KD student" in capsys.readouterr().out
+
+
+def test_mse_several_seeds_own_data_and_own_model(reviews, finished, tmp_path):
+    output = tmp_path / "results"
+    bert = finished / "seed-0" / "bert" / "model"
+    chosen = ("--loss", "mse", "--seeds", 1, 2, "--data", reviews, "--bert", bert, "--reviews", 40)
+    assert run("--output", output, *chosen) == 0
+    assert set(systems_of(output)["bert"]["by_seed"]) == {"1", "2"}
+    history = systems_of(output)["bert"]["by_seed"]["1"]["history"]
+    assert all(entry["eval_distillation_loss"] <= 1 < 2 * entry["eval_loss"] + 1 for entry in history)
+
+
+def refused(capsys, *arguments):
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read"),
+        ("text,label\n", "holds no reviews"),
+        ("words,label\nfine,1\n", "has no column text"),
+        ("text,label\n" + "".join(f"review {n},1\n" for n in range(50)), "two classes"),
+        ("text,label\na,0\nb,1\n", "holds 2 different reviews, 40 were asked"),
+        ("text,label\n" + "the same,0\n" * 30 + "other,1\n" * 30, "holds 2 different reviews"),
+    ],
+)
+def test_bad_data_is_refused(capsys, tmp_path, content, message):
+    file = tmp_path / "reviews.csv"
+    file.write_text(content)
+    assert message in refused(capsys, "--data", file, "--output", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_unreadable_data_is_refused(capsys, tmp_path):
+    assert "cannot be read" in refused(capsys, "--data", tmp_path / "missing.csv", "--output", tmp_path / "results")
+    other = tmp_path / "reviews.txt"
+    other.write_text("text")
+    assert "neither a .csv nor a .jsonl" in refused(capsys, "--data", other, "--output", tmp_path / "results")
+
+
+def test_a_model_folder_without_tokenizer_is_refused(capsys, tmp_path, reviews):
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32, vocab_size=50)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    message = refused(capsys, "--data", reviews, "--bert", tmp_path / "model", "--output", tmp_path / "results")
+    assert "has no tokenizer" in message
+    assert not (tmp_path / "results").exists()
+
+
+def test_no_hub_is_told_in_one_sentence(capsys, tmp_path, reviews):
+    message = refused(capsys, "--data", reviews, "--models", "hub", "--output", tmp_path / "results")
+    assert "bert-base-uncased" in message
+    assert "--models packaged" in message
+
+
+def test_a_missing_extra_is_named_with_the_command(capsys, monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "datasets" else found(name))
+    message = refused(capsys, "--output", tmp_path / "results")
+    assert "datasets" in message
+    assert "python -m pip install -c constraints.txt -e '.[imdb]'" in message
+
+
+def test_a_results_folder_that_cannot_be_written_is_refused(capsys, tmp_path, reviews):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(capsys, "--data", reviews, "--output", tmp_path / "file" / "results")
+
+
+def test_other_settings_in_the_same_folder_are_refused(capsys, finished):
+    assert "another loss" in refused(capsys, "--loss", "mse", "--output", finished)
+
+
+def test_too_few_or_too_many_reviews_are_refused(capsys, tmp_path):
+    assert "at least 10" in refused(capsys, "--reviews", 3, "--output", tmp_path / "results")
+    assert "were asked" in refused(capsys, "--reviews", 30000, "--output", tmp_path / "results")
+
+
+def test_an_unknown_preset_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--preset", "huge"])
+    assert "invalid choice: 'huge'" in capsys.readouterr().err
+
+
+def test_the_example_uses_public_names_only():
+    import re
+
+    import hfcompress
+
+    for file in (ROOT / "examples" / "imdb").glob("*.py"):
+        source = file.read_text()
+        assert not re.search(r"^\s*(from|import) hfcompress\.", source, re.MULTILINE), file
+        assert set(re.findall(r"\bhfc\.(\w+)", source)) <= set(hfcompress.__all__), file
