@@ -109,4 +109,5 @@ def same_bits(one, other):
 def _bits(tensor):
     if tensor.is_meta:
         return tensor.shape, tensor.dtype
-    return tensor.shape, tensor.dtype, bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    plain = tensor.clone(memory_format=torch.contiguous_format).reshape(-1)
+    return tensor.shape, tensor.dtype, plain.view(torch.uint8).numpy().tobytes()

@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 
 # Models are built inside the tests, so a first example may be slow; the same examples on every run.
-settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("repeatable", max_examples=60, deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("repeatable")
 
 

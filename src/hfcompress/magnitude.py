@@ -19,7 +19,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.layers import WeightMatrix, check_prunable, select_matrices
 from hfcompress.report import SparsityReport, report_of
 
-_CHUNK = 1 << 19  # weights looked at together: 2 MB of float32, which stay in a core's cache
+_CHUNK = 1 << 17  # weights looked at together: half a megabyte of float32, which stays in a core's cache
 _DIGIT = 16  # bits decided in one pass
 _KEY_TYPE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

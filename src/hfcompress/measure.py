@@ -248,13 +248,18 @@ def _size(model: nn.Module) -> dict[str, Any]:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
+    for parameter in trained:  # the FLOP counter fails on views of parameters that require gradients (DeBERTa)
+        parameter.requires_grad_(False)
     try:
         with torch.no_grad():
             yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _flops(model: nn.Module, inputs: dict[str, Tensor]) -> int:

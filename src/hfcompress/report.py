@@ -79,7 +79,8 @@ class SparsityReport:
     def to_markdown(self) -> str:
         """Return the report as a Markdown table."""
         lines = [f"| {' | '.join(row)} |" for row in self._rows()]
-        return "\n".join([lines[0], "|---|---|---:|---:|---:|", *lines[1:], *self._notes()])
+        notes = [line for note in self._notes() for line in ("", note)]
+        return "\n".join([lines[0], "|---|---|---:|---:|---:|", *lines[1:], *notes])
 
     def __str__(self) -> str:
         return "\n".join([*align(self._rows(), "<<>>>"), *self._notes()])

@@ -51,11 +51,10 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
 
     student: Model = copy.deepcopy(teacher)
     student.requires_grad_(True)
-    parent, _, attribute = name.rpartition(".")
     stack = student.get_submodule(name)
     assert isinstance(stack, nn.ModuleList)
-    stack = nn.ModuleList(stack[index] for index in kept)
-    setattr(student.get_submodule(parent), attribute, stack)
+    for index in sorted(set(range(count)) - set(kept), reverse=True):
+        del stack[index]
     for index, layer in enumerate(stack):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):

@@ -1,0 +1,664 @@
+"""DistillationTrainer against loops written by hand."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import two_processes
+from architectures import arguments, batch, build, rows, same_bits, state_of
+from datasets import Dataset
+from safetensors import safe_open
+from tokenizers import Tokenizer, normalizers
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from torch.nn.functional import cross_entropy, kl_div, one_hot
+from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
+
+from hfcompress import CompressionError, DistillationArguments, DistillationTrainer
+
+LABELS = 3
+DATA = batch(40, num_labels=LABELS)
+EPSILON = (
+    1e-3  # of AdamW: keeps it from turning the rounding errors of gradients that are truly 0 (key biases) to steps
+)
+
+
+def student_and_teacher(architecture="bert", **teacher):
+    return build(architecture, LABELS, seed=1), build(architecture, LABELS, seed=2, **({"layers": 3} | teacher))
+
+
+def make(student, teacher, directory, data=DATA, *, args=None, **kwargs):
+    settings = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0} | (args or {})
+    training = arguments(DistillationArguments, directory, **settings)
+    data = rows(data) if isinstance(data, dict) else data
+    kwargs = {"train_dataset": data, "eval_dataset": data} | kwargs
+    return DistillationTrainer(model=student, args=training, teacher=teacher, **kwargs)
+
+
+def inputs_of(tensors):
+    return {key: tensors[key] for key in ("input_ids", "attention_mask")}
+
+
+@torch.no_grad()
+def answers(model, tensors):
+    model = copy.deepcopy(model).eval()
+    return model(**inputs_of(tensors)).logits
+
+
+def part(tensors, start, stop):
+    return {key: value[start:stop] for key, value in tensors.items()}
+
+
+def objective(logits, taught, labels, alpha=0.5, teacher="mse", label="mse", temperature=1.0):
+    """The loss of DESIGN.md, written from its words."""
+    p, q = logits.softmax(-1), taught.softmax(-1)
+    from_teacher = {
+        "mse": lambda: ((p - q) ** 2).mean(),
+        "mse_logits": lambda: ((logits - taught) ** 2).mean(),
+        "kl": lambda: (
+            temperature**2
+            * kl_div((logits / temperature).log_softmax(-1), (taught / temperature).softmax(-1), reduction="batchmean")
+        ),
+    }
+    from_labels = {
+        "mse": lambda: ((p - one_hot(labels, logits.shape[-1])) ** 2).mean(),
+        "cross_entropy": lambda: cross_entropy(logits, labels),
+    }
+    return alpha * from_teacher[teacher]() + (1 - alpha) * from_labels[label]()
+
+
+def plain_training(student, taught, data, *, size=8, optimizer="sgd", rate=0.1, steps=None, **loss):
+    """Train in the order of the data, an update a batch, and return the gradients of every update as one vector."""
+    kind = {"sgd": torch.optim.SGD, "adamw_torch": torch.optim.AdamW}[optimizer]
+    settings = {"weight_decay": 0.0, "eps": EPSILON} if optimizer == "adamw_torch" else {}
+    update, gradients = kind(student.parameters(), lr=rate, **settings), []
+    for start in range(0, len(data["labels"]), size)[:steps]:
+        here = part(data, start, start + size)
+        update.zero_grad()
+        objective(student(**inputs_of(here)).logits, taught[start : start + size], here["labels"], **loss).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
+        update.step()
+    return gradients
+
+
+def assert_same_weights(one, other, tolerance=1e-5):
+    for key, value in other.state_dict().items():
+        torch.testing.assert_close(one.state_dict()[key], value, rtol=tolerance, atol=tolerance, msg=key)
+
+
+class Gradients(TrainerCallback):
+    """Notes the gradient of every update as one vector."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.found.append(torch.cat([p.grad.flatten() for p in kwargs["model"].parameters() if p.grad is not None]))
+
+
+# The loss of an update
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw_torch"])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_five_steps_end_where_a_plain_loop_ends(architecture, optimizer, tmp_path):
+    student, teacher = student_and_teacher(architecture)
+    expected = copy.deepcopy(student)
+    rate = 0.1 if optimizer == "sgd" else 1e-3
+    plain_training(expected, answers(teacher, DATA), DATA, optimizer=optimizer, rate=rate)
+    args = {"optim": optimizer, "learning_rate": rate, "weight_decay": 0.0, "adam_epsilon": EPSILON}
+    trainer = make(student, teacher, tmp_path, args=args)
+    trainer.train()
+    assert trainer.state.global_step == 5
+    assert_same_weights(student, expected)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"alpha": 0.0},
+        {"alpha": 1.0},
+        {"alpha": 0.3, "teacher": "mse_logits"},
+        {"alpha": 0.7, "teacher": "kl", "temperature": 3.0, "label": "cross_entropy"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_loss_trains_as_its_formula_says(loss, tmp_path):
+    student, teacher = student_and_teacher()
+    expected = copy.deepcopy(student)
+    plain_training(expected, answers(teacher, DATA), DATA, steps=3, **loss)
+    names = {"alpha": "alpha", "teacher": "teacher_loss", "label": "label_loss", "temperature": "temperature"}
+    make(student, teacher, tmp_path, args={"max_steps": 3} | {names[k]: v for k, v in loss.items()}).train()
+    assert_same_weights(student, expected)
+
+
+def test_label_smoothing_reaches_the_label_loss(tmp_path):
+    student, _ = student_and_teacher()
+    logits = answers(student, DATA)
+    expected = cross_entropy(logits, DATA["labels"], label_smoothing=0.2)
+    args = {"alpha": 0.0, "label_loss": "cross_entropy", "label_smoothing_factor": 0.2}
+    torch.testing.assert_close(make(student, None, tmp_path, args=args).compute_loss(student, dict(DATA)), expected)
+
+
+@pytest.mark.parametrize("examples", [16, 17, 19, 21])
+@pytest.mark.parametrize("accumulated", [1, 2, 4])
+def test_gradients_are_those_of_whole_updates_however_they_are_accumulated(examples, accumulated, tmp_path):
+    data = part(DATA, 0, examples)
+    student, teacher = student_and_teacher()
+    expected = copy.deepcopy(student)
+    reference = plain_training(expected, answers(teacher, data), data)
+    gradients = Gradients()
+    args = {"per_device_train_batch_size": 8 // accumulated, "gradient_accumulation_steps": accumulated}
+    make(student, teacher, tmp_path, data, args=args, callbacks=[gradients]).train()
+    assert len(gradients.found) == len(reference)
+    for found, wanted in zip(gradients.found, reference, strict=True):
+        assert torch.linalg.vector_norm(found - wanted) < 1e-5 * torch.linalg.vector_norm(wanted)
+    assert_same_weights(student, expected)
+
+
+def test_the_logged_loss_is_the_mean_of_the_objective(tmp_path):
+    student, teacher = student_and_teacher()
+    wanted = objective(answers(student, part(DATA, 0, 8)), answers(teacher, part(DATA, 0, 8)), DATA["labels"][:8])
+    args = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 1}
+    result = make(student, teacher, tmp_path, args=args).train()
+    assert result.training_loss == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_two_processes_train_evaluate_and_resume_as_one(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, two_processes.__file__, str(tmp_path), *two_processes.SCENARIOS]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    both = torch.load(tmp_path / "two_processes.pt")
+    for scenario in two_processes.SCENARIOS:
+        one, two = two_processes.run(scenario, tmp_path / "one", processes=1), both[scenario]
+        assert two["norms"] == pytest.approx(one["norms"], rel=1e-5), scenario
+        assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-5), scenario
+        assert two["zeros"] == one["zeros"], scenario
+        for key, value in one["weights"].items():
+            torch.testing.assert_close(two["weights"][key], value, rtol=1e-5, atol=1e-6, msg=f"{scenario}: {key}")
+
+
+# The teacher
+
+
+class WakeTeacher(TrainerCallback):
+    """Switches the teacher to training mode before every step, as other code of a user might."""
+
+    def __init__(self, teacher):
+        self.teacher = teacher
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.teacher.train()
+
+
+def test_a_teacher_that_was_switched_to_training_mode_still_answers_without_dropout(tmp_path):
+    student, teacher = student_and_teacher(dropout=True)
+    expected = copy.deepcopy(student)
+    plain_training(expected, answers(teacher, DATA), DATA, steps=3)
+    trainer = make(student, teacher, tmp_path, args={"max_steps": 3}, callbacks=[WakeTeacher(teacher)])
+    trainer.train()
+    assert_same_weights(student, expected)
+    teacher.train()
+    metrics = trainer.evaluate()
+    wanted = objective(answers(student, DATA), answers(teacher, DATA), DATA["labels"])
+    assert metrics["eval_distillation_loss"] == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_the_teacher_is_frozen_and_ends_unchanged(tmp_path):
+    student, teacher = student_and_teacher()
+    before = state_of(teacher)
+    trainer = make(student, teacher, tmp_path)
+    trainer.train()
+    trainer.evaluate()
+    assert same_bits(teacher.state_dict(), before)
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
+
+
+def test_the_teacher_is_in_neither_the_model_nor_the_optimizer_nor_a_checkpoint(tmp_path):
+    student, teacher = student_and_teacher()
+    keys = set(student.state_dict())
+    trainer = make(student, teacher, tmp_path, args={"save_strategy": "steps", "save_steps": 5})
+    trainer.train()
+    theirs = {id(parameter) for parameter in teacher.parameters()}
+    assert theirs.isdisjoint(id(p) for p in trainer.model.parameters())
+    assert theirs.isdisjoint(id(p) for group in trainer.optimizer.param_groups for p in group["params"])
+    folder = tmp_path / "checkpoint-5"
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == keys
+    state = torch.load(folder / "optimizer.pt")
+    assert sum(len(group["params"]) for group in state["param_groups"]) == len(list(student.parameters()))
+    assert [path.name for path in folder.iterdir() if "teacher" in path.name] == []
+
+
+def test_a_column_of_teacher_logits_trains_and_evaluates_like_the_teacher(tmp_path):
+    online, teacher = student_and_teacher()
+    offline = copy.deepcopy(online)
+    with_teacher = make(online, teacher, tmp_path)
+    with_teacher.train()
+    data = DATA | {"teacher_logits": answers(teacher, DATA)}
+    with_column = make(offline, None, tmp_path, data)
+    with_column.train()
+    assert_same_weights(offline, online)
+    wanted, found = with_teacher.evaluate(), with_column.evaluate()
+    for key in ("eval_loss", "eval_accuracy", "eval_agreement", "eval_distillation_loss"):
+        assert found[key] == pytest.approx(wanted[key], rel=1e-4), key
+
+
+def test_a_column_of_teacher_logits_takes_the_place_of_the_teacher(tmp_path):
+    student, teacher = student_and_teacher()
+    column = torch.randn(40, LABELS)
+    trainer = make(student, teacher, tmp_path, DATA | {"teacher_logits": column})
+    wanted = (answers(student, DATA).argmax(-1) == column.argmax(-1)).float().mean()
+    assert trainer.evaluate()["eval_agreement"] == pytest.approx(float(wanted))
+
+
+def test_a_column_of_teacher_logits_in_a_dataset_survives_the_removal_of_unused_columns(tmp_path):
+    student, teacher = student_and_teacher()
+    expected = copy.deepcopy(student)
+    taught = answers(teacher, DATA)
+    plain_training(expected, taught, DATA, steps=2)
+    data = Dataset.from_list(rows(DATA | {"teacher_logits": taught, "row": torch.arange(40)}))
+    make(student, None, tmp_path, data, args={"max_steps": 2}).train()
+    assert_same_weights(student, expected)
+
+
+def test_with_teacher_logits_the_vocabularies_may_differ(tmp_path):
+    student, _ = student_and_teacher()
+    teacher = build("bert", LABELS, vocab_size=50)
+    data = Dataset.from_list(rows(DATA | {"teacher_logits": torch.randn(40, LABELS)}))
+    make(student, teacher, tmp_path, data, args={"max_steps": 1}).train()
+
+
+def test_a_teacher_of_another_architecture_gets_the_inputs_it_knows(tmp_path):
+    student, teacher = build("bert", LABELS, seed=1), build("distilbert", LABELS, seed=2)
+    taught = answers(teacher, DATA)
+    expected = copy.deepcopy(student)
+    plain_training(expected, taught, DATA, steps=2)
+    data = DATA | {"token_type_ids": torch.zeros_like(DATA["input_ids"])}
+    make(student, teacher, tmp_path, data, args={"max_steps": 2}).train()
+    assert_same_weights(student, expected)
+
+
+# Labels
+
+
+PERMUTATION = [2, 0, 1]  # not its own inverse, so that a mistaken direction shows
+
+
+def permuted(teacher):
+    """The same teacher with its classes in another order."""
+    other = copy.deepcopy(teacher)
+    other.classifier.weight.data = teacher.classifier.weight.data[PERMUTATION]
+    other.classifier.bias.data = teacher.classifier.bias.data[PERMUTATION]
+    return named(other, [f"class {index}" for index in PERMUTATION])
+
+
+def named(model, names):
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+    return model
+
+
+def test_a_teacher_with_its_classes_in_another_order_teaches_the_same(tmp_path):
+    student, teacher = student_and_teacher()
+    named(student, ["class 0", "class 1", "class 2"])
+    expected = copy.deepcopy(student)
+    plain_training(expected, answers(teacher, DATA), DATA, steps=3)
+    trainer = make(student, permuted(teacher), tmp_path, args={"max_steps": 3})
+    trainer.train()
+    assert_same_weights(student, expected)
+    agreement = (answers(student, DATA).argmax(-1) == answers(teacher, DATA).argmax(-1)).float().mean()
+    assert trainer.evaluate()["eval_agreement"] == pytest.approx(float(agreement))
+
+
+def test_a_student_made_by_model_init_is_held_to_the_same_labels(tmp_path):
+    student, teacher = student_and_teacher()
+    named(student, ["class 0", "class 1", "class 2"])
+    expected = copy.deepcopy(student)
+    plain_training(expected, answers(teacher, DATA), DATA, steps=3)
+    trainer = make(None, permuted(teacher), tmp_path, args={"max_steps": 3}, model_init=lambda: copy.deepcopy(student))
+    trainer.train()
+    assert_same_weights(trainer.model, expected)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_names_that_transformers_made_up_are_no_hindrance(who, tmp_path):
+    student, teacher = student_and_teacher()
+    named(student if who == "teacher" else teacher, ["good", "fair", "bad"])
+    make(student, teacher, tmp_path, args={"max_steps": 1}).train()
+
+
+def test_label_sets_that_differ_are_refused_with_both(tmp_path):
+    student, teacher = student_and_teacher()
+    named(student, ["good", "fair", "bad"])
+    named(teacher, ["good", "fair", "poor"])
+    with pytest.raises(CompressionError, match=r"poor.*the student's.*bad"):
+        make(student, teacher, tmp_path)
+
+
+def test_label_counts_that_differ_are_refused_with_both(tmp_path):
+    student, _ = student_and_teacher()
+    with pytest.raises(CompressionError, match=r"teacher has 5 labels.*student 3"):
+        make(student, build("bert", 5), tmp_path)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+@pytest.mark.parametrize(
+    "config",
+    [{"num_labels": 1}, {"problem_type": "regression"}, {"problem_type": "multi_label_classification"}],
+    ids=str,
+)
+def test_a_head_for_anything_but_one_label_is_refused(config, who, tmp_path):
+    models = dict(zip(("student", "teacher"), student_and_teacher(), strict=True))
+    models[who] = build(**({"num_labels": LABELS} | config), seed=3)
+    with pytest.raises(CompressionError, match=r"num_labels=|labels"):
+        make(models["student"], models["teacher"], tmp_path)
+
+
+# Without teacher, without labels
+
+
+def test_without_alpha_no_teacher_is_needed(tmp_path):
+    student, _ = student_and_teacher()
+    expected = copy.deepcopy(student)
+    plain_training(expected, torch.zeros(40, LABELS), DATA, alpha=0.0)
+    make(student, None, tmp_path, args={"alpha": 0.0}).train()
+    assert_same_weights(student, expected)
+
+
+def test_with_alpha_a_missing_teacher_is_refused_by_value(tmp_path):
+    student, _ = student_and_teacher()
+    before = state_of(student)
+    with pytest.raises(CompressionError, match=r"alpha=0\.5 needs a teacher"):
+        make(student, None, tmp_path).train()
+    assert same_bits(student.state_dict(), before)
+
+
+def test_with_alpha_one_no_labels_are_needed(tmp_path):
+    student, teacher = student_and_teacher()
+    expected = copy.deepcopy(student)
+    plain_training(expected, answers(teacher, DATA), DATA, alpha=1.0)
+    trainer = make(student, teacher, tmp_path, inputs_of(DATA), args={"alpha": 1.0})
+    trainer.train()
+    assert_same_weights(student, expected)
+    metrics = trainer.evaluate()
+    wanted = objective(answers(student, DATA), answers(teacher, DATA), DATA["labels"], alpha=1.0)
+    assert metrics["eval_distillation_loss"] == pytest.approx(float(wanted), rel=1e-5)
+    assert metrics["eval_loss"] == metrics["eval_distillation_loss"]
+    assert "eval_accuracy" not in metrics
+
+
+def test_labels_that_are_needed_and_missing_are_refused(tmp_path):
+    student, teacher = student_and_teacher()
+    with pytest.raises(CompressionError, match=r"alpha=0\.5 needs labels"):
+        make(student, teacher, tmp_path, inputs_of(DATA)).train()
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("examples", [16, 19])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_evaluation_gives_the_means_over_the_examples(architecture, examples, tmp_path):
+    data = part(DATA, 0, examples)
+    student, teacher = student_and_teacher(architecture)
+    metrics = make(student, teacher, tmp_path, data, args={"teacher_loss": "kl", "temperature": 2.0}).evaluate()
+    logits, taught, labels = answers(student, data), answers(teacher, data), data["labels"]
+    wanted = {
+        "eval_loss": cross_entropy(logits, labels),
+        "eval_accuracy": (logits.argmax(-1) == labels).float().mean(),
+        "eval_agreement": (logits.argmax(-1) == taught.argmax(-1)).float().mean(),
+        "eval_distillation_loss": objective(logits, taught, labels, teacher="kl", temperature=2.0),
+    }
+    for key, value in wanted.items():
+        assert metrics[key] == pytest.approx(float(value), rel=1e-5), key
+
+
+def test_evaluation_needs_no_teacher(tmp_path):
+    student, _ = student_and_teacher()
+    metrics = make(student, None, tmp_path).evaluate()
+    wanted = cross_entropy(answers(student, DATA), DATA["labels"])
+    assert metrics["eval_loss"] == pytest.approx(float(wanted), rel=1e-5)
+    assert "eval_accuracy" in metrics
+    assert "eval_agreement" not in metrics
+    assert "eval_distillation_loss" not in metrics
+
+
+def test_a_metric_of_the_user_wins(tmp_path):
+    student, teacher = student_and_teacher()
+    trainer = make(student, teacher, tmp_path, compute_metrics=lambda prediction: {"accuracy": -1.0, "own": 2.0})
+    metrics = trainer.evaluate()
+    assert (metrics["eval_accuracy"], metrics["eval_own"]) == (-1.0, 2.0)
+
+
+def test_evaluation_during_training_leaves_the_training_as_it_is(tmp_path):
+    quiet, teacher = student_and_teacher()
+    watched = copy.deepcopy(quiet)
+    data = part(DATA, 0, 19)
+    make(quiet, teacher, tmp_path, data).train()
+    trainer = make(watched, teacher, tmp_path, data, args={"eval_strategy": "steps", "eval_steps": 1})
+    trainer.train()
+    assert sum("eval_loss" in entry for entry in trainer.state.log_history) == 3
+    assert same_bits(watched.state_dict(), quiet.state_dict())
+
+
+def test_several_evaluation_sets_keep_their_names(tmp_path):
+    student, teacher = student_and_teacher()
+    sets = {"first": rows(part(DATA, 0, 5)), "second": rows(part(DATA, 5, 19))}
+    metrics = make(student, teacher, tmp_path, eval_dataset=sets).evaluate()
+    wanted = cross_entropy(answers(student, part(DATA, 5, 19)), DATA["labels"][5:19])
+    assert metrics["eval_second_loss"] == pytest.approx(float(wanted), rel=1e-5)
+    assert "eval_first_agreement" in metrics
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_predict_returns_the_logits_alone(architecture, tmp_path):
+    student, teacher = student_and_teacher(architecture)
+    output = make(student, teacher, tmp_path).predict(rows(part(DATA, 0, 19)))
+    assert isinstance(output.predictions, np.ndarray)
+    torch.testing.assert_close(torch.from_numpy(output.predictions), answers(student, part(DATA, 0, 19)))
+    assert output.label_ids.tolist() == DATA["labels"][:19].tolist()
+    assert "test_accuracy" in output.metrics
+    assert "test_distillation_loss" in output.metrics
+
+
+def test_predict_needs_neither_labels_nor_teacher(tmp_path):
+    student, _ = student_and_teacher()
+    output = make(student, None, tmp_path).predict(rows(inputs_of(part(DATA, 0, 19))))
+    torch.testing.assert_close(torch.from_numpy(output.predictions), answers(student, part(DATA, 0, 19)))
+
+
+# A teacher with a tokenizer of its own
+
+
+TEXTS = ["a b c d", "b", "D c", "e a a", "C b e", "a", "d d e b", "B a"] * 2
+
+
+def tokenizer(words, *, lowercase=False, marked=False):
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2} | {word: index for index, word in enumerate(words, start=3)}
+    core = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    core.pre_tokenizer = Whitespace()
+    if lowercase:
+        core.normalizer = normalizers.Lowercase()
+    if marked:
+        core.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", model_max_length=32
+    )
+
+
+STUDENT_TOKENIZER = tokenizer(["a", "b", "c", "d", "e"])
+TEXT_LABELS = torch.arange(len(TEXTS)) % LABELS
+
+
+def text_dataset(column="text", **columns):
+    encoded = STUDENT_TOKENIZER(TEXTS)
+    return Dataset.from_dict(
+        {column: TEXTS, "input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        | {"labels": TEXT_LABELS.tolist()}
+        | columns
+    )
+
+
+def assert_teacher_reads_its_own_ids(own, directory, data, args=None):
+    """Train two updates; compare with a loop in which the teacher reads what its own tokenizer makes of the texts."""
+    student, teacher = student_and_teacher()
+    limit = (args or {}).get("teacher_max_length")
+    read = own(TEXTS, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    mine = STUDENT_TOKENIZER(TEXTS, padding=True, return_tensors="pt")
+    expected = copy.deepcopy(student)
+    taught = answers(teacher, read)
+    plain_training(expected, taught, {**inputs_of(mine), "labels": TEXT_LABELS})
+    trainer = make(
+        student,
+        teacher,
+        directory,
+        data,
+        args=args,
+        processing_class=STUDENT_TOKENIZER,
+        teacher_processing_class=own,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert_same_weights(student, expected)
+    agreement = (answers(student, mine).argmax(-1) == taught.argmax(-1)).float().mean()
+    assert trainer.evaluate()["eval_agreement"] == pytest.approx(float(agreement))
+
+
+OTHER_TOKENIZERS = {
+    "other vocabulary": {"words": ["e", "d", "c", "b", "a", "D"]},
+    "same vocabulary in lower case": {"words": ["a", "b", "c", "d", "e"], "lowercase": True},
+    "same vocabulary with a mark in front": {"words": ["a", "b", "c", "d", "e"], "marked": True},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_TOKENIZERS)
+def test_a_teacher_with_its_own_tokenizer_reads_its_own_ids(kind, tmp_path):
+    assert_teacher_reads_its_own_ids(tokenizer(**OTHER_TOKENIZERS[kind]), tmp_path, text_dataset())
+
+
+def test_a_list_of_examples_serves_a_teacher_with_its_own_tokenizer_too(tmp_path):
+    assert_teacher_reads_its_own_ids(tokenizer(["e", "d", "c"]), tmp_path, text_dataset().to_list())
+
+
+def test_the_text_may_be_in_another_column(tmp_path):
+    own = tokenizer(["e", "d", "c"])
+    assert_teacher_reads_its_own_ids(own, tmp_path, text_dataset("review"), {"text_column": "review"})
+
+
+def test_the_teachers_texts_can_be_cut(tmp_path):
+    assert_teacher_reads_its_own_ids(tokenizer(["e", "d", "c"]), tmp_path, text_dataset(), {"teacher_max_length": 2})
+
+
+def test_the_same_tokenizer_needs_no_text(tmp_path):
+    student, teacher = student_and_teacher()
+    twin = tokenizer(["a", "b", "c", "d", "e"])
+    data = text_dataset().remove_columns("text")
+    args = {"max_steps": 1}
+    make(
+        student, teacher, tmp_path, data, args=args, processing_class=STUDENT_TOKENIZER, teacher_processing_class=twin
+    ).train()
+
+
+def test_a_missing_text_column_is_refused_by_name(tmp_path):
+    student, teacher = student_and_teacher()
+    own, data = tokenizer(["e", "d"]), text_dataset("review")
+    with pytest.raises(CompressionError, match=r"no column 'text' \(they have review"):
+        make(student, teacher, tmp_path, data, processing_class=STUDENT_TOKENIZER, teacher_processing_class=own)
+    trainer = make(
+        student, teacher, tmp_path, data.to_list(), processing_class=STUDENT_TOKENIZER, teacher_processing_class=own
+    )
+    with pytest.raises(CompressionError, match="no column 'text'"):
+        trainer.train()
+
+
+def test_vocabularies_that_differ_are_refused_with_both_sizes(tmp_path):
+    student, _ = student_and_teacher()
+    with pytest.raises(CompressionError, match=r"vocabulary has 100 tokens, the teacher's 50"):
+        make(student, build("bert", LABELS, vocab_size=50), tmp_path)
+
+
+# Refusals
+
+
+def test_a_teacher_that_is_the_student_is_refused_and_stays_trainable(tmp_path):
+    student, _ = student_and_teacher()
+    with pytest.raises(CompressionError, match=r"share parameters.*copy\.deepcopy"):
+        make(student, student, tmp_path)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_a_teacher_that_shares_its_embeddings_is_refused(tmp_path):
+    student, teacher = student_and_teacher()
+    teacher.bert.embeddings.word_embeddings = student.bert.embeddings.word_embeddings
+    with pytest.raises(CompressionError, match="share parameters"):
+        make(student, teacher, tmp_path)
+
+
+def test_plain_training_arguments_are_refused(tmp_path):
+    student, teacher = student_and_teacher()
+    with pytest.raises(CompressionError, match="DistillationArguments, not TrainingArguments"):
+        DistillationTrainer(model=student, teacher=teacher, args=arguments(TrainingArguments, tmp_path))
+
+
+def test_a_loss_function_beside_the_trainers_own_is_refused(tmp_path):
+    student, teacher = student_and_teacher()
+    with pytest.raises(CompressionError, match="compute_loss_func cannot be used"):
+        make(student, teacher, tmp_path, compute_loss_func=lambda *_, **__: 0)
+
+
+def test_a_student_made_by_model_init_is_held_to_the_same_rules(tmp_path):
+    _, teacher = student_and_teacher()
+    with pytest.raises(CompressionError, match="share parameters"):
+        make(None, teacher, tmp_path, model_init=lambda: teacher)
+    with pytest.raises(CompressionError, match="teacher has 3 labels"):
+        make(None, teacher, tmp_path, model_init=lambda: build("bert", 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("alpha", value) for value in (-0.1, 1.1, float("nan"))),
+        *(("temperature", value) for value in (0.0, -1.0, float("nan"), float("inf"))),
+        ("teacher_loss", "cosine"),
+        ("label_loss", "kl"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_by_value(name, value, tmp_path):
+    with pytest.raises(CompressionError, match=f"{name}={value!r}"):
+        arguments(DistillationArguments, tmp_path, **{name: value})
+
+
+# Resuming
+
+
+def test_a_resumed_training_ends_like_an_uninterrupted_one(tmp_path):
+    settings = {
+        "optim": "adamw_torch",
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "linear",
+        "train_sampling_strategy": "random",
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    data = part(DATA, 0, 19)
+    student, teacher = build("bert", LABELS, seed=1, dropout=True), build("bert", LABELS, seed=2)
+    whole = make(student, teacher, tmp_path, data, args=settings)
+    whole.train()
+    assert whole.state.global_step == 6
+    for step in (2, 4):
+        other = build("bert", LABELS, seed=3, dropout=True)
+        trainer = make(other, teacher, tmp_path, data, args=settings)
+        trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert same_bits(other.state_dict(), student.state_dict()), step

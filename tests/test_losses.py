@@ -1,0 +1,134 @@
+"""The losses against NumPy in float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hfcompress import CompressionError
+from hfcompress.losses import LABEL_LOSSES, TEACHER_LOSSES, label_loss, teacher_loss
+
+SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=6)
+LOGITS = hnp.arrays(np.float32, st.shared(SHAPES, key="shape"), elements=st.floats(-30, 30, width=32))
+CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+
+
+def log_softmax(logits):
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def softmax(logits):
+    return np.exp(log_softmax(logits))
+
+
+@given(LOGITS, LOGITS)
+def test_mse_is_the_mean_squared_difference_of_the_probabilities(student, teacher):
+    expected = ((softmax(student) - softmax(teacher)) ** 2).mean(-1)
+    found = teacher_loss(torch.from_numpy(student), torch.from_numpy(teacher), "mse")
+    np.testing.assert_allclose(found.numpy(), expected, **CLOSE)
+
+
+@given(LOGITS, LOGITS)
+def test_mse_logits_is_the_mean_squared_difference_of_the_logits(student, teacher):
+    expected = ((student.astype(np.float64) - teacher) ** 2).mean(-1)
+    found = teacher_loss(torch.from_numpy(student), torch.from_numpy(teacher), "mse_logits")
+    np.testing.assert_allclose(found.numpy(), expected, **CLOSE)
+
+
+@given(LOGITS, LOGITS, st.sampled_from([0.5, 1.0, 2.0, 10.0]))
+def test_kl_is_the_divergence_at_the_temperature_times_its_square(student, teacher, temperature):
+    log_p, log_q = (log_softmax(logits / np.float64(temperature)) for logits in (student, teacher))
+    expected = temperature**2 * (np.exp(log_q) * (log_q - log_p)).sum(-1)
+    found = teacher_loss(torch.from_numpy(student), torch.from_numpy(teacher), "kl", temperature)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5 * temperature**2)
+
+
+@given(LOGITS, st.data(), st.sampled_from([0.0, 0.1, 0.5]))
+def test_label_losses_follow_their_formulas(logits, data, smoothing):
+    examples, classes = logits.shape
+    labels = np.array(data.draw(st.lists(st.integers(0, classes - 1), min_size=examples, max_size=examples)))
+    target = np.eye(classes)[labels] * (1 - smoothing) + smoothing / classes
+    tensors = torch.from_numpy(logits), torch.from_numpy(labels)
+    brier = ((softmax(logits) - target) ** 2).mean(-1)
+    np.testing.assert_allclose(label_loss(*tensors, "mse", smoothing).numpy(), brier, **CLOSE)
+    cross_entropy = -(target * log_softmax(logits)).sum(-1)
+    np.testing.assert_allclose(label_loss(*tensors, "cross_entropy", smoothing).numpy(), cross_entropy, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", TEACHER_LOSSES)
+@given(logits=LOGITS)
+def test_a_student_that_answers_like_its_teacher_has_no_loss(kind, logits):
+    tensor = torch.from_numpy(logits)
+    assert teacher_loss(tensor, tensor.clone(), kind, 2.0).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["mse", "kl"])
+def test_adding_a_constant_to_the_logits_changes_nothing(kind):
+    student, teacher = torch.randn(3, 4), torch.randn(3, 4)
+    torch.testing.assert_close(teacher_loss(student + 5, teacher - 3, kind), teacher_loss(student, teacher, kind))
+
+
+def test_the_temperature_matters_to_kl_alone():
+    student, teacher = torch.randn(3, 4), torch.randn(3, 4)
+    for kind in ("mse", "mse_logits"):
+        assert torch.equal(teacher_loss(student, teacher, kind, 4.0), teacher_loss(student, teacher, kind))
+    assert not torch.allclose(teacher_loss(student, teacher, "kl", 4.0), teacher_loss(student, teacher, "kl"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", TEACHER_LOSSES)
+def test_teacher_losses_are_float32_for_any_dtype(kind, dtype):
+    student, teacher = torch.randn(3, 4).to(dtype), torch.randn(3, 4).to(dtype)
+    found = teacher_loss(student, teacher, kind, 2.0)
+    assert found.dtype == torch.float32
+    assert found.shape == (3,)
+    torch.testing.assert_close(found, teacher_loss(student.float(), teacher.float(), kind, 2.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", LABEL_LOSSES)
+def test_label_losses_are_float32_for_any_dtype(kind, dtype):
+    logits, labels = torch.randn(3, 4).to(dtype), torch.tensor([0, 3, 1])
+    found = label_loss(logits, labels, kind)
+    assert found.dtype == torch.float32
+    assert found.shape == (3,)
+    torch.testing.assert_close(found, label_loss(logits.float(), labels, kind))
+
+
+def test_half_precision_logits_of_any_size_give_finite_losses():
+    student = torch.tensor([[60000.0, -60000.0]], dtype=torch.float16)
+    for kind in TEACHER_LOSSES:
+        assert teacher_loss(student, -student, kind).isfinite().all()
+    for kind in LABEL_LOSSES:
+        assert label_loss(student, torch.tensor([1]), kind).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", TEACHER_LOSSES)
+def test_gradients_reach_the_student(kind):
+    student = torch.randn(3, 4, requires_grad=True)
+    teacher_loss(student, torch.randn(3, 4), kind).sum().backward()
+    assert student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("shapes", [((3, 4), (3, 5)), ((3, 4), (2, 4)), ((3, 4), (4,)), ((3, 1), (3, 4))])
+def test_logits_of_different_shapes_are_refused_by_shape(shapes):
+    student, teacher = (torch.zeros(shape) for shape in shapes)
+    with pytest.raises(CompressionError, match=r"student's logits have shape \(3, .*teacher's \("):
+        teacher_loss(student, teacher)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3, 4).long(), torch.zeros(2).long(), torch.zeros(3), torch.tensor(0)])
+@pytest.mark.parametrize("kind", LABEL_LOSSES)
+def test_labels_that_are_no_class_indices_are_refused_by_shape(kind, labels):
+    with pytest.raises(CompressionError, match=r"labels of shape \("):
+        label_loss(torch.zeros(3, 4), labels, kind)
+
+
+def test_unknown_kinds_are_refused_with_the_known_ones():
+    with pytest.raises(CompressionError, match=r"teacher_loss='cosine' is unknown.*mse, mse_logits, kl"):
+        teacher_loss(torch.zeros(1, 2), torch.zeros(1, 2), "cosine")
+    with pytest.raises(CompressionError, match=r"label_loss='kl' is unknown.*mse, cross_entropy"):
+        label_loss(torch.zeros(1, 2), torch.zeros(1).long(), "kl")

@@ -1,0 +1,236 @@
+"""The private or loosely specified behaviour of transformers and accelerate that we build on, one test each.
+
+If a new version breaks one of these, the message says which hook and which of our modules must be looked at.
+"""
+
+import inspect
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import GradientState
+from architectures import arguments, batch, build, rows
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+DATA = batch(19)
+
+
+def make(directory, kind=Trainer, callbacks=(), model=None, **overrides):
+    args = arguments(TrainingArguments, directory, **({"optim": "sgd"} | overrides))
+    data = rows(DATA)
+    return kind(model=model or build(), args=args, train_dataset=data, eval_dataset=data, callbacks=list(callbacks))
+
+
+def test_the_signature_columns_are_set_by_one_method_and_read_from_one_attribute(tmp_path):
+    class Extended(Trainer):
+        def _set_signature_columns_if_needed(self):
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = [*self._signature_columns, "teacher_logits"]
+
+    args = arguments(TrainingArguments, tmp_path)
+    data = rows(DATA | {"teacher_logits": torch.zeros(19, 2), "unknown": torch.zeros(19)})
+    batches = Extended(model=build(), args=args, train_dataset=data).get_train_dataloader()
+    keys = set(next(iter(batches)))
+    assert keys == {"input_ids", "attention_mask", "labels", "teacher_logits"}, (
+        "Trainer._set_signature_columns_if_needed no longer decides by _signature_columns which columns stay; "
+        "hfcompress.distillation extends it to keep teacher_logits and the text."
+    )
+
+
+def test_get_batch_samples_collects_one_update_and_what_it_returns_reaches_training_step(tmp_path):
+    seen = {"updates": [], "items": []}
+
+    class Watching(Trainer):
+        def get_batch_samples(self, epoch_iterator, num_batches, device):
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+            seen["updates"].append([len(one["labels"]) for one in batches])
+            return [{**one, "added": torch.ones(1)} for one in batches], torch.tensor(7)
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            assert "added" in inputs, "get_batch_samples' batches are no longer those trained on: distillation"
+            seen["items"].append(int(num_items_in_batch))
+            inputs.pop("added")
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    parameters = list(inspect.signature(Trainer.get_batch_samples).parameters)
+    assert parameters == ["self", "epoch_iterator", "num_batches", "device"], (
+        "Trainer.get_batch_samples has other parameters; hfcompress.distillation overrides it."
+    )
+    make(tmp_path, Watching, per_device_train_batch_size=4, gradient_accumulation_steps=2).train()
+    message = "Trainer.get_batch_samples is no longer called once per update; hfcompress.distillation counts there."
+    assert seen["updates"] == [[4, 4], [4, 4], [3]], message
+    assert seen["items"] == [7] * 5, "its count no longer reaches training_step as num_items_in_batch: distillation"
+
+
+def test_compute_loss_is_given_the_count_of_the_update_and_nothing_in_evaluation(tmp_path):
+    seen = []
+
+    class Watching(Trainer):
+        def get_batch_samples(self, *args):
+            return super().get_batch_samples(*args)[0], torch.tensor(7)
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            seen.append(num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs)
+
+    make(tmp_path, Watching, max_steps=1).train()
+    assert [int(count) for count in seen] == [7], (
+        "Trainer no longer passes num_items_in_batch to compute_loss by keyword; hfcompress.distillation divides by it."
+    )
+
+
+@pytest.mark.parametrize(("scaled", "factor"), [(True, 1.0), (False, 0.5)])
+def test_loss_is_scaled_for_ga_stops_the_division_by_the_accumulation_steps(scaled, factor, tmp_path):
+    gradients = []
+
+    class Summing(Trainer):
+        loss_is_scaled_for_ga = scaled
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model.classifier.bias.sum()
+
+    class Note(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            gradients.append(float(kwargs["model"].classifier.bias.grad[0]))
+
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 0.0}
+    make(tmp_path, Summing, [Note()], max_steps=1, **settings).train()
+    assert gradients == [2 * factor], (
+        "Trainer.loss_is_scaled_for_ga no longer decides about the division by the accumulation steps; "
+        "hfcompress.distillation sets it."
+    )
+
+
+def test_the_evaluation_loop_is_told_its_prefix_by_keyword_and_returns_metrics_that_can_be_added_to(tmp_path):
+    prefixes = []
+
+    class Watching(Trainer):
+        def evaluation_loop(self, *args, **kwargs):
+            prefixes.append(kwargs.get("metric_key_prefix"))
+            output = super().evaluation_loop(*args, **kwargs)
+            output.metrics["added"] = 1.0
+            return output
+
+    trainer = make(tmp_path, Watching)
+    message = "hfcompress.distillation adds its metrics in Trainer.evaluation_loop."
+    assert trainer.evaluate(metric_key_prefix="own")["added"] == 1.0, message
+    assert trainer.predict(rows(DATA)).metrics["added"] == 1.0, message
+    assert prefixes == ["own", "test"], "Trainer.evaluation_loop is not given metric_key_prefix by keyword: " + message
+
+
+def test_the_prediction_step_is_called_once_a_batch_with_the_batch_as_collated(tmp_path):
+    sizes = []
+
+    class Watching(Trainer):
+        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+            sizes.append(len(inputs["labels"]))
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    make(tmp_path, Watching).evaluate()
+    assert sizes == [8, 8, 3], "Trainer.prediction_step: hfcompress.distillation evaluates in it."
+
+
+def test_the_gradient_state_knows_the_last_batch_and_how_many_examples_of_it_are_real():
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare_data_loader(DataLoader(range(19), batch_size=8))
+    found = []
+    for _ in loader:
+        state = accelerator.gradient_state
+        found.append((state.end_of_dataloader, state.remainder))
+    assert found == [(False, 3), (False, 3), (True, 3)], (
+        "accelerator.gradient_state.end_of_dataloader or .remainder changed their meaning; hfcompress.distillation "
+        "weighs the examples of an epoch's last batch by them."
+    )
+    full = accelerator.prepare_data_loader(DataLoader(range(16), batch_size=8))
+    ends = [(GradientState().end_of_dataloader, GradientState().remainder) for _ in full]
+    assert ends == [(False, 0), (True, 0)], "gradient_state.remainder of full batches is not 0: hfcompress.distillation"
+
+
+def test_gather_for_metrics_returns_every_example_once():
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare_data_loader(DataLoader(torch.arange(19), batch_size=8))
+    gathered = torch.cat([accelerator.gather_for_metrics(one) for one in loader])
+    assert gathered.tolist() == list(range(19)), (
+        "Accelerator.gather_for_metrics no longer drops what fills the last batch; hfcompress.distillation's metrics."
+    )
+
+
+def test_on_optimizer_step_comes_after_the_step_and_before_the_gradients_are_cleared(tmp_path):
+    events = []
+
+    class Note(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            events.append(("before", kwargs["model"].classifier.bias.detach().clone()))
+
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            gradient = kwargs["model"].classifier.bias.grad
+            assert gradient is not None, "on_optimizer_step comes after zero_grad: hfcompress.training"
+            assert gradient.any(), "on_optimizer_step comes after zero_grad: hfcompress.training"
+            events.append(("after", kwargs["model"].classifier.bias.detach().clone()))
+
+    make(tmp_path, callbacks=[Note()], per_device_train_batch_size=4, gradient_accumulation_steps=2).train()
+    message = (
+        "on_optimizer_step no longer runs once an update right after optimizer.step; hfcompress.training needs it."
+    )
+    assert [name for name, _ in events] == ["before", "after"] * 3, message
+    assert not torch.equal(events[0][1], events[1][1]), message
+    assert torch.equal(events[1][1], events[2][1]), message
+
+
+def test_on_train_begin_comes_after_a_checkpoint_was_loaded(tmp_path):
+    first = build()
+    make(tmp_path, model=first, max_steps=2, save_strategy="steps", save_steps=2).train()
+    found = []
+
+    class Note(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            found.append(kwargs["model"].classifier.weight.detach().clone())
+
+    other = make(tmp_path, callbacks=[Note()], model=build(seed=5), max_steps=3)
+    other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert torch.equal(found[0], first.classifier.weight.detach()), (
+        "on_train_begin fires before the checkpoint is loaded; hfcompress.training reads the zeros there."
+    )
+
+
+def test_the_model_that_callbacks_get_is_the_one_that_is_trained(tmp_path):
+    model, found = build(), []
+
+    class Note(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            found.append(kwargs["model"])
+
+    make(tmp_path, callbacks=[Note()], model=model, max_steps=1).train()
+    assert found == [model], "callbacks no longer get model=; hfcompress.training reads the zeros from it."
+
+
+def test_conv1d_is_where_we_import_it_from_and_stores_inputs_first():
+    from transformers.pytorch_utils import Conv1D
+
+    layer = Conv1D(3, 2)
+    assert tuple(layer.weight.shape) == (2, 3), "Conv1D stores its matrix otherwise; hfcompress.layers and .report."
+    assert isinstance(build("gpt2").transformer.h[0].mlp.c_fc, Conv1D), "GPT-2 uses no Conv1D: hfcompress.layers."
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "distilbert"])
+def test_the_body_is_base_model_and_the_layers_are_one_module_list(architecture):
+    model = build(architecture, layers=3)
+    assert model.base_model is not model, "PreTrainedModel.base_model is not the body; hfcompress.layers relies on it."
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == 3]
+    assert len(stacks) == 1, "the layers are no ModuleList of config.num_hidden_layers; hfcompress.structured."
+
+
+def test_training_arguments_run_our_checks_through_post_init(tmp_path):
+    from dataclasses import dataclass
+
+    @dataclass
+    class Own(TrainingArguments):
+        own: int = 1
+
+        def __post_init__(self):
+            self.seen = self.own
+            super().__post_init__()
+
+    assert arguments(Own, tmp_path, own=3).seen == 3, "TrainingArguments is no dataclass: DistillationArguments."
