@@ -14,7 +14,6 @@ from transformers import BertConfig, BertForSequenceClassification
 from examples.imdb import __main__ as command
 from examples.imdb.settings import SYSTEMS
 
-pytestmark = pytest.mark.xdist_group("imdb")  # the module's runs are shared
 ROOT = Path(__file__).parents[1]
 TIMES = ("seconds", "latency_ms", "latency_iqr_ms")
 

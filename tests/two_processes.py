@@ -4,6 +4,7 @@ Run as ``python -m torch.distributed.run --nproc-per-node 2 two_processes.py FOL
 writes what it found to ``FOLDER/two_processes.pt``.
 """
 
+import gc
 import sys
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def run(scenario, folder, processes):
 if __name__ == "__main__":
     directory, *names = sys.argv[1:]
     torch.set_num_threads(1)
+    gc.freeze()  # every Trainer collects garbage; what the imports made need not be looked at each time
     found = {name: run(name, directory, processes=2) for name in names}
     if torch.distributed.get_rank() == 0:
         torch.save(found, Path(directory) / "two_processes.pt")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -48,7 +52,7 @@ class DistillationArguments(TrainingArguments):
     teacher_max_length: int | None = field(default=None, metadata={"help": "Tokens at most for the teacher."})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
+        if not (isinstance(self.alpha, Real) and 0 <= self.alpha <= 1):
             raise CompressionError(f"alpha={self.alpha!r} must be in [0, 1]: the weight of the teacher's loss.")
         if self.teacher_loss not in TEACHER_LOSSES:
             raise CompressionError(
@@ -58,8 +62,8 @@ class DistillationArguments(TrainingArguments):
             raise CompressionError(
                 f"label_loss={self.label_loss!r} is unknown; choose one of {', '.join(LABEL_LOSSES)}."
             )
-        if not self.temperature > 0:
-            raise CompressionError(f"temperature={self.temperature!r} must be positive.")
+        if not (isinstance(self.temperature, Real) and 0 < self.temperature < math.inf):
+            raise CompressionError(f"temperature={self.temperature!r} must be a positive, finite number.")
         super().__post_init__()
 
 
@@ -135,9 +139,12 @@ class DistillationTrainer(Trainer):
         self._evaluated: list[Tensor] = []
 
     def _needs_own_ids(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+        columns = getattr(self.train_dataset, "column_names", None)
+        if columns is not None and "teacher_logits" in columns:
+            return False
         sizes = [getattr(_config(m), "vocab_size", None) for m in (self.model, teacher)]
         if tokenizer is None:
-            if sizes[0] != sizes[1] and not self._has_teacher_logits():
+            if sizes[0] != sizes[1]:
                 raise CompressionError(
                     f"The student's vocabulary has {sizes[0]} tokens, the teacher's {sizes[1]}, so the teacher cannot "
                     "read the student's ids; pass teacher_processing_class= and keep the text column in the data."
@@ -145,17 +152,13 @@ class DistillationTrainer(Trainer):
             return False
         if self.processing_class is not None and _same_tokenizer(self.processing_class, tokenizer):
             return False
-        column, data = self.args.text_column, self.train_dataset
-        columns = getattr(data, "column_names", None)
+        column = self.args.text_column
         if columns is not None and column not in columns:
             raise CompressionError(
                 f"The teacher has a tokenizer of its own and needs the text, but the training data have no column "
                 f"{column!r} (they have {', '.join(columns)}); keep it, or name it with text_column=."
             )
         return True
-
-    def _has_teacher_logits(self) -> bool:
-        return "teacher_logits" in (getattr(self.train_dataset, "column_names", None) or ())
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -168,11 +171,16 @@ class DistillationTrainer(Trainer):
         """Collect the batches of one update and count their examples over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         weights = [torch.ones(_batch_size(batch), device=device) for batch in batches]
-        loader = self.accelerator.gradient_state
-        if batches and loader.end_of_dataloader and loader.remainder > 0:
+        state = self.accelerator.gradient_state
+        remainder = state.remainder
+        if remainder < 0:  # an epoch resumed half-way: accelerate's skip_first_batches loses the number
+            with suppress(AttributeError, TypeError):  # streamed data have no length
+                loader = self.callback_handler.train_dataloader
+                remainder = len(loader.dataset) % loader.total_batch_size
+        if batches and state.end_of_dataloader and remainder > 0:
             # The last global batch holds `remainder` examples; accelerate repeats others behind them to fill it up.
             first = self.accelerator.process_index * len(weights[-1])
-            weights[-1][max(0, loader.remainder - first) :] = 0
+            weights[-1][max(0, remainder - first) :] = 0
         count = torch.stack([weight.sum() for weight in weights]).sum() if weights else torch.zeros((), device=device)
         batches = [{**batch, _WEIGHTS: weight} for batch, weight in zip(batches, weights, strict=True)]
         return batches, self.accelerator.reduce(count, reduction="sum")
@@ -339,10 +347,11 @@ def _same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
         return True
     if one.get_vocab() != other.get_vocab():
         return False
-    backends = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (one, other)]
+    backends: list[Any] = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (one, other)]
     if None in backends:
         return type(one) is type(other)
-    return len({str(getattr(backend, "normalizer", None)) for backend in backends}) == 1
+    rules = [json.loads(backend.to_str()) | {"truncation": None, "padding": None} for backend in backends]
+    return bool(rules[0] == rules[1])
 
 
 def _check_single_label(model: nn.Module, role: str) -> None:

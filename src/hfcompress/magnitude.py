@@ -155,11 +155,12 @@ def _common_dtype(matrices: Sequence[WeightMatrix]) -> torch.dtype:
 
 
 def _chunks(weight: Tensor) -> Iterator[Tensor]:
-    """Views of the matrix, whole rows together, so that any memory layout is read and written in row order."""
+    """Views of the matrix, in row order whatever its memory layout."""
     if not weight.numel():
         return iter(())
-    rows = max(1, _CHUNK * weight.shape[0] // weight.numel())
-    return iter(torch.split(weight.detach(), rows))
+    if weight.is_contiguous():
+        return iter(torch.split(weight.detach().view(-1), _CHUNK))
+    return iter(torch.split(weight.detach(), max(1, _CHUNK * weight.shape[0] // weight.numel())))
 
 
 def _keys(chunk: Tensor, dtype: torch.dtype) -> Tensor:
