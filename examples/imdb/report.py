@@ -16,11 +16,10 @@ import scipy.stats
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 from tabulate import tabulate
 
 import hfcompress as hfc
-from examples.imdb.settings import SYSTEMS, System
+from examples.imdb.settings import SYSTEMS, Ends, System
 from examples.imdb.systems import Run, load_system, write_json
 
 mpl.use("Agg")
@@ -162,36 +161,32 @@ def _interval(found: list[Result], part: str) -> tuple[float, float]:
 
 def _figures(done: list[System], results: dict[str, list[Result]], output: Path) -> list[str]:
     """Figures 1 to 5 as the paper drew them: accuracy and loss of both sets over the epochs."""
-    names = []
-    for system in sorted((s for s in done if s.paper), key=lambda s: s.paper.number if s.paper else 0):
-        assert system.paper is not None
+    drawn = {system.paper.number: (system, system.paper) for system in done if system.paper}
+    for number, (system, paper) in drawn.items():
+        histories = [one["history"] for one in results[system.key]]
+        accuracy = {"train_accuracy": paper.train_accuracy, "eval_accuracy": paper.validation_accuracy}
+        loss = {"train_loss": paper.train_loss, "eval_distillation_loss": paper.validation_loss}
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-        keys = ("train_accuracy", "eval_accuracy"), ("train_loss", "eval_distillation_loss")
-        papers = (
-            (system.paper.train_accuracy, system.paper.validation_accuracy),
-            (system.paper.train_loss, system.paper.validation_loss),
-        )
-        for axes, lines, ends, name in zip((left, right), keys, papers, ("accuracy", "loss"), strict=True):
-            for key, paper, colour, label in zip(lines, ends, (BLUE, ORANGE), ("train", "validation"), strict=True):
-                _curve(axes, [[entry[key] for entry in one["history"]] for one in results[system.key]], colour, label)
-                epochs = len(results[system.key][0]["history"])
-                known = [(x, y) for x, y in zip((1, epochs), paper, strict=True) if y is not None]
-                axes.plot(
-                    *zip(*known, strict=True),
-                    "x",
-                    color=colour,
-                    markersize=8,
-                    label=f"{label}, the paper's first and last epoch",
-                )
-            axes.set(xlabel="epoch", ylabel=name)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.grid(alpha=0.3)
-        figure.suptitle(f"Figure {system.paper.number}: {system.title}, accuracy and loss over the epochs")
+        _panel(left, "accuracy", histories, accuracy)
+        _panel(right, "loss", histories, loss)
+        figure.suptitle(f"Figure {number}: {system.title}, accuracy and loss over the epochs")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        names.append(f"figure-{system.paper.number}.png")
-        figure.savefig(output / names[-1], dpi=120)
+        figure.savefig(output / f"figure-{number}.png", dpi=120)
         plt.close(figure)
-    return names
+    return [f"figure-{number}.png" for number in sorted(drawn)]
+
+
+def _panel(axes: Axes, name: str, histories: list[list[dict[str, float]]], paper: dict[str, Ends]) -> None:
+    """Draw one quantity of both sets over the epochs, with the paper's values at the ends."""
+    epochs = len(histories[0])
+    for (key, ends), colour, label in zip(paper.items(), (BLUE, ORANGE), ("train", "validation"), strict=True):
+        _curve(axes, [[epoch[key] for epoch in history] for history in histories], colour, label)
+        # With a single epoch, the paper's first value would stand above its last one.
+        known = [(x, y) for x, y in [(1, ends[0]), (epochs, ends[1])][-epochs:] if y is not None]
+        when = "first and last epoch" if epochs > 1 else "last epoch"
+        axes.plot(*zip(*known, strict=True), "x", color=colour, markersize=8, label=f"{label}, the paper's {when}")
+    axes.set(xlabel="epoch", ylabel=name, xlim=(0.5, epochs + 0.5), xticks=range(1, epochs + 1))
+    axes.grid(alpha=0.3)
 
 
 def _curve(axes: Axes, by_seed: list[list[float]], colour: str, label: str) -> None:
