@@ -287,6 +287,29 @@ def test_a_teacher_of_another_architecture_gets_the_inputs_it_knows(tmp_path):
     assert_same_weights(student, expected)
 
 
+def test_a_teacher_gets_inputs_that_the_student_does_not_take(tmp_path):
+    student, teacher = build("distilbert", LABELS, seed=1), build("bert", LABELS, seed=2)
+    segments = torch.arange(6).expand(40, 6) % 2
+    with torch.no_grad():
+        taught = copy.deepcopy(teacher).eval()(**inputs_of(DATA), token_type_ids=segments).logits
+    assert not torch.allclose(taught, answers(teacher, DATA), atol=1e-3)
+    expected = copy.deepcopy(student)
+    plain_training(expected, taught, DATA, steps=2)
+    data = Dataset.from_list(rows(DATA | {"token_type_ids": segments}))
+    make(student, teacher, tmp_path, data, args={"max_steps": 2}).train()
+    assert_same_weights(student, expected)
+
+
+def test_every_example_counts_where_the_last_batch_is_dropped(tmp_path):
+    student, teacher = student_and_teacher()
+    expected, data, gradients = copy.deepcopy(student), batch(22, num_labels=LABELS), Gradients()
+    wanted = plain_training(expected, answers(teacher, data), part(data, 0, 20), size=4)
+    settings = {"dataloader_drop_last": True, "per_device_train_batch_size": 4}
+    make(student, teacher, tmp_path, data, args=settings, callbacks=[gradients]).train()
+    assert len(gradients.found) == len(wanted) == 5
+    assert_same_weights(student, expected)
+
+
 # Labels
 
 

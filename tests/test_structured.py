@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from architectures import ARCHITECTURES, batch, build, same_bits, state_of
 from torch import nn
 from transformers import AutoModelForSequenceClassification
@@ -196,3 +197,32 @@ def test_a_student_that_would_not_load_again_is_refused():
         student_from_teacher(teacher, [1, 2])
     student = student_from_teacher(teacher, [0, 2])
     assert student.config.layer_types == [config.layer_types[0], config.layer_types[2]]
+
+
+def test_settings_that_depend_on_the_depth_are_refused():
+    teacher = build("gpt2", layers=4, scale_attn_by_inverse_layer_idx=True)
+    with pytest.raises(CompressionError, match=r"layers \[0, 3\] would not load again"):
+        student_from_teacher(teacher, 2)
+    assert teacher.config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("SmolLM3", {"num_key_value_heads": 2, "no_rope_layer_interval": 4}),
+        ("Longformer", {"attention_window": [4, 8, 4, 8], "max_position_embeddings": 64}),
+        ("Llama", {"num_key_value_heads": 2}),
+        ("MPNet", {}),
+    ],
+)
+def test_configs_with_a_value_for_each_layer_come_along(kind, config, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes |= {"vocab_size": 100, "pad_token_id": 1}
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{kind}Config")(**sizes, **config)
+    student = student_from_teacher(AutoModelForSequenceClassification.from_config(made), [0, 3])
+    student.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    ids = torch.arange(5, 13)[None]
+    with torch.no_grad():
+        assert torch.equal(student.eval()(input_ids=ids).logits, again.eval()(input_ids=ids).logits)

@@ -72,7 +72,9 @@ def starting_models(kind: str, names: dict[str, str | None], texts: list[str], m
         )
     if "student" not in starts:
         bert = starts["bert"]
-        starts["student"] = Start(lambda: _third_of(bert), "every third layer of the BERT above, before fine-tuning")
+        starts["student"] = Start(
+            lambda: _third_of(bert), "a third of the layers of the BERT above, evenly spaced, before fine-tuning"
+        )
     return starts
 
 
@@ -84,7 +86,10 @@ def load(name: str) -> Pair:
     try:
         model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=2)
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        if folder.is_dir():
+            reason = str(error).strip().partition("\n")[0]
+            raise UsageError(f"The model folder {name} does not load as a two-class classifier: {reason}") from error
         raise UsageError(
             f"The model {name!r} cannot be loaded: it is no model folder, and no hub that has it can be reached; pass "
             "the path of a folder, or use --models packaged."
@@ -110,7 +115,10 @@ def _packaged_folder() -> Path:
 
 def _third_of(bert: Start) -> Pair:
     model, tokenizer = bert.make()
-    return hfc.student_from_teacher(model, max(1, model.config.num_hidden_layers // 3)), tokenizer
+    try:
+        return hfc.student_from_teacher(model, max(1, model.config.num_hidden_layers // 3)), tokenizer
+    except hfc.CompressionError as error:
+        raise UsageError(f"No student can be made of this BERT: {error} Name another with --student.") from error
 
 
 def _gpt2_from_scratch(texts: list[str], max_length: int, layers: int, width: int, vocabulary: int) -> Pair:

@@ -67,7 +67,7 @@ def write(runs: list[Run], output: Path, final: bool = False) -> str:
                 "title": system.title,
                 "paper": asdict(system.paper) if system.paper else None,
                 "measured": measured.get(system.key),
-                "by_seed": dict(zip((str(run.seed) for run in runs), results[system.key], strict=False)),
+                "by_seed": {str(run.seed): one for run in runs for one in _finished(system, [run])},
             }
             for system in done
         ],
@@ -248,7 +248,7 @@ def _markdown(content: dict[str, Any], table: list[dict[str, str]], results: dic
 The accuracies are of the trained model, without dropout; the interval is Wilson's 95 % of one seed, or Student's t of
 several. "paper" is what the paper's figures show after the last epoch. Cross-entropy is one scale for all systems,
 whatever they were trained with. Sparsity is of the prunable weights, after fine-tuning. Milliseconds are of a batch of
-{preset["batch_size"]} in float32, the models timed in turn.
+{preset["batch_size"]} in float32 on the CPU, the models timed in turn.
 
 ## What the paper lacks
 

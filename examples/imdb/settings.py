@@ -23,7 +23,7 @@ class Preset:
 PRESETS = {
     "paper": Preset(4000, 128, 1e-5, epochs=5, further_epochs=5, student_epochs=13),
     # Shorter reviews, fewer of them, and larger steps to make up for the fewer epochs.
-    "quick": Preset(640, 64, 5e-5, epochs=2, further_epochs=1, student_epochs=3),
+    "quick": Preset(500, 64, 5e-5, epochs=2, further_epochs=1, student_epochs=3),
     "smoke": Preset(40, 32, 1e-3, epochs=2, further_epochs=1, student_epochs=2, batch_size=8, models="tiny"),
 }
 

@@ -77,7 +77,8 @@ class DistillationTrainer(Trainer):
     The teacher is frozen (``requires_grad_(False)``, in place), in eval mode at every step, moved to the student's
     device, and never part of ``trainer.model``, the optimizer or a checkpoint. It reads the student's ids, unless
     ``teacher_processing_class`` is another tokenizer than the student's: then it gets its own ids of the text column.
-    A ``teacher_logits`` column in the data takes the teacher's place.
+    Pass it whenever the two may differ: vocabularies of one size can hold different words, and only their sizes are
+    compared without it. A ``teacher_logits`` column in the data takes the teacher's place.
 
     ``evaluate`` gives ``eval_loss``, the cross-entropy, comparable between models however they were trained, and
     ``eval_accuracy``; where all that it needs is at hand ``eval_distillation_loss``, the training objective; and
@@ -125,6 +126,7 @@ class DistillationTrainer(Trainer):
         self._label_order = None if teacher is None else _check_pair(self.model, teacher)
 
         self.teacher: nn.Module | None = None
+        self._teacher_columns: set[str] = set()
         self._reencode = False
         if teacher is not None:
             self._reencode = self._needs_own_ids(teacher, teacher_processing_class)
@@ -140,11 +142,10 @@ class DistillationTrainer(Trainer):
 
     def _needs_own_ids(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
         columns = getattr(self.train_dataset, "column_names", None)
-        if columns is not None and "teacher_logits" in columns:
-            return False
+        cached = columns is not None and "teacher_logits" in columns
         sizes = [getattr(_config(m), "vocab_size", None) for m in (self.model, teacher)]
         if tokenizer is None:
-            if sizes[0] != sizes[1]:
+            if sizes[0] != sizes[1] and not cached:
                 raise CompressionError(
                     f"The student's vocabulary has {sizes[0]} tokens, the teacher's {sizes[1]}, so the teacher cannot "
                     "read the student's ids; pass teacher_processing_class= and keep the text column in the data."
@@ -153,7 +154,7 @@ class DistillationTrainer(Trainer):
         if self.processing_class is not None and _same_tokenizer(self.processing_class, tokenizer):
             return False
         column = self.args.text_column
-        if columns is not None and column not in columns:
+        if columns is not None and column not in columns and not cached:
             raise CompressionError(
                 f"The teacher has a tokenizer of its own and needs the text, but the training data have no column "
                 f"{column!r} (they have {', '.join(columns)}); keep it, or name it with text_column=."
@@ -162,8 +163,13 @@ class DistillationTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        extra = ["teacher_logits", *([self.args.text_column] if self._reencode else [])]
+        extra = ["teacher_logits", *sorted(self._teacher_only), *([self.args.text_column] if self._reencode else [])]
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *extra]))
+
+    @property
+    def _teacher_only(self) -> set[str]:
+        """Inputs that the teacher takes and the student does not, such as DistilBERT's missing token_type_ids."""
+        return self._teacher_columns - set(inspect.signature(unwrap(self.model).forward).parameters)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -173,7 +179,8 @@ class DistillationTrainer(Trainer):
         weights = [torch.ones(_batch_size(batch), device=device) for batch in batches]
         state = self.accelerator.gradient_state
         remainder = state.remainder
-        if remainder < 0:  # an epoch resumed half-way: accelerate's skip_first_batches loses the number
+        if remainder < 0 and not self.args.dataloader_drop_last:
+            # An epoch resumed half-way: accelerate's skip_first_batches loses the number.
             with suppress(AttributeError, TypeError):  # streamed data have no length
                 loader = self.callback_handler.train_dataloader
                 remainder = len(loader.dataset) % loader.total_batch_size
@@ -278,7 +285,9 @@ class DistillationTrainer(Trainer):
                 return None
             return logits if self._label_order is None else logits[:, self._label_order]
 
-        return inputs, labels, weights, teacher_logits
+        teacher_only = self._teacher_only
+        own = {name: value for name, value in inputs.items() if name not in teacher_only}
+        return own, labels, weights, teacher_logits
 
     def _objective(self, logits: Tensor, labels: Tensor | None, teacher_logits: Tensor | None) -> Tensor:
         args: DistillationArguments = self.args
@@ -316,13 +325,16 @@ class _TeacherCollator:
         self.max_length = max_length
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        own = [{name: value for name, value in f.items() if name != self.text_column} for f in features]
+        if all("teacher_logits" in feature for feature in features):
+            return dict(self.collator(own))
         if any(self.text_column not in feature for feature in features):
             raise CompressionError(
                 f"The teacher has a tokenizer of its own and needs the text, but the data have no column "
                 f"{self.text_column!r}; keep it, or name it with text_column=."
             )
         texts = [feature[self.text_column] for feature in features]
-        batch = dict(self.collator([{k: v for k, v in f.items() if k != self.text_column} for f in features]))
+        batch = dict(self.collator(own))
         assert self.tokenizer is not None
         encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
         return batch | {"teacher_inputs": dict(encoded)}

@@ -117,7 +117,7 @@ def check_prunable(model: nn.Module, selection: Selection) -> None:
         if weight.is_meta:
             raise CompressionError(f"{where} is on the meta device and holds no values; load the weights first.")
         if isinstance(weight, DTensor):
-            raise CompressionError(f"{where} is sharded over devices (DTensor); prune before sharding the model.")
+            raise CompressionError(f"{where} is sharded over devices (DTensor), which is not supported yet.")
         plain = type(weight) is nn.Parameter and type(weight.data) is torch.Tensor
         if weight.dtype not in PRUNABLE_DTYPES or not plain:
             raise CompressionError(

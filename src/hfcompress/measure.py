@@ -303,5 +303,5 @@ def _latencies(
 
 def _wait(inputs: dict[str, Tensor]) -> None:
     device = next(iter(inputs.values())).device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -10,9 +10,11 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfcompress.errors import CompressionError
+
+_PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_window")  # one config value a layer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -57,14 +59,28 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
         del stack[index]
     for index, layer in enumerate(stack):
         for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index  # type: ignore[assignment]  # where a layer finds its part of the cache
-    for config in {id(m.config): m.config for m in student.modules() if isinstance(m, PreTrainedModel)}.values():
-        config.num_hidden_layers = len(kept)
-        if getattr(config, "layer_types", None) is not None:
-            config.layer_types = [config.layer_types[index] for index in kept]
-    _check_reloads(student, kept)
-    return student
+            for attribute in ("layer_idx", "layer_id"):  # where a layer finds its part of the cache, or of the config
+                if hasattr(module, attribute):
+                    setattr(module, attribute, index)
+    try:
+        for config in {id(m.config): m.config for m in student.modules() if isinstance(m, PreTrainedModel)}.values():
+            config.num_hidden_layers = len(kept)
+            for key in _PER_LAYER:
+                values = getattr(config, key, None)
+                if isinstance(values, list | tuple) and len(values) == count:
+                    setattr(config, key, [values[index] for index in kept])
+        built = _built_from(student.config, type(student))
+    except Exception as error:  # whatever an architecture's config or constructor says to this number of layers
+        reason = f"its config refuses them ({error})"
+    else:
+        difference = _difference(student, built, name)
+        if difference is None:
+            return student
+        reason = f"{difference} differs from what its config builds"
+    raise CompressionError(
+        f"A {type(teacher).__name__} of the layers {kept} would not load again: {reason}; choose other layers (often "
+        "layer 0 must stay, or the pattern of the layers must repeat)."
+    )
 
 
 def _layer_stack(model: PreTrainedModel) -> tuple[str, int]:
@@ -99,17 +115,28 @@ def _is_int(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _check_reloads(student: PreTrainedModel, kept: list[int]) -> None:
-    """Compare with what the new config alone would build: some architectures treat the first layer differently."""
+def _built_from(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
+    """What ``from_pretrained`` would build of this config once it was saved and read again, without weights."""
     with torch.device("meta"):
-        expected = type(student)(copy.deepcopy(student.config)).state_dict()
-    found = student.state_dict()
-    wrong = [key for key in {**expected, **found} if _shape(expected, key) != _shape(found, key)]
-    if wrong:
-        raise CompressionError(
-            f"A {type(student).__name__} of the layers {kept} would not load again: {wrong[0]} differs from what its "
-            "config builds; choose other layers (usually layer 0 must stay)."
-        )
+        return kind(type(config).from_dict(config.to_dict()))
+
+
+def _difference(student: PreTrainedModel, built: PreTrainedModel, stack: str) -> str | None:
+    """Name the first weight whose shape differs, or the first layer whose settings do (GPT-2 may scale by depth)."""
+    expected, found = built.state_dict(), student.state_dict()
+    key: str
+    for key in {**expected, **found}:
+        if _shape(expected, key) != _shape(found, key):
+            return key
+    for name, module in student.get_submodule(stack).named_modules():
+        if _settings(module) != _settings(built.get_submodule(f"{stack}.{name}" if name else stack)):
+            return f"{stack}.{name}"
+    return None
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    plain = bool | int | float | str | None
+    return {k: v for k, v in vars(module).items() if isinstance(v, plain) and k != "training" and not k.startswith("_")}
 
 
 def _shape(state: dict[str, torch.Tensor], key: str) -> torch.Size | None:
