@@ -106,14 +106,17 @@ def test_a_finished_run_only_writes_its_report_again(finished, capsys):
     assert "KD student" in capsys.readouterr().out
 
 
-def test_mse_several_seeds_own_data_and_own_model(reviews, finished, tmp_path):
+def test_mse_several_seeds_own_data_and_own_model(reviews, finished, tmp_path, capsys):
     output = tmp_path / "results"
     bert = finished / "seed-0" / "bert" / "model"
     chosen = ("--loss", "mse", "--seeds", 1, 2, "--data", reviews, "--bert", bert, "--reviews", 40)
     assert run("--output", output, *chosen) == 0
+    capsys.readouterr()
     assert set(systems_of(output)["bert"]["by_seed"]) == {"1", "2"}
     history = systems_of(output)["bert"]["by_seed"]["1"]["history"]
     assert all(entry["eval_distillation_loss"] <= 1 < 2 * entry["eval_loss"] + 1 for entry in history)
+    reviews.write_text(reviews.read_text() + "one more,1\n")
+    assert "another data_sha256" in refused(capsys, "--output", output, *chosen)
 
 
 def refused(capsys, *arguments):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
+import json
 import logging
 import os
 import sys
@@ -107,13 +109,13 @@ def _settings(arguments: argparse.Namespace, preset: Preset) -> dict[str, object
     chosen = {
         name: getattr(arguments, name) for name in ("data", "models", "bert", "gpt2", "student", "loss", "precision")
     }
-    return {"preset": asdict(preset), **chosen}
+    file = Path(arguments.data)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    return {"preset": asdict(preset), **chosen, "data_sha256": digest}
 
 
 def _claim(output: Path, settings: dict[str, object]) -> None:
     """Make the results folder, or check that the run in it is this one."""
-    import json
-
     from examples.imdb.systems import write_json
 
     file = output / "settings.json"
