@@ -115,7 +115,7 @@ def test_mse_several_seeds_own_data_and_own_model(reviews, finished, tmp_path, c
     assert set(systems_of(output)["bert"]["by_seed"]) == {"1", "2"}
     history = systems_of(output)["bert"]["by_seed"]["1"]["history"]
     assert all(entry["eval_distillation_loss"] <= 1 < 2 * entry["eval_loss"] + 1 for entry in history)
-    reviews.write_text(reviews.read_text() + "one more,1\n")
+    reviews.write_text(reviews.read_text() + "\none more,1\n")
     assert "another data_sha256" in refused(capsys, "--output", output, *chosen)
 
 
