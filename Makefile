@@ -4,8 +4,8 @@ VENV ?= .venv
 PRESET ?= quick
 ARGS ?=
 
-# glibc returns large blocks to the system after each training step and asks for them again in the next; keeping them
-# saves a large part of the step on a CPU. Other C libraries ignore these.
+# glibc returns large blocks to the system after each training step and asks for them again in the next; these make it
+# keep them. Other C libraries ignore them.
 export MALLOC_MMAP_THRESHOLD_ ?= 10000000000
 export MALLOC_TRIM_THRESHOLD_ ?= 10000000000
 

@@ -234,3 +234,25 @@ def test_training_arguments_run_our_checks_through_post_init(tmp_path):
             super().__post_init__()
 
     assert arguments(Own, tmp_path, own=3).seen == 3, "TrainingArguments is no dataclass: DistillationArguments."
+
+
+def test_the_stock_trainer_scales_the_loss_of_bert_by_the_accumulation_steps(tmp_path):
+    """The reason for our own normalisation; when this fails, it may have become superfluous."""
+
+    class Norms(TrainerCallback):
+        def __init__(self):
+            self.found = []
+
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            gradients = [p.grad.flatten() for p in kwargs["model"].parameters() if p.grad is not None]
+            self.found.append(float(torch.cat(gradients).norm()))
+
+    norms = {}
+    for accumulated in (1, 4):
+        callback = Norms()
+        sizes = {"per_device_train_batch_size": 8 // accumulated, "gradient_accumulation_steps": accumulated}
+        make(tmp_path, callbacks=[callback], max_steps=1, max_grad_norm=0.0, **sizes).train()
+        norms[accumulated] = callback.found[0]
+    assert norms[4] == pytest.approx(4 * norms[1], rel=1e-3), (
+        "Trainer no longer multiplies; see hfcompress.distillation."
+    )

@@ -23,7 +23,7 @@ from examples.imdb.settings import SYSTEMS, Ends, System
 from examples.imdb.systems import Run, load_system, write_json
 
 mpl.use("Agg")
-BLUE, ORANGE, GREY = "#1f5fa8", "#d9731a", "#7a7a7a"  # train, validation, the paper's values
+BLUE, ORANGE = "#1f5fa8", "#d9731a"  # train, validation
 
 Result = dict[str, Any]
 

@@ -72,6 +72,11 @@ class EpochTrainer(hfc.DistillationTrainer):
     def _begin_epoch(self) -> None:
         self._correct, self._loss, self._seen, self._started = 0.0, 0.0, 0, time.perf_counter()
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Begin to count, and to time, with the first epoch."""
+        self._begin_epoch()
+        return super().train(*args, **kwargs)
+
     def compute_loss(
         self,
         model: nn.Module,

@@ -127,6 +127,7 @@ class DistillationTrainer(Trainer):
 
         self.teacher: nn.Module | None = None
         self._teacher_columns: set[str] = set()
+        self._teacher_only: set[str] = set()  # inputs that it takes and the student does not: segments, for DistilBERT
         self._reencode = False
         if teacher is not None:
             self._reencode = self._needs_own_ids(teacher, teacher_processing_class)
@@ -137,7 +138,10 @@ class DistillationTrainer(Trainer):
             teacher.requires_grad_(False)
             # Without gradients there is nothing to synchronise, so no wrapper is needed: a plain move will do.
             self.teacher = teacher.to(args.device).eval()
-            self._teacher_columns = set(inspect.signature(unwrap(teacher).forward).parameters)
+            self._teacher_columns, own = (
+                set(inspect.signature(unwrap(m).forward).parameters) for m in (teacher, self.model)
+            )
+            self._teacher_only = self._teacher_columns - own
         self._evaluated: list[Tensor] = []
 
     def _needs_own_ids(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
@@ -165,11 +169,6 @@ class DistillationTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         extra = ["teacher_logits", *sorted(self._teacher_only), *([self.args.text_column] if self._reencode else [])]
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *extra]))
-
-    @property
-    def _teacher_only(self) -> set[str]:
-        """Inputs that the teacher takes and the student does not, such as DistilBERT's missing token_type_ids."""
-        return self._teacher_columns - set(inspect.signature(unwrap(self.model).forward).parameters)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -285,8 +284,7 @@ class DistillationTrainer(Trainer):
                 return None
             return logits if self._label_order is None else logits[:, self._label_order]
 
-        teacher_only = self._teacher_only
-        own = {name: value for name, value in inputs.items() if name not in teacher_only}
+        own = {name: value for name, value in inputs.items() if name not in self._teacher_only}
         return own, labels, weights, teacher_logits
 
     def _objective(self, logits: Tensor, labels: Tensor | None, teacher_logits: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -39,15 +40,16 @@ class Selection:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model below wrappers that only add a layer around it (DDP, ``torch.compile``, PEFT)."""
+    inner: Any = model  # nn.Module's attributes are typed Tensor | Module
     while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # type: ignore[assignment]  # nn.Module attributes are typed Tensor | Module
-        elif hasattr(model, "get_base_model"):
-            model = model.get_base_model()  # type: ignore[operator]  # same
+        if isinstance(inner, nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        elif hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
         else:
-            return model
+            return cast(nn.Module, inner)
 
 
 def select_matrices(

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import nn
@@ -98,7 +98,7 @@ def _layer_stack(model: PreTrainedModel) -> tuple[str, int]:
 
 def _indices(layers: object, count: int) -> list[int]:
     if _is_int(layers):
-        wanted = int(layers)  # type: ignore[call-overload]  # _is_int said so
+        wanted = int(layers)
         if not 1 <= wanted <= count:
             raise CompressionError(f"layers={wanted} must be between 1 and the teacher's {count}.")
         return [round(index * (count - 1) / max(1, wanted - 1)) for index in range(wanted)]
@@ -111,7 +111,7 @@ def _indices(layers: object, count: int) -> list[int]:
     )
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
