@@ -9,10 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertForSequenceClassification
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from examples.imdb import __main__ as command
-from examples.imdb.settings import SYSTEMS
+from examples.imdb.data import load_reviews
+from examples.imdb.settings import PRESETS, SYSTEMS
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("seconds", "latency_ms", "latency_iqr_ms")
@@ -67,6 +70,26 @@ def test_all_systems_are_trained_and_written(finished):
     assert pictures == {file.name for file in finished.glob("*.png")}
 
 
+def test_the_test_accuracy_is_of_reviews_never_seen(finished):
+    preset = PRESETS["smoke"]
+    reviews = load_reviews("packaged", preset.reviews, preset.test_reviews, seed=0)
+    texts = [set(part["text"]) for part in (reviews.train, reviews.validation, reviews.test)]
+    assert [len(part) for part in texts] == [32, 8, 40]
+    assert len(set.union(*texts)) == 80
+    for key, system in systems_of(finished).items():
+        model = AutoModelForSequenceClassification.from_pretrained(finished / "seed-0" / key / "model").eval()
+        tokenizer = AutoTokenizer.from_pretrained(finished / "seed-0" / key / "model")
+        inputs = [tokenizer(text, truncation=True, max_length=32, return_tensors="pt") for text in reviews.test["text"]]
+        with torch.no_grad():
+            logits = torch.cat([model(**one).logits for one in inputs])
+        labels = torch.tensor(reviews.test["label"])
+        result = system["by_seed"]["0"]
+        assert result["test_examples"] == 40
+        # The example predicts in bfloat16; of forty, one answer may lie on the edge.
+        assert result["test_accuracy"] == pytest.approx((logits.argmax(-1) == labels).double().mean().item(), abs=0.026)
+        assert result["test_cross_entropy"] == pytest.approx(cross_entropy(logits, labels).item(), abs=0.05)
+
+
 def test_zeros_are_kept_where_asked_and_lost_where_not(finished):
     results = {key: system["by_seed"]["0"] for key, system in systems_of(finished).items()}
     assert results["pruned-10"]["sparsity"] == pytest.approx(0.1, abs=1e-4)
@@ -109,10 +132,11 @@ def test_a_finished_run_only_writes_its_report_again(finished, capsys):
 def test_mse_several_seeds_own_data_and_own_model(reviews, finished, tmp_path, capsys):
     output = tmp_path / "results"
     bert = finished / "seed-0" / "bert" / "model"
-    chosen = ("--loss", "mse", "--seeds", 1, 2, "--data", reviews, "--bert", bert, "--reviews", 40)
+    chosen = ("--loss", "mse", "--seeds", 1, 2, "--data", reviews, "--bert", bert, "--reviews", 60)
     assert run("--output", output, *chosen) == 0
     capsys.readouterr()
     assert set(systems_of(output)["bert"]["by_seed"]) == {"1", "2"}
+    assert "test_accuracy" not in systems_of(output)["bert"]["by_seed"]["1"]  # all sixty are used
     history = systems_of(output)["bert"]["by_seed"]["1"]["history"]
     assert all(entry["eval_distillation_loss"] <= 1 < 2 * entry["eval_loss"] + 1 for entry in history)
     reviews.write_text(reviews.read_text() + "\none more,1\n")

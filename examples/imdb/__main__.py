@@ -79,13 +79,13 @@ def _run(arguments: argparse.Namespace) -> None:
     from examples.imdb import report
     from examples.imdb.data import load_reviews
     from examples.imdb.models import starting_models
-    from examples.imdb.systems import Run, train_system
+    from examples.imdb.systems import Run, test_system, train_system
 
     names = {"bert": arguments.bert, "gpt2": arguments.gpt2, "student": arguments.student}
     seeds = arguments.seeds or [arguments.seed]
     runs = []
     for seed in seeds:
-        reviews = load_reviews(arguments.data, preset.reviews, seed)
+        reviews = load_reviews(arguments.data, preset.reviews, preset.test_reviews, seed)
         starts = starting_models(arguments.models, names, list(reviews.train["text"]), preset.max_length)
         folder = arguments.output / f"seed-{seed}"
         bf16 = arguments.precision == "bf16"
@@ -99,6 +99,7 @@ def _run(arguments: argparse.Namespace) -> None:
         for number, system in enumerate(SYSTEMS, start=1):
             print(f"[seed {run.seed}, {number}/{len(SYSTEMS)}] {system.title}", flush=True)
             train_system(system, run)
+            test_system(system, run)
             report.write(runs, arguments.output)
     print(report.write(runs, arguments.output, final=True))
     print(f"\nWritten to {arguments.output}: results.md, results.json and the figures.")

@@ -16,18 +16,20 @@ from examples.imdb.errors import UsageError
 
 @dataclass(frozen=True)
 class Reviews:
-    """Texts and their labels (0 negative, 1 positive), train and validation."""
+    """Texts and their labels (0 negative, 1 positive): train, validation, and others to test on, if any are left."""
 
     train: datasets.Dataset
     validation: datasets.Dataset
+    test: datasets.Dataset | None
 
 
-def load_reviews(source: str, count: int, seed: int) -> Reviews:
-    """Draw reviews at random and split them 80/20.
+def load_reviews(source: str, count: int, test_count: int, seed: int) -> Reviews:
+    """Draw reviews at random and split them 80/20; draw others to test on.
 
     Args:
         source: ``"packaged"``, a ``.csv`` or ``.jsonl`` file or the name of a data set; columns ``text`` and ``label``.
-        count: How many reviews to draw.
+        count: How many reviews to draw for training and validation.
+        test_count: How many of the others to draw at most.
         seed: Of the draw.
 
     Returns:
@@ -39,14 +41,15 @@ def load_reviews(source: str, count: int, seed: int) -> Reviews:
     frame = _clean(_read(source), source)
     if len(frame) < count:
         raise UsageError(f"{source} holds {len(frame)} different reviews, {count} were asked; lower --reviews.")
-    drawn = frame.iloc[np.random.default_rng(seed).permutation(len(frame))[:count]]
+    shuffled = frame.iloc[np.random.default_rng(seed).permutation(len(frame))]
     split = round(0.8 * count)
-    parts = {"train": drawn.iloc[:split], "validation": drawn.iloc[split:]}
+    parts = {"train": shuffled.iloc[:split], "validation": shuffled.iloc[split:count]}
     for name, part in parts.items():
         if part["label"].nunique() < 2:
             raise UsageError(f"The {name} reviews drawn from {source} are all of one class; raise --reviews.")
+    others = shuffled.iloc[count : count + test_count]
     made = {name: datasets.Dataset.from_pandas(part, preserve_index=False) for name, part in parts.items()}
-    return Reviews(**made)
+    return Reviews(**made, test=datasets.Dataset.from_pandas(others, preserve_index=False) if len(others) else None)
 
 
 def encode(data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:

@@ -31,7 +31,9 @@ Result = dict[str, Any]
 def describe(run: Run, data: str) -> str:
     """Say in a few lines what is compared on what."""
     starts = "\n".join(f"  {name}: {start.description}" for name, start in run.starts.items())
-    sizes = f"{len(run.reviews.train)} train and {len(run.reviews.validation)} validation reviews ({data})"
+    reviews = run.reviews
+    test = f", {len(reviews.test)} others to test" if reviews.test else ""
+    sizes = f"{len(reviews.train)} train and {len(reviews.validation)} validation reviews{test} ({data})"
     return f"{sizes}, at most {run.preset.max_length} tokens\n{starts}"
 
 
@@ -81,8 +83,12 @@ def write(runs: list[Run], output: Path, final: bool = False) -> str:
 
 
 def _finished(system: System, runs: list[Run]) -> list[Result]:
-    files = [run.folder / system.key / "result.json" for run in runs]
-    return [json.loads(file.read_text()) for file in files if file.exists()]
+    found = []
+    for folder in [run.folder / system.key for run in runs]:
+        parts = [folder / "result.json", folder / "test.json"]
+        if parts[0].exists():
+            found.append({k: v for part in parts if part.exists() for k, v in json.loads(part.read_text()).items()})
+    return found
 
 
 def _measure(run: Run) -> hfc.Comparison:
@@ -119,12 +125,14 @@ def _table(done: list[System], results: dict[str, list[Result]], measured: dict[
                 "system": system.title,
                 "train accuracy": _accuracy(found, "train"),
                 "validation accuracy": _accuracy(found, "validation"),
+                "test accuracy": _accuracy(found, "test") if _tested(found) else "-",
                 "paper: train, validation": f"{paper.train_accuracy[1]:.2f}, {paper.validation_accuracy[1]:.2f}"
                 if paper
                 else "-",
                 "F1": f"{mean(one['f1'] for one in found):.3f}",
-                "cross-entropy: train, validation": ", ".join(
-                    f"{mean(one[f'{part}_cross_entropy'] for one in found):.3f}" for part in ("train", "validation")
+                "cross-entropy: train, validation, test": ", ".join(
+                    f"{mean(one[f'{part}_cross_entropy'] for one in found):.3f}"
+                    for part in ("train", "validation", *["test"] * _tested(found))
                 ),
                 "parameters (of BERT's)": f"{size['parameters'] / 1e6:.1f} M ({of_bert:.0%})" if size else "-",
                 "layers": str(found[0]["layers"]),
@@ -146,6 +154,10 @@ def _accuracy(found: list[Result], part: str) -> str:
     values = [one[f"{part}_accuracy"] for one in found]
     low, high = _interval(found, part)
     return f"{mean(values):.3f} ({low:.3f} to {high:.3f})"
+
+
+def _tested(found: list[Result]) -> bool:
+    return all("test_accuracy" in one for one in found)
 
 
 def _interval(found: list[Result], part: str) -> tuple[float, float]:
@@ -200,11 +212,12 @@ def _curve(axes: Axes, by_seed: list[list[float]], colour: str, label: str) -> N
 def _size_picture(done: list[System], results: dict[str, list[Result]], output: Path) -> str:
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     sizes = [results[system.key][0]["bytes_on_disk"] / 1e6 for system in done]
+    part = "test" if all(_tested(results[system.key]) for system in done) else "validation"
     for index, (system, marker) in enumerate(zip(done, "osD^v*P", strict=False)):
         found = results[system.key]
         # Pruned models are exactly as large as BERT; side by side they can be told apart.
         aside = sizes[:index].count(sizes[index]) * 0.02 * max(sizes)
-        accuracy, (low, high) = mean(one["validation_accuracy"] for one in found), _interval(found, "validation")
+        accuracy, (low, high) = mean(one[f"{part}_accuracy"] for one in found), _interval(found, part)
         axes.errorbar(
             sizes[index] + aside,
             accuracy,
@@ -217,7 +230,7 @@ def _size_picture(done: list[System], results: dict[str, list[Result]], output: 
         )
     axes.set(
         xlabel="MB on disk (model.safetensors)",
-        ylabel="validation accuracy, 95 % interval",
+        ylabel=f"{part} accuracy, 95 % interval",
         title="Size against accuracy (models of one size are drawn side by side)",
     )
     axes.set_xlim(left=0)
@@ -236,9 +249,11 @@ def _markdown(content: dict[str, Any], table: list[dict[str, str]], results: dic
     seeds = ", ".join(map(str, content["seeds"]))
     pictures = "\n\n".join(f"![{name}]({name})" for name in figures)
     missing = [system.title for system in SYSTEMS if not results[system.key]]
+    test_counts = {one["test_examples"] for found in results.values() for one in found if "test_examples" in one}
+    tested = f", {max(test_counts)} others to test" if test_counts else ""
     return f"""# Results
 
-{preset["reviews"]} reviews (80/20), at most {preset["max_length"]} tokens, AdamW with learning rate \
+{preset["reviews"]} reviews (80/20){tested}, at most {preset["max_length"]} tokens, AdamW with learning rate \
 {preset["learning_rate"]:g}, loss {settings["loss"]}, {settings["precision"]}, seeds {seeds}.
 
 {models}
@@ -246,9 +261,10 @@ def _markdown(content: dict[str, Any], table: list[dict[str, str]], results: dic
 {_as_text(table, "github")}
 {f"{chr(10)}Still to be trained: {', '.join(missing)}.{chr(10)}" if missing else ""}
 The accuracies are of the trained model, without dropout; the interval is Wilson's 95 % of one seed, or Student's t of
-several. "paper" is what the paper's figures show after the last epoch. Cross-entropy is one scale for all systems,
-whatever they were trained with. Sparsity is of the prunable weights, after fine-tuning. Milliseconds are of a batch of
-{preset["batch_size"]} in float32 on the CPU, the models timed in turn.
+several. Nothing was trained or chosen on the test reviews; the paper had none. "paper" is what the paper's figures show
+after the last epoch. Cross-entropy is one scale for all systems, whatever they were trained with. Sparsity is of the
+prunable weights, after fine-tuning. Milliseconds are of a batch of {preset["batch_size"]} in float32 on the CPU, the
+models timed in turn.
 
 ## What the paper lacks
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preset:
-    """How much data and training; the paper's own figures are those of ``PRESETS["paper"]``."""
+    """How much data and training; the paper's own figures are those of ``PRESETS["paper"]``.
+
+    ``reviews`` are split 80/20 as the paper did; ``test_reviews`` more are only ever tested on.
+    """
 
     reviews: int
+    test_reviews: int
     max_length: int
     learning_rate: float
     epochs: int
@@ -21,10 +25,10 @@ class Preset:
 
 
 PRESETS = {
-    "paper": Preset(4000, 128, 1e-5, epochs=5, further_epochs=5, student_epochs=13),
+    "paper": Preset(4000, 4000, 128, 1e-5, epochs=5, further_epochs=5, student_epochs=13),
     # Shorter reviews, fewer of them, and larger steps to make up for the fewer epochs.
-    "quick": Preset(500, 64, 5e-5, epochs=2, further_epochs=1, student_epochs=3),
-    "smoke": Preset(40, 32, 1e-3, epochs=2, further_epochs=1, student_epochs=2, batch_size=8, models="tiny"),
+    "quick": Preset(500, 500, 64, 5e-5, epochs=2, further_epochs=1, student_epochs=3),
+    "smoke": Preset(40, 40, 32, 1e-3, epochs=2, further_epochs=1, student_epochs=2, batch_size=8, models="tiny"),
 }
 
 

@@ -167,6 +167,32 @@ def train_system(system: System, run: Run) -> dict[str, Any]:
     return result
 
 
+def test_system(system: System, run: Run) -> dict[str, Any]:
+    """Test a trained system on reviews that it was neither trained nor chosen on, or return what was found before.
+
+    Args:
+        system: Which one; `train_system` is done with it.
+        run: What the systems of this seed share.
+
+    Returns:
+        Its figures, as written to ``test.json`` in its folder; none where no reviews are left to test on.
+    """
+    file = run.folder / system.key / "test.json"
+    if run.reviews.test is None or file.exists():
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+    model, tokenizer = load_system(system, run)
+    found = _predictor(model, tokenizer, run, file.parent).predict(
+        encode(run.reviews.test, tokenizer, run.preset.max_length)
+    )
+    result = {
+        "test_accuracy": found.metrics["test_accuracy"],
+        "test_cross_entropy": found.metrics["test_loss"],
+        "test_examples": len(run.reviews.test),
+    }
+    write_json(file, result)
+    return result
+
+
 def load_system(system: System, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the trained model of a system, and its tokenizer."""
     return load(str(run.folder / system.key / "model"))
@@ -225,17 +251,26 @@ def _machine() -> dict[str, Any]:
 def _with_teacher_logits(data: dict[str, Dataset], run: Run) -> dict[str, Dataset]:
     """Add the fine-tuned BERT's answers, each review read with BERT's own tokenizer, once for all epochs."""
     teacher, tokenizer = load(str(run.folder / "bert" / "model"))
+    trainer = _predictor(teacher, tokenizer, run, run.folder / "student")
+    texts = {"train": run.reviews.train, "validation": run.reviews.validation}
+    answers = {k: trainer.predict(encode(v, tokenizer, run.preset.max_length)).predictions for k, v in texts.items()}
+    return {k: v.add_column("teacher_logits", answers[k].astype("float32").tolist()) for k, v in data.items()}
+
+
+def _predictor(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: Run, folder: Path
+) -> hfc.DistillationTrainer:
+    """A trainer that only predicts."""
     arguments = hfc.DistillationArguments(
-        output_dir=str(run.folder / "student" / "teacher"),
+        output_dir=str(folder / "predictions"),
+        alpha=0.0,
+        label_loss="cross_entropy",
         per_device_eval_batch_size=32,
         bf16=run.bf16,
         report_to="none",
         **_machine(),
     )
-    trainer = hfc.DistillationTrainer(model=teacher, args=arguments, processing_class=tokenizer)
-    texts = {"train": run.reviews.train, "validation": run.reviews.validation}
-    answers = {k: trainer.predict(encode(v, tokenizer, run.preset.max_length)).predictions for k, v in texts.items()}
-    return {k: v.add_column("teacher_logits", answers[k].astype("float32").tolist()) for k, v in data.items()}
+    return hfc.DistillationTrainer(model=model, args=arguments, processing_class=tokenizer)
 
 
 def _last_checkpoint(folder: Path) -> str | None:
