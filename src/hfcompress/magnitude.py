@@ -1,27 +1,55 @@
-"""Global magnitude pruning, exact to the weight, without a copy of the weights.
+"""Global magnitude pruning, exact to the weight, in about two readings of the weights and one writing.
 
-The weights are compared by the bits of their absolute value: read as an integer, they order finite floats exactly as
-their magnitude does. A radix selection over those integers, 16 bits a pass (one pass for float16 and bfloat16, two for
-float32, four for float64), finds the k-th smallest magnitude by counting alone. Only then is anything written.
+1. A sorted sample of the weights tells a narrow range in which the threshold almost surely lies.
+2. One reading of all weights counts how many are below the range and lists the few inside it: the threshold is one of
+   these. Should the sample have misled, or the list grow too long, the range is changed and the weights read again.
+3. One writing zeroes what is below the threshold, and of the weights equal to it as many as needed, by position.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from functools import reduce
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hfcompress.errors import CompressionError
-from hfcompress.layers import WeightMatrix, check_prunable, select_matrices
+from hfcompress.layers import check_prunable, select_matrices
 from hfcompress.report import SparsityReport, report_of
+from hfcompress.scan import (
+    Array,
+    Found,
+    Piece,
+    bin_shift,
+    chunks_of,
+    common_dtype,
+    count_bins,
+    infinity_key,
+    key_tensor,
+    pieces_of,
+    sample,
+    scan,
+    value_of_key,
+)
 
-_CHUNK = 1 << 17  # weights looked at together: half a megabyte of float32, which stays in a core's cache
-_DIGIT = 16  # bits decided in one pass
-_KEY_TYPE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_SAMPLE = 1 << 19
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What goes of one piece: the ``below`` weights with smaller keys, and the first ``ties`` of the ``equal`` ones."""
+
+    piece: Piece
+    dtype: torch.dtype
+    key: int
+    below: int
+    equal: int
+    ties: int
 
 
 def prune_global_l1(
@@ -73,10 +101,12 @@ def prune_global_l1(
     if count > total:
         raise CompressionError(f"amount={amount} is more than the {total} prunable weights of the model.")
 
-    with torch.no_grad():
-        threshold, ties = _threshold(matrices, count)
-        _zero_up_to(matrices, threshold, ties)
-    return report_of(selection, int(amount) if isinstance(amount, Integral) else float(amount))
+    cuts = _decide(pieces_of(selection.matrices), count)
+    zeros: Counter[str] = Counter()
+    for cut in cuts:
+        _apply(cut)
+        zeros[cut.piece.matrix.name] += cut.below + cut.ties
+    return report_of(selection, zeros, int(amount) if isinstance(amount, Integral) else float(amount))
 
 
 def _check_amount(amount: float | int) -> None:
@@ -92,77 +122,114 @@ def _check_amount(amount: float | int) -> None:
         )
 
 
-def _threshold(matrices: Sequence[WeightMatrix], count: int) -> tuple[int, int]:
-    """Find the key of the ``count``-th smallest magnitude, and how many weights with exactly that key are to go.
+def _decide(pieces: Sequence[Piece], count: int) -> list[_Cut]:
+    """Find what goes of each piece so that ``count`` weights, or all that are zero already, are zero.
 
     Raises:
         CompressionError: A weight is NaN or infinite.
     """
-    dtype = _common_dtype(matrices)
-    digits = dtype.itemsize * 8 // _DIGIT
-    smallest_invalid = int(_keys(torch.tensor([math.inf], dtype=dtype), dtype))
-    prefix, rank = 0, count
-    for digit in range(digits):
-        shift = (digits - 1 - digit) * _DIGIT
-        counts = torch.zeros(1 << _DIGIT, dtype=torch.int64)
-        for matrix in matrices:
-            found = _count_digits(matrix.weight, dtype, prefix, shift)
-            # Infinity is the first key of its leading digit, so the leading digit alone tells (NaN lies above).
-            if digit == 0 and found[smallest_invalid >> shift :].any():
-                raise CompressionError(
-                    f"{matrix.name}.weight contains NaN or infinity, which have no magnitude to compare; "
-                    "repair the weights or leave the module out with exclude=."
-                )
-            counts += found
-        below = counts.cumsum(0)
-        value = int(torch.searchsorted(below, rank))
-        rank -= int(below[value - 1]) if value else 0
-        prefix = prefix << _DIGIT | value
-    return prefix, rank
+    if not pieces:
+        return []
+    dtype = common_dtype(pieces)
+    key, around = _threshold(pieces, dtype, max(count, 1))
+    ties_left = count - sum(below for below, _ in around)
+    cuts = []
+    for piece, (below, equal) in zip(pieces, around, strict=True):
+        ties = equal if key == 0 else min(equal, ties_left)  # no zero ever comes back
+        ties_left -= ties
+        cuts.append(_Cut(piece, dtype, key, below, equal, ties))
+    return cuts
 
 
-def _count_digits(weight: Tensor, dtype: torch.dtype, prefix: int, shift: int) -> Tensor:
-    """Histogram of the 16 key bits above ``shift``, over the weights whose higher bits equal ``prefix``."""
-    counts = torch.zeros(1 << _DIGIT, dtype=torch.int64, device=weight.device)
-    leading = shift + _DIGIT >= dtype.itemsize * 8
-    for chunk in _chunks(weight):
-        keys = _keys(chunk, dtype).reshape(-1)
-        if not leading:
-            keys = keys[keys >> (shift + _DIGIT) == prefix]
-        digits = (keys >> shift) & ((1 << _DIGIT) - 1) if keys.element_size() > 2 else keys
-        counts += torch.bincount(digits, minlength=1 << _DIGIT)
-    return counts.cpu()
+def _threshold(pieces: Sequence[Piece], dtype: torch.dtype, rank: int) -> tuple[int, list[tuple[int, int]]]:
+    """Find the key of the ``rank``-th smallest magnitude, and how many keys of each piece are below and equal to it."""
+    infinity = infinity_key(dtype)
+    smallest, beyond = 0, infinity  # where the threshold is known to be
+    low, high = _guess(sample(pieces, dtype, _SAMPLE), sum(piece.weight.numel() for piece in pieces), rank, infinity)
+    while True:
+        found = scan(pieces, dtype, low, high)
+        _check_finite(pieces, found, infinity)
+        below, inside = sum(one.below for one in found), sum(one.inside for one in found)
+        shift = bin_shift(low, high)
+        if rank <= below and low == 1:
+            return 0, [(0, one.below) for one in found]
+        if rank <= below:  # the sample misled
+            low, high = smallest, low
+        elif rank > below + inside:
+            low, high = high, beyond
+        elif all(one.keys is not None for one in found):
+            listed = np.concatenate([one.keys for one in found if one.keys is not None])
+            key = int(np.partition(listed, rank - below - 1)[rank - below - 1])
+            return key, [_around(one, key, low, high) for one in found]
+        else:
+            bins = np.sum([_bins(one, low, high) for one in found], axis=0)
+            chosen = int(np.searchsorted(np.cumsum(bins), rank - below))
+            if not shift:
+                return low + chosen, [_around(one, low + chosen, low, high) for one in found]
+            low, high = low + (chosen << shift), min(high, low + (chosen + 1 << shift))
+        smallest, beyond = low, high
 
 
-def _zero_up_to(matrices: Sequence[WeightMatrix], threshold: int, ties: int) -> None:
-    """Zero every weight whose key is below the threshold and, in order of position, ``ties`` of those equal to it."""
-    dtype = _common_dtype(matrices)
-    if threshold == 0:  # as many zeros as asked, or more, are there already
+def _guess(keys: Array, total: int, rank: int, infinity: int) -> tuple[int, int]:
+    """A range of keys, narrow but wide enough for the threshold to be in it nearly always."""
+    # Four standard deviations of the number of sampled keys below the threshold; none if all were sampled.
+    margin = 0 if keys.size == total else 4 * math.ceil(math.sqrt(keys.size * rank * (total - rank)) / total + 1)
+    middle = -(-keys.size * rank // total) - 1
+    first, last = max(0, middle - margin), min(keys.size - 1, middle + margin)
+    keys = np.partition(keys, (first, last))
+    low = min(int(keys[first]), infinity - 1) if middle >= margin else 0
+    high = min(int(keys[last]) + 1, infinity) if middle + margin < keys.size else infinity
+    # Of zeros there may be millions, so no list of keys should begin with them: what is below 1 is zero.
+    return (max(low, 1), high) if high > 1 else (0, 1)
+
+
+def _check_finite(pieces: Sequence[Piece], found: Sequence[Found], infinity: int) -> None:
+    for piece, one in zip(pieces, found, strict=True):
+        if one.largest >= infinity:
+            raise CompressionError(
+                f"{piece.matrix.name}.weight contains NaN or infinity, which have no magnitude to compare; "
+                "repair the weights or leave the module out with exclude=."
+            )
+
+
+def _around(found: Found, key: int, low: int, high: int) -> tuple[int, int]:
+    """How many of a piece's keys are below a key of the range, and how many equal to it."""
+    if found.keys is not None:
+        return found.below + int(np.count_nonzero(found.keys < key)), int(np.count_nonzero(found.keys == key))
+    bins = _bins(found, low, high)
+    return found.below + int(bins[: key - low].sum()), int(bins[key - low])
+
+
+def _bins(found: Found, low: int, high: int) -> Array:
+    """The keys inside the range by bin, whether they were listed or not."""
+    if found.bins is not None:
+        return found.bins
+    assert found.keys is not None
+    return count_bins(found.keys, low, high)
+
+
+@torch.no_grad()
+def _apply(cut: _Cut) -> None:
+    """Zero what goes of one piece."""
+    if cut.key == 0 or not cut.below + cut.ties:
         return
-    for matrix in matrices:
-        for chunk in _chunks(matrix.weight):
-            keys = _keys(chunk, dtype)
-            going = keys < threshold
-            if ties:
-                equal = (keys == threshold).reshape(-1).nonzero().squeeze(1)[:ties]
-                going.view(-1)[equal] = True
-                ties -= equal.numel()
-            chunk.masked_fill_(going, 0)
+    weight = cut.piece.weight
+    whole = cut.ties == cut.equal
+    torch.hardshrink(weight, _at_most(value_of_key(cut.key - (not whole), cut.dtype), weight.dtype), out=weight)
+    left = 0 if whole else cut.ties
+    for chunk in chunks_of(cut.piece):
+        if not left:
+            return
+        equal = (key_tensor(chunk, cut.dtype) == cut.key).nonzero().squeeze(1)[:left]
+        going = torch.zeros(chunk.numel(), dtype=torch.bool, device=chunk.device)
+        going[equal] = True
+        chunk.masked_fill_(going.view(chunk.shape), 0)
+        left -= equal.numel()
 
 
-def _common_dtype(matrices: Sequence[WeightMatrix]) -> torch.dtype:
-    return reduce(torch.promote_types, (matrix.weight.dtype for matrix in matrices))
-
-
-def _chunks(weight: Tensor) -> Iterator[Tensor]:
-    """Views of the matrix, in row order whatever its memory layout."""
-    if not weight.numel():
-        return iter(())
-    if weight.is_contiguous():
-        return iter(torch.split(weight.detach().view(-1), _CHUNK))
-    return iter(torch.split(weight.detach(), max(1, _CHUNK * weight.shape[0] // weight.numel())))
-
-
-def _keys(chunk: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bits of the absolute values as non-negative integers, contiguous."""
-    return chunk.to(dtype).abs().contiguous().view(_KEY_TYPE[dtype.itemsize])
+def _at_most(value: float, dtype: torch.dtype) -> float:
+    """The largest number of a dtype that is not above the value."""
+    rounded = torch.tensor([value], dtype=torch.float64).to(dtype)
+    if rounded.item() <= value:
+        return rounded.item()
+    return value_of_key(int(key_tensor(rounded, dtype)) - 1, dtype)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hfcompress.errors import CompressionError
 from hfcompress.layers import select_matrices
-from hfcompress.report import align, report_of
+from hfcompress.report import align, count_zeros, report_of
 
 Inputs = Mapping[str, Tensor]
 
@@ -235,7 +235,8 @@ def _inputs_of(
 
 
 def _size(model: nn.Module) -> dict[str, Any]:
-    report = report_of(select_matrices(model))
+    selection = select_matrices(model)
+    report = report_of(selection, count_zeros(selection.matrices))
     stored = {(t.device, t.data_ptr(), t.shape) if t.numel() else id(t): t for t in model.state_dict().values()}
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from hfcompress.layers import Selection, check_prunable, select_matrices
+from hfcompress.layers import PRUNABLE_DTYPES, Selection, WeightMatrix, check_prunable, select_matrices
+from hfcompress.scan import common_dtype, pieces_of, scan
 
 
 @dataclass(frozen=True)
@@ -124,17 +124,26 @@ def sparsity_report(
     """
     selection = select_matrices(model, include, exclude)
     check_prunable(model, selection)
-    return report_of(selection)
+    return report_of(selection, count_zeros(selection.matrices))
 
 
-def report_of(selection: Selection, amount: float | int | None = None) -> SparsityReport:
-    """Count the zeros of matrices that were already selected and checked."""
+def count_zeros(matrices: Iterable[WeightMatrix]) -> dict[str, int]:
+    """Count the zeros of each matrix, by its name; the matrices may be of any dtype."""
+    matrices = list(matrices)
+    zeros = {m.name: int((m.weight == 0).sum()) for m in matrices if m.weight.dtype not in PRUNABLE_DTYPES}
+    pieces = pieces_of(m for m in matrices if m.name not in zeros)
+    for piece, found in zip(pieces, scan(pieces, common_dtype(pieces), 0, 1), strict=True):
+        zeros[piece.matrix.name] = zeros.get(piece.matrix.name, 0) + found.inside
+    return zeros
+
+
+def report_of(selection: Selection, zeros: Mapping[str, int], amount: float | int | None = None) -> SparsityReport:
+    """Make the report of matrices whose zeros were counted, by name; an empty matrix may be left out."""
     layers = []
     for matrix in selection.matrices:
-        weight = matrix.weight.detach()
-        zeros = weight.numel() - int(torch.count_nonzero(weight))
+        weight = matrix.weight
         dtype = str(weight.dtype).removeprefix("torch.")
-        layers.append(LayerSparsity(matrix.name, tuple(weight.shape), dtype, weight.numel(), zeros))
+        layers.append(LayerSparsity(matrix.name, tuple(weight.shape), dtype, weight.numel(), zeros.get(matrix.name, 0)))
     return SparsityReport(tuple(layers), selection.not_covered, amount)
 
 
