@@ -1,14 +1,20 @@
 """KeepSparsity in a stock Trainer: the zeros survive whatever the optimizer does."""
 
+import copy
+import dataclasses
 import warnings
 
+import peft
 import pytest
 import torch
 from architectures import arguments, batch, build, rows, same_bits, state_of
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.nn.utils import prune
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfcompress import CompressionError, KeepSparsity, prune_global_l1, sparsity_report
+from hfcompress import CompressionError, GradualPruning, KeepSparsity, prune_global_l1, sparsity_report
 from hfcompress.layers import select_matrices
 
 DATA = rows(batch(40))
@@ -180,3 +186,258 @@ def test_nothing_is_added_to_the_model_or_its_files(tmp_path):
     assert [name for name, _ in model.named_modules()] == modules
     loaded = type(model).from_pretrained(tmp_path / "checkpoint-2")
     assert sparsity_report(loaded).zeros == sparsity_report(model).zeros == round(0.5 * sparsity_report(model).weights)
+
+
+names = {field.name for field in dataclasses.fields(TrainingArguments)}
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+
+
+def settings_that_move_weights():
+    """Trainer arguments that change how an optimizer step comes about."""
+    return {
+        "fused": {"optim": "adamw_torch_fused"},
+        "plain": {"optim": "adamw_torch", "optim_args": "foreach=False,fused=False"},
+        "foreach": {"optim": "adamw_torch", "optim_args": "foreach=True"},
+        "momentum": {"optim": "sgd", "optim_args": "momentum=0.9,nesterov=True", "learning_rate": 0.1},
+        "bf16 autocast": {"bf16": True},
+        "gradient checkpointing": {CHECKPOINTING: True},
+        "torch.compile": {"torch_compile": True, "torch_compile_backend": "eager"},
+        "accumulation with clipping": {"gradient_accumulation_steps": 4, "max_grad_norm": 0.01},
+    }
+
+
+@pytest.mark.parametrize("settings", settings_that_move_weights().values(), ids=settings_that_move_weights())
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_no_setting_brings_a_weight_back(architecture, settings, tmp_path):
+    model = pruned(architecture)
+    zeros = zeros_of(model)
+    train(model, tmp_path, KeepSparsity(), max_steps=4, **settings)
+    assert come_back(model, zeros) == 0
+
+
+def test_the_best_model_has_the_zeros_too(tmp_path):
+    model = pruned()
+    zeros = zeros_of(model)
+    trainer = train_with_evaluation(model, tmp_path, KeepSparsity())
+    assert trainer.state.best_model_checkpoint
+    assert come_back(model, zeros) == 0
+
+
+def train_with_evaluation(model, directory, *callbacks, compute_metrics=None, **overrides):
+    settings = {
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 1,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "load_best_model_at_end": True,
+        "per_device_train_batch_size": 4,
+    } | overrides
+    args = arguments(TrainingArguments, directory, **settings)
+    data = {"train_dataset": DATA, "eval_dataset": DATA[:8]}
+    trainer = Trainer(model=model, args=args, callbacks=list(callbacks), compute_metrics=compute_metrics, **data)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_loop_of_ones_own_keeps_the_zeros_like_torchs_masks(momentum):
+    """The reference: `torch.nn.utils.prune` masks the forward pass and the gradient."""
+    ours = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    prune_global_l1(ours, 0.5)
+    theirs = copy.deepcopy(ours)
+    for layer in (theirs[0], theirs[2]):
+        prune.custom_from_mask(layer, "weight", (layer.weight != 0).float())
+    inputs = torch.randn(16, 6)
+    keep = KeepSparsity()
+    keep.read(ours)
+    for model, after_step in ((ours, keep.apply), (theirs, lambda: None)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+        for _ in range(5):
+            model(inputs).square().sum().backward()
+            optimizer.step()
+            after_step()
+            optimizer.zero_grad()
+    assert torch.allclose(ours(inputs), theirs(inputs), atol=1e-6)
+    assert sparsity_report(ours).zeros == 36
+
+
+def test_adapters_are_not_frozen_at_the_zero_they_start_from(tmp_path):
+    """LoRA's second matrix is zero before training; held at zero, it would learn nothing."""
+    model = pruned()
+    zeros = zeros_of(model)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"]))
+    second = [parameter for name, parameter in tuned.named_parameters() if "lora_B" in name]
+    assert all(parameter.detach().count_nonzero() == 0 for parameter in second)
+    train(tuned, tmp_path, KeepSparsity(), max_steps=3)
+    assert all(parameter.detach().count_nonzero() == parameter.numel() for parameter in second)
+    merged = tuned.merge_and_unload()
+    back = {name: int((merged.get_submodule(name).weight[mask] != 0).sum()) for name, mask in zeros.items()}
+    assert back["bert.encoder.layer.0.attention.self.query"] > 0  # what the documentation says of merging
+    assert back["bert.encoder.layer.0.attention.self.key"] == 0
+
+
+# GradualPruning
+
+
+def ideal(schedule, amount, k, n):
+    return amount * {"cubic": 1 - (1 - k / n) ** 3, "linear": k / n, "one-shot": 1}[schedule]
+
+
+@pytest.mark.parametrize("schedule", ["cubic", "linear", "one-shot"])
+@pytest.mark.parametrize("lasting", [{"max_steps": 10}, {"num_train_epochs": 2, "per_device_train_batch_size": 8}])
+@pytest.mark.parametrize("amount", [0.6, 1000])
+def test_the_sparsity_follows_the_schedule_and_ends_at_the_amount(schedule, lasting, amount, tmp_path):
+    model = build()
+    weights = sparsity_report(model).weights
+    seen = Watch()
+    gradual = GradualPruning(amount, start=0.2, end=0.8, every=0.2, schedule=schedule)
+    trainer = train(model, tmp_path, gradual, seen, logging_strategy="steps", logging_steps=1, **lasting)
+    assert trainer.state.max_steps == 10
+    count = amount if isinstance(amount, int) else round(amount * weights)
+    times = [2] if schedule == "one-shot" else [2, 4, 6, 8]
+    for step, zeros in enumerate(seen.zeros):
+        done = sum(time <= step for time in times)
+        assert zeros == pytest.approx(ideal(schedule, count, done, len(times)) if done else 0, abs=1)
+    assert sparsity_report(model).zeros == seen.zeros[-1] == count
+    logged = {
+        entry["step"]: entry["sparsity"]
+        for entry in trainer.state.log_history
+        if "loss" in entry and "sparsity" in entry
+    }
+    assert logged == {step: seen.zeros[step - 1] / weights for step in range(3, 11)}
+    pruned_at = [entry["step"] for entry in trainer.state.log_history if set(entry) == {"sparsity", "epoch", "step"}]
+    assert pruned_at == times
+
+
+class Watch(TrainerCallback):
+    """Counts zeros after each optimizer step, and checks that none of them comes back."""
+
+    def __init__(self):
+        self.zeros = []
+        self.masks = {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        model = kwargs["model"]
+        assert come_back(model, self.masks) == 0
+        self.masks = zeros_of(model)
+        self.zeros.append(sum(int(mask.sum()) for mask in self.masks.values()))
+
+
+@given(
+    st.sampled_from(["cubic", "linear", "one-shot"]),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.one_of(st.none(), st.integers(1, 50), st.floats(0.001, 0.999)),
+    st.integers(1, 3000),
+    st.one_of(st.floats(0, 0.99), st.integers(0, 10**9)),
+)
+def test_every_plan_ascends_to_the_amount_within_the_training(schedule, one, other, every, max_steps, amount):
+    start, end = sorted((one, other))
+    plan = GradualPruning(amount, start=start, end=end, every=every, schedule=schedule).plan(max_steps)
+    steps, amounts = zip(*plan, strict=True)
+    assert amounts[-1] == amount
+    assert all(type(part) is type(amount) for part in amounts)
+    assert list(amounts) == sorted(amounts)
+    assert list(steps) == sorted(set(steps))
+    assert 0 <= steps[0] <= steps[-1] <= max_steps - 1
+    assert steps[-1] <= max(round(end * max_steps), 0)
+    if every is None:
+        assert len(plan) <= 100
+
+
+def test_a_resumed_training_goes_on_with_the_same_schedule(tmp_path):
+    chosen = {"start": 0.1, "end": 0.9, "every": 0.2, "schedule": "linear"}
+    saving = {"save_strategy": "steps", "save_steps": 6}
+    whole, first, resumed = build(), build(), build(seed=1)
+    train(whole, tmp_path / "whole", GradualPruning(0.5, **chosen), max_steps=10)
+    with pytest.warns(UserWarning, match="only after training had ended"):
+        stopped = train(first, tmp_path / "parts", GradualPruning(0.5, **chosen), Stop(6), max_steps=10, **saving)
+    assert stopped.state.global_step == 6
+    trainer = train(
+        resumed,
+        tmp_path / "parts",
+        GradualPruning(0.5, **chosen),
+        max_steps=10,
+        resume=str(tmp_path / "parts" / "checkpoint-6"),
+        **saving,
+    )
+    assert same_bits(resumed.state_dict(), whole.state_dict())
+    assert [entry["step"] for entry in trainer.state.log_history if set(entry) == {"sparsity", "epoch", "step"}] == [
+        1,
+        3,
+        5,
+        7,
+        9,
+    ]
+
+
+class Stop(TrainerCallback):
+    """Ends the training early."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def test_a_training_that_stops_early_ends_at_the_amount_with_a_warning(tmp_path):
+    model = build()
+    with pytest.warns(UserWarning, match=r"pruned only after training had ended.* step 3 of 10.* planned for step 7"):
+        train(model, tmp_path, GradualPruning(0.5), Stop(3), max_steps=10)
+    report = sparsity_report(model)
+    assert report.zeros == round(0.5 * report.weights)
+
+
+def test_the_best_model_is_one_of_the_final_sparsity(tmp_path):
+    """By a metric that falls with each evaluation, the first model of all would be the best."""
+    model, scores = build(), iter(range(0, -100, -1))
+    trainer = train_with_evaluation(
+        model,
+        tmp_path,
+        GradualPruning(0.8, start=0.0, end=0.6, every=1, schedule="linear"),
+        compute_metrics=lambda _: {"score": next(scores)},
+        metric_for_best_model="score",
+        greater_is_better=True,
+        max_steps=10,
+    )
+    assert trainer.state.best_global_step == 7  # the last pruning is before the seventh step
+    assert "checkpoint-7" in trainer.state.best_model_checkpoint
+    report = sparsity_report(model)
+    assert report.zeros == round(0.8 * report.weights)
+    assert same_bits(type(model).from_pretrained(trainer.state.best_model_checkpoint).state_dict(), model.state_dict())
+
+
+def test_weights_that_were_zero_before_stay_zero_and_count(tmp_path):
+    model = pruned(amount=0.3)
+    zeros = zeros_of(model)
+    seen = Watch()
+    train(model, tmp_path, GradualPruning(0.5, schedule="linear", every=1, end=0.8), seen, max_steps=5)
+    weights = sparsity_report(model).weights
+    assert seen.zeros == [round(part * weights) for part in (0.3, 0.3, 0.3, 0.4, 0.5)]
+    assert come_back(model, zeros) == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"amount": 1.5}, r"amount=1\.5 must be a float in \[0, 1\)"),
+        ({"start": -0.1}, r"start=-0\.1 and end=0\.7 must be fractions"),
+        ({"start": 0.8}, r"start=0\.8 and end=0\.7"),
+        ({"end": "all"}, r"end='all'"),
+        ({"every": 0}, r"every=0 must be a number of optimizer steps"),
+        ({"every": 1.0}, r"every=1\.0"),
+        ({"every": True}, r"every=True"),
+        ({"schedule": "quadratic"}, r"schedule='quadratic' must be one of cubic, linear, one-shot"),
+    ],
+)
+def test_wrong_arguments_of_a_schedule_are_refused(wrong, message):
+    with pytest.raises(CompressionError, match=message):
+        GradualPruning(**({"amount": 0.5} | wrong))
+
+
+def test_a_schedule_for_a_model_with_nothing_to_prune_is_refused_before_training(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(CompressionError, match="has no weight matrix"):
+        GradualPruning(0.5).on_train_begin(args, TrainerState(), TrainerControl(), model=nn.LayerNorm(3))

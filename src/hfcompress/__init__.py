@@ -6,7 +6,7 @@ from hfcompress.magnitude import prune_global_l1
 from hfcompress.measure import Comparison, Measurement, compare, measure
 from hfcompress.report import LayerSparsity, SparsityReport, sparsity_report
 from hfcompress.structured import student_from_teacher
-from hfcompress.training import KeepSparsity
+from hfcompress.training import GradualPruning, KeepSparsity
 
 __version__ = "0.1.0"
 
@@ -15,6 +15,7 @@ __all__ = [
     "CompressionError",
     "DistillationArguments",
     "DistillationTrainer",
+    "GradualPruning",
     "KeepSparsity",
     "LayerSparsity",
     "Measurement",

@@ -106,8 +106,14 @@ def select_matrices(
     return Selection(tuple(matrices), tuple(_not_covered(modules, in_body, adapters)))
 
 
-def check_prunable(model: nn.Module, selection: Selection) -> None:
-    """Raise a `CompressionError` unless every selected matrix holds plain floating-point numbers on a real device."""
+def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = False) -> None:
+    """Raise a `CompressionError` unless every selected matrix holds plain floating-point numbers on a real device.
+
+    Args:
+        model: What the matrices were selected from.
+        selection: The matrices.
+        sharded: Whether matrices sharded over devices are allowed.
+    """
     if not selection.matrices:
         found = f" (not covered: {', '.join(selection.not_covered)})" if selection.not_covered else ""
         raise CompressionError(
@@ -118,9 +124,9 @@ def check_prunable(model: nn.Module, selection: Selection) -> None:
         where, weight = f"{matrix.name}.weight", matrix.weight
         if weight.is_meta:
             raise CompressionError(f"{where} is on the meta device and holds no values; load the weights first.")
-        if isinstance(weight, DTensor):
-            raise CompressionError(f"{where} is sharded over devices (DTensor), which is not supported yet.")
-        plain = type(weight) is nn.Parameter and type(weight.data) is torch.Tensor
+        if isinstance(weight, DTensor) and not sharded:
+            raise CompressionError(f"{where} is sharded over devices (DTensor); prune the model before it is sharded.")
+        plain = isinstance(weight, DTensor) or (type(weight) is nn.Parameter and type(weight.data) is torch.Tensor)
         if weight.dtype not in PRUNABLE_DTYPES or not plain:
             raise CompressionError(
                 f"{where} is quantized ({type(weight).__name__}, {weight.dtype}); prune the model in float32, float64, "

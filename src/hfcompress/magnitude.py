@@ -92,7 +92,7 @@ def prune_global_l1(
         >>> prune_global_l1(model, 0.2).zeros  # of 9216
         1843
     """
-    _check_amount(amount)
+    check_amount(amount)
     selection = select_matrices(model, include, exclude)
     check_prunable(model, selection)
     matrices = selection.matrices
@@ -109,7 +109,8 @@ def prune_global_l1(
     return report_of(selection, zeros, int(amount) if isinstance(amount, Integral) else float(amount))
 
 
-def _check_amount(amount: float | int) -> None:
+def check_amount(amount: float | int) -> None:
+    """Raise a `CompressionError` unless the amount is a fraction in [0, 1) or a number of weights."""
     valid = isinstance(amount, Real) and not isinstance(amount, bool)
     if valid and isinstance(amount, Integral):
         valid = amount >= 0

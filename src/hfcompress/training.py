@@ -1,16 +1,25 @@
-"""Trainer callbacks that keep pruned weights at zero while training goes on."""
+"""Trainer callbacks that prune while training goes on, and keep pruned weights at zero."""
 
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfcompress.errors import CompressionError
 from hfcompress.layers import check_prunable, select_matrices
+from hfcompress.magnitude import check_amount, prune_global_l1
+from hfcompress.report import sparsity_report
+
+Schedule = Literal["cubic", "linear", "one-shot"]
+_PRUNINGS = 100  # how often to prune where nobody said
 
 
 class KeepSparsity(TrainerCallback):
@@ -19,7 +28,7 @@ class KeepSparsity(TrainerCallback):
     The zeros of the prunable weights (see `prune_global_l1`) are read when training begins, after a checkpoint was
     loaded, and written back after each optimizer step, whatever the optimizer, weight decay or momentum did. Costs one
     byte a weight of the matrices that have zeros, while training lasts. Biases, norms, embeddings, the head and
-    adapters are never held.
+    adapters are never held. Weights sharded by FSDP2 are kept shard by shard.
 
     Args:
         include: Shell patterns over module names, as given to `prune_global_l1`.
@@ -29,7 +38,23 @@ class KeepSparsity(TrainerCallback):
         CompressionError: When training begins, for the reasons of `sparsity_report`.
 
     Example:
-        ``Trainer(model=pruned, args=args, train_dataset=data, callbacks=[KeepSparsity()])``
+        ``Trainer(model=pruned, args=args, train_dataset=data, callbacks=[KeepSparsity()])``, or in a loop of one's own:
+
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hfcompress import prune_global_l1, sparsity_report
+        >>> config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+        >>> model = BertForSequenceClassification(config)
+        >>> _ = prune_global_l1(model, 0.2)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> keep = KeepSparsity()
+        >>> keep.read(model)
+        >>> for _ in range(3):
+        ...     model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([1])).loss.backward()
+        ...     optimizer.step()
+        ...     keep.apply()
+        ...     optimizer.zero_grad()
+        >>> sparsity_report(model).zeros
+        1843
     """
 
     def __init__(
@@ -39,15 +64,31 @@ class KeepSparsity(TrainerCallback):
         self.exclude = exclude
         self._zeros: list[tuple[str, nn.Parameter, Tensor]] = []
 
+    def read(self, model: nn.Module) -> None:
+        """Remember which prunable weights are zero; once the model is on its devices, sharded if it is to be.
+
+        Args:
+            model: A model in training; the parameters themselves are remembered, not a copy.
+
+        Raises:
+            CompressionError: For the reasons of `sparsity_report`, but for sharded weights.
+        """
+        selection = select_matrices(model, self.include, self.exclude)
+        check_prunable(model, selection, sharded=True)
+        zeros = ((matrix.name, matrix.weight, _values(matrix.weight) == 0) for matrix in selection.matrices)
+        self._zeros = [(name, weight, mask) for name, weight, mask in zeros if mask.any()]
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Set the weights that were zero when `read` was called to zero again, in place."""
+        for _, weight, mask in self._zeros:
+            _values(weight).masked_fill_(mask, 0)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the zeros."""
-        model = kwargs["model"]
-        selection = select_matrices(model, self.include, self.exclude)
-        check_prunable(model, selection)
-        zeros = ((matrix.name, matrix.weight, matrix.weight.detach() == 0) for matrix in selection.matrices)
-        self._zeros = [(name, weight, mask) for name, weight, mask in zeros if mask.any()]
+        self.read(kwargs["model"])
         if not self._zeros:
             warnings.warn(
                 "KeepSparsity has nothing to keep: no prunable weight is zero; prune the model before training.",
@@ -58,13 +99,13 @@ class KeepSparsity(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write the zeros back."""
-        self._write_back()
+        self.apply()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check once more: some optimizers keep a copy of the weights and write it back at the end."""
-        revived = {name: int(weight.detach()[mask].count_nonzero()) for name, weight, mask in self._zeros}
+        revived = {name: int(_values(weight)[mask].count_nonzero()) for name, weight, mask in self._zeros}
         revived = {name: count for name, count in revived.items() if count}
         if revived:
             warnings.warn(
@@ -73,10 +114,171 @@ class KeepSparsity(TrainerCallback):
                 "them, so the last steps were trained with other weights than the result has.",
                 stacklevel=2,
             )
-            self._write_back()
+            self.apply()
         self._zeros = []
 
-    @torch.no_grad()
-    def _write_back(self) -> None:
-        for _, weight, mask in self._zeros:
-            weight.masked_fill_(mask, 0)
+
+class GradualPruning(KeepSparsity):
+    """Prune during training, a little at a time, and keep the zeros in between.
+
+    The weights are pruned by `prune_global_l1` before the first training step of each pruning; n prunings are spread
+    evenly from ``start`` to ``end``. After the k-th the sparsity is
+
+    - ``"cubic"``: ``amount * (1 - (1 - k / n) ** 3)``, much at first and ever less (Zhu & Gupta 2017,
+      https://arxiv.org/abs/1710.01878, equation 1, from sparsity 0);
+    - ``"linear"``: ``amount * k / n``, equal steps: iterative pruning;
+    - ``"one-shot"``: ``amount``, in a single pruning at ``start``.
+
+    The last pruning is to exactly ``amount``. The sparsity is added to the trainer's log (``"sparsity"``). A resumed
+    training goes on with the same schedule. Whenever more is pruned, the best metric so far is forgotten, so that
+    ``load_best_model_at_end`` and early stopping compare models of the final sparsity only.
+
+    Args:
+        amount: As for `prune_global_l1`: a fraction of the prunable weights in [0, 1), or a number of them.
+        start: When to prune first, as a fraction of the training's optimizer steps.
+        end: When to prune last; what remains of the training is for the final sparsity.
+        every: Optimizer steps from one pruning to the next; a float below 1 is a fraction of the training. By default
+            there are up to 100 prunings.
+        schedule: ``"cubic"``, ``"linear"`` or ``"one-shot"``.
+        include: Shell patterns over module names, as for `prune_global_l1`.
+        exclude: Shell patterns for modules to leave out.
+
+    Raises:
+        CompressionError: At once for a wrong argument; when training begins, for the reasons of `prune_global_l1`.
+
+    Example:
+        Five per cent at a time to twenty, with a fifth of the training after each pruning and two fifths at the end:
+        ``callbacks=[GradualPruning(0.2, schedule="linear", start=0.0, end=0.6, every=0.2)]``.
+
+        >>> GradualPruning(0.2, schedule="linear", start=0.0, end=0.6, every=0.2).plan(max_steps=1000)
+        [(0, 0.05), (200, 0.1), (400, 0.15000000000000002), (600, 0.2)]
+    """
+
+    def __init__(
+        self,
+        amount: float | int,
+        *,
+        start: float = 0.0,
+        end: float = 0.7,
+        every: float | int | None = None,
+        schedule: Schedule = "cubic",
+        include: Sequence[str] | str | None = None,
+        exclude: Sequence[str] | str | None = None,
+    ) -> None:
+        super().__init__(include=include, exclude=exclude)
+        check_amount(amount)
+        if not (_is_number(start) and _is_number(end) and 0 <= start <= end <= 1):
+            raise CompressionError(
+                f"start={start!r} and end={end!r} must be fractions of the training, 0 <= start <= end <= 1."
+            )
+        steps = isinstance(every, Integral) and not isinstance(every, bool) and every >= 1
+        if not (every is None or steps or (_is_number(every) and not isinstance(every, Integral) and 0 < every < 1)):
+            raise CompressionError(
+                f"every={every!r} must be a number of optimizer steps (an int of at least 1), or a fraction of the "
+                "training (a float between 0 and 1)."
+            )
+        if schedule not in get_args(Schedule):
+            raise CompressionError(f"schedule={schedule!r} must be one of {', '.join(get_args(Schedule))}.")
+        self.amount = amount
+        self.start = start
+        self.end = end
+        self.every = every
+        self.schedule = schedule
+        self._plan: list[tuple[int, float | int]] = []
+        self._reached = 0  # prunings done
+        self._sparsity: float | None = None
+
+    def plan(self, max_steps: int) -> list[tuple[int, float | int]]:
+        """Return the prunings of a training.
+
+        Args:
+            max_steps: Optimizer steps of the whole training.
+
+        Returns:
+            For each pruning, the number of optimizer steps before it and what `prune_global_l1` is asked for.
+        """
+        last = min(round(self.end * max_steps), max_steps - 1)
+        first = min(round(self.start * max_steps), last)
+        if self.schedule == "one-shot":
+            return [(first, self.amount)]
+        if self.every is None:
+            gap = -(-(last - first) // (_PRUNINGS - 1))
+        else:
+            gap = int(self.every) if isinstance(self.every, Integral) else round(self.every * max_steps)
+        steps = [*range(first, last, max(1, gap)), last]
+        parts = [k / len(steps) for k in range(1, len(steps) + 1)]
+        if self.schedule == "cubic":
+            parts = [1 - (1 - part) ** 3 for part in parts]
+        amounts = [self.amount * part for part in parts]
+        whole = isinstance(self.amount, Integral)
+        return [(step, round(amount) if whole else amount) for step, amount in zip(steps, amounts, strict=True)]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the model, make the plan, and read the zeros that are there."""
+        model = kwargs["model"]
+        check_prunable(model, select_matrices(model, self.include, self.exclude))
+        self._plan = self.plan(state.max_steps)
+        self._reached = 0
+        self._sparsity = None
+        self.read(model)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Prune, if it is time; after a resume, to what the plan asks for by now."""
+        reached = bisect_right([step for step, _ in self._plan], state.global_step)
+        if reached > self._reached:
+            self._reached = reached
+            self._prune(kwargs["model"], self._plan[reached - 1][1], state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the sparsity to what is logged."""
+        if self._sparsity is not None:
+            for entry in (logs, state.log_history[-1] if state.log_history else None):
+                if entry is not None:
+                    entry["sparsity"] = self._sparsity
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See that the model ends with the sparsity asked, also if training was stopped early."""
+        super().on_train_end(args, state, control, **kwargs)
+        zeros = sparsity_report(kwargs["model"], include=self.include, exclude=self.exclude).zeros
+        report = prune_global_l1(kwargs["model"], self.amount, include=self.include, exclude=self.exclude)
+        if report.zeros > zeros:
+            warnings.warn(
+                f"{report.zeros - zeros} weights were pruned only after training had ended, to reach amount="
+                f"{self.amount}: it was stopped at step {state.global_step} of {state.max_steps}, and the last pruning "
+                f"was planned for step {self._plan[-1][0]}. Train on with KeepSparsity, or let it end earlier.",
+                stacklevel=2,
+            )
+
+    def _prune(self, model: nn.Module, amount: float | int, state: TrainerState) -> None:
+        before = sparsity_report(model, include=self.include, exclude=self.exclude).zeros
+        report = prune_global_l1(model, amount, include=self.include, exclude=self.exclude)
+        self._sparsity = report.sparsity
+        self.read(model)
+        if report.zeros > before:
+            state.log_history.append(
+                {"sparsity": report.sparsity, "epoch": state.epoch or 0.0, "step": state.global_step}
+            )
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+
+def _values(weight: nn.Parameter) -> Tensor:
+    """The weights that this process holds, sharing memory with the parameter."""
+    values = weight.detach()
+    return values.to_local() if isinstance(values, DTensor) else values
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
