@@ -97,6 +97,8 @@ def test_zeros_are_kept_where_asked_and_lost_where_not(finished):
     assert results["pruned-20-not-kept"]["sparsity_before_training"] == pytest.approx(0.2, abs=1e-4)
     assert results["pruned-20-not-kept"]["sparsity"] < 0.01
     assert results["control"]["sparsity"] == 0
+    assert results["pruned-by-5"]["sparsity_before_training"] == 0
+    assert results["pruned-by-5"]["sparsity"] == pytest.approx(0.2, abs=1e-4)
 
 
 def test_further_training_starts_where_bert_ended(finished):

@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> None:
         preset = replace(preset, reviews=arguments.reviews)
     if len(set(arguments.seeds or ())) != len(arguments.seeds or ()):
         raise UsageError(f"--seeds {arguments.seeds} names a seed twice; name each once.")
-    _quiet()
+    quiet()
     # Imported only now, so that a wrong argument or a missing package is told at once.
     from examples.imdb import report
     from examples.imdb.data import load_reviews
@@ -138,7 +138,7 @@ def _claim(output: Path, settings: dict[str, object]) -> None:
         )
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave the screen to the progress bars and the tables."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets

@@ -59,7 +59,7 @@ def write(runs: list[Run], output: Path, final: bool = False) -> str:
         "settings": json.loads((output / "settings.json").read_text()),
         "models": {name: start.description for name, start in runs[0].starts.items()},
         "seeds": [run.seed for run in runs],
-        "machine": _machine(),
+        "machine": machine(),
         "versions": {"python": platform.python_version()}
         | {p: version(p) for p in ("hfcompress", "torch", "transformers", "accelerate", "datasets", "numpy")},
         "seconds": sum(entry["seconds"] for found in results.values() for one in found for entry in one["history"]),
@@ -105,7 +105,8 @@ def _measure(run: Run) -> hfc.Comparison:
     return hfc.compare(models, inputs, batch_size=run.preset.batch_size)
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Name the processor, its cores, the GPU and the system."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -163,12 +164,17 @@ def _tested(found: list[Result]) -> bool:
 def _interval(found: list[Result], part: str) -> tuple[float, float]:
     values, count = [one[f"{part}_accuracy"] for one in found], found[0][f"{part}_examples"]
     if len(values) == 1:
-        interval = scipy.stats.binomtest(round(values[0] * count), count).proportion_ci(method="wilson")
-    elif len(set(values)) == 1:
+        return interval(values[0], count)
+    if len(set(values)) == 1:
         return values[0], values[0]
-    else:
-        interval = scipy.stats.t.interval(0.95, len(values) - 1, loc=mean(values), scale=scipy.stats.sem(values))
-    return float(interval[0]), float(interval[1])
+    low, high = scipy.stats.t.interval(0.95, len(values) - 1, loc=mean(values), scale=scipy.stats.sem(values))
+    return float(low), float(high)
+
+
+def interval(accuracy: float, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of an accuracy on so many examples."""
+    low, high = scipy.stats.binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def _figures(done: list[System], results: dict[str, list[Result]], output: Path) -> list[str]:
@@ -213,7 +219,7 @@ def _size_picture(done: list[System], results: dict[str, list[Result]], output: 
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     sizes = [results[system.key][0]["bytes_on_disk"] / 1e6 for system in done]
     part = "test" if all(_tested(results[system.key]) for system in done) else "validation"
-    for index, (system, marker) in enumerate(zip(done, "osD^v*P", strict=False)):
+    for index, (system, marker) in enumerate(zip(done, "osD^v*PX", strict=False)):
         found = results[system.key]
         # Pruned models are exactly as large as BERT; side by side they can be told apart.
         aside = sizes[:index].count(sizes[index]) * 0.02 * max(sizes)

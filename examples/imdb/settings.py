@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class System:
         key: Folder name of its results.
         title: Its name in tables and pictures.
         paper: The paper's figure of it, or None for a control that the paper lacks.
-        amount: Fraction of BERT's prunable weights set to zero before fine-tuning goes on, or None.
+        amount: Fraction of the fine-tuned BERT's prunable weights set to zero, or None.
+        pruned: When: all at once before fine-tuning goes on, or a quarter at a time while it does.
         keep: Whether those zeros are kept.
     """
 
@@ -62,6 +64,7 @@ class System:
     title: str
     paper: PaperFigure | None = None
     amount: float | None = None
+    pruned: Literal["at once", "by quarters"] = "at once"
     keep: bool = True
 
 
@@ -83,4 +86,5 @@ SYSTEMS = (
     System("student", "KD student", PaperFigure(5, (0.50, 0.97), (0.62, 0.74), (0.045, 0.03), (0.045, 0.03))),
     System("control", "BERT trained on, nothing pruned"),
     System("pruned-20-not-kept", "BERT pruned 20 %, zeros not kept", amount=0.2, keep=False),
+    System("pruned-by-5", "BERT pruned 5 % at a time to 20 %", amount=0.2, pruned="by quarters"),
 )

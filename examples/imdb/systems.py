@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, set_seed
 
 import hfcompress as hfc
 from examples.imdb.data import Reviews, encode
@@ -124,14 +124,13 @@ def train_system(system: System, run: Run) -> dict[str, Any]:
     }
     if system.key == "student":
         data = _with_teacher_logits(data, run)
-    callbacks = [hfc.KeepSparsity()] if system.amount is not None and system.keep else []
     trainer = EpochTrainer(
         model=model,
         args=_arguments(system, run, folder / "checkpoints"),
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         processing_class=tokenizer,
-        callbacks=callbacks,
+        callbacks=_callbacks(system),
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(EpochLines)
@@ -210,9 +209,18 @@ def _starting_point(system: System, run: Run) -> tuple[PreTrainedModel, PreTrain
     if system.key in run.starts:
         return run.starts[system.key].make()
     model, tokenizer = load(str(run.folder / "bert" / "model"))
-    if system.amount is not None:
+    if system.amount is not None and system.pruned == "at once":
         hfc.prune_global_l1(model, system.amount)
     return model, tokenizer
+
+
+def _callbacks(system: System) -> list[TrainerCallback]:
+    if system.amount is None or not system.keep:
+        return []
+    if system.pruned == "by quarters":
+        # Of five epochs, the first four begin with a pruning.
+        return [hfc.GradualPruning(system.amount, schedule="linear", start=0.0, end=0.6, every=0.2)]
+    return [hfc.KeepSparsity()]
 
 
 def _arguments(system: System, run: Run, folder: Path) -> hfc.DistillationArguments:
@@ -239,11 +247,12 @@ def _arguments(system: System, run: Run, folder: Path) -> hfc.DistillationArgume
         report_to="none",
         disable_tqdm=False,
         seed=run.seed,
-        **_machine(),
+        **machine_arguments(),
     )
 
 
-def _machine() -> dict[str, Any]:
+def machine_arguments() -> dict[str, Any]:
+    """Training arguments that depend on whether there is a GPU."""
     gpu = torch.accelerator.is_available()
     return {"use_cpu": not gpu, "dataloader_pin_memory": gpu}
 
@@ -268,7 +277,7 @@ def _predictor(
         per_device_eval_batch_size=32,
         bf16=run.bf16,
         report_to="none",
-        **_machine(),
+        **machine_arguments(),
     )
     return hfc.DistillationTrainer(model=model, args=arguments, processing_class=tokenizer)
 
