@@ -55,7 +55,7 @@ def part(tensors, start, stop):
 
 
 def objective(logits, taught, labels, alpha=0.5, teacher="mse", label="mse", temperature=1.0):
-    """The loss of DESIGN.md, written from its words."""
+    """The loss, written from its formula."""
     p, q = logits.softmax(-1), taught.softmax(-1)
     from_teacher = {
         "mse": lambda: ((p - q) ** 2).mean(),
@@ -379,11 +379,111 @@ def test_label_counts_that_differ_are_refused_with_both(tmp_path):
     [{"num_labels": 1}, {"problem_type": "regression"}, {"problem_type": "multi_label_classification"}],
     ids=str,
 )
-def test_a_head_for_anything_but_one_label_is_refused(config, who, tmp_path):
+def test_models_that_answer_different_questions_are_refused(config, who, tmp_path):
     models = dict(zip(("student", "teacher"), student_and_teacher(), strict=True))
     models[who] = build(**({"num_labels": LABELS} | config), seed=3)
-    with pytest.raises(CompressionError, match=r"num_labels=|labels"):
+    with pytest.raises(CompressionError, match=r"problem_type is .*single_label_classification"):
         make(models["student"], models["teacher"], tmp_path)
+
+
+PROBLEMS = {
+    "multi-label": ({"problem_type": "multi_label_classification", "num_labels": 4}, (4,)),
+    "regression": ({"num_labels": 1}, ()),
+    "regression of three": ({"problem_type": "regression", "num_labels": 3}, (3,)),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_other_problems_train_and_evaluate_as_their_formulas_say(name, architecture, tmp_path):
+    """The task's loss is the one that the model's own head computes; five steps are those of a plain loop."""
+    config, shape = PROBLEMS[name]
+    multi = name == "multi-label"
+    student, teacher = (build(architecture, seed=seed, **config) for seed in (1, 2))
+    data = batch(24)
+    generator = torch.Generator().manual_seed(0)
+    data["labels"] = torch.randn((24, *shape), generator=generator)
+    if multi:
+        data["labels"] = (data["labels"] > 0).float()
+    plain = copy.deepcopy(student)
+    kinds = {"teacher_loss": "kl", "label_loss": "cross_entropy", "temperature": 2.0} if multi else {}
+    settings = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0, "max_steps": 3, "alpha": 0.3} | kinds
+    trainer = make(student, teacher, tmp_path, data, args=settings)
+    trainer.train()
+
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for start in (0, 8, 16):
+        part = {key: value[start : start + 8] for key, value in data.items()}
+        labels = part.pop("labels")
+        ours, theirs = plain(**part).logits, teacher(**part).logits
+        if multi:
+            p, q = ours.div(2).sigmoid(), theirs.div(2).sigmoid()
+            taught = 4 * (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).mean()
+            labelled = torch.nn.functional.binary_cross_entropy(ours.sigmoid(), labels)
+        else:
+            taught = (ours - theirs).square().mean()
+            labelled = (ours - labels.view_as(ours)).square().mean()
+        (0.3 * taught + 0.7 * labelled).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(student.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+    metrics = trainer.evaluate()
+    with torch.no_grad():
+        own = student.eval()(**data)
+        taught = teacher(**{key: value for key, value in data.items() if key != "labels"}).logits
+    assert metrics["eval_loss"] == pytest.approx(own.loss.item(), rel=1e-4)
+    if multi:
+        right = (own.logits > 0) == (data["labels"] > 0.5)
+        assert metrics["eval_accuracy"] == pytest.approx(right.float().mean().item(), abs=1e-6)
+        agreed = (own.logits > 0) == (taught > 0)
+        assert metrics["eval_agreement"] == pytest.approx(agreed.float().mean().item(), abs=1e-6)
+    else:
+        assert "eval_accuracy" not in metrics
+        assert "eval_agreement" not in metrics
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"teacher_loss": "kl"}, {"label_loss": "cross_entropy"}, {"label_smoothing_factor": 0.1}]
+)
+def test_losses_about_classes_are_refused_for_a_regression_head(wrong, tmp_path):
+    with pytest.raises(CompressionError, match="regression head"):
+        make(build(num_labels=1), build(num_labels=1, seed=1), tmp_path, args=wrong)
+
+
+def test_the_log_shows_both_terms(tmp_path):
+    """Means over the examples since the last log; together they are the logged loss."""
+    student, teacher = student_and_teacher()
+    settings = {"logging_strategy": "steps", "logging_steps": 2, "alpha": 0.3, "label_loss": "cross_entropy"}
+    trainer = make(student, teacher, tmp_path, args=settings)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(entries) == 2
+    for entry in entries:
+        total = 0.3 * entry["teacher_term"] + 0.7 * entry["label_term"]
+        assert total == pytest.approx(entry["loss"], abs=1e-4)
+        assert entry["label_term"] > 0.5
+        assert 0 < entry["teacher_term"] < 0.5
+
+
+def test_a_teacher_may_compute_in_a_dtype_of_its_own(tmp_path):
+    student, teacher = student_and_teacher()
+    reference = copy.deepcopy(teacher)
+    trainer = make(student, teacher, tmp_path, args={"teacher_dtype": "bfloat16"})
+    assert {parameter.dtype for parameter in trainer.teacher.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    trainer.train()
+    exact = make(student, reference, tmp_path).evaluate()["eval_distillation_loss"]
+    assert trainer.evaluate()["eval_distillation_loss"] == pytest.approx(exact, rel=0.02)
+
+
+def test_a_label_outside_the_classes_is_refused_by_value(tmp_path):
+    student, teacher = student_and_teacher()
+    data = batch(8, num_labels=LABELS)
+    data["labels"][3] = -100
+    with pytest.raises(CompressionError, match=r"label -100 is none of the 3 classes"):
+        make(student, teacher, tmp_path, data).train()
 
 
 # Without teacher, without labels
@@ -653,6 +753,7 @@ def test_a_student_made_by_model_init_is_held_to_the_same_rules(tmp_path):
         *(("temperature", value) for value in (0.0, -1.0, float("nan"), float("inf"))),
         ("teacher_loss", "cosine"),
         ("label_loss", "kl"),
+        ("teacher_dtype", "int8"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_value(name, value, tmp_path):

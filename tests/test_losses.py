@@ -58,6 +58,80 @@ def test_label_losses_follow_their_formulas(logits, data, smoothing):
     np.testing.assert_allclose(label_loss(*tensors, "cross_entropy", smoothing).numpy(), cross_entropy, **CLOSE)
 
 
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
+MILD = hnp.arrays(np.float32, st.shared(SHAPES, key="shape"), elements=st.floats(-10, 10, width=32))
+
+
+@given(MILD, MILD, st.sampled_from([0.5, 1.0, 3.0]))
+def test_with_several_labels_each_is_a_distribution_of_its_own(student, teacher, temperature):
+    tensors, problem = (torch.from_numpy(student), torch.from_numpy(teacher)), "multi_label_classification"
+    brier = ((sigmoid(student) - sigmoid(teacher)) ** 2).mean(-1)
+    np.testing.assert_allclose(teacher_loss(*tensors, "mse", problem=problem).numpy(), brier, **CLOSE)
+    squared = ((student.astype(np.float64) - teacher) ** 2).mean(-1)
+    np.testing.assert_allclose(teacher_loss(*tensors, "mse_logits", problem=problem).numpy(), squared, **CLOSE)
+    p, q = sigmoid(student / temperature), sigmoid(teacher / temperature)
+    divergence = temperature**2 * (q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))).mean(-1)
+    found = teacher_loss(*tensors, "kl", temperature, problem).numpy()
+    np.testing.assert_allclose(found, divergence, rtol=1e-3, atol=1e-5 * temperature**2)
+
+
+@given(MILD, st.data(), st.sampled_from([0.0, 0.2]))
+def test_label_losses_with_several_labels_follow_their_formulas(logits, data, smoothing):
+    labels = data.draw(hnp.arrays(np.float32, logits.shape, elements=st.sampled_from([0.0, 1.0])))
+    target = labels * (1 - smoothing) + smoothing / 2
+    tensors, problem = (torch.from_numpy(logits), torch.from_numpy(labels)), "multi_label_classification"
+    brier = ((sigmoid(logits) - target) ** 2).mean(-1)
+    np.testing.assert_allclose(label_loss(*tensors, "mse", smoothing, problem).numpy(), brier, **CLOSE)
+    p = sigmoid(logits)
+    cross_entropy = -(target * np.log(p) + (1 - target) * np.log(1 - p)).mean(-1)
+    found = label_loss(*tensors, "cross_entropy", smoothing, problem).numpy()
+    np.testing.assert_allclose(found, cross_entropy, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3,)])
+def test_in_regression_both_losses_are_the_squared_error(shape):
+    logits, other, labels = torch.randn(3, 1), torch.randn(3, 1), torch.randn(shape)
+    for kind in ("mse", "mse_logits"):
+        found = teacher_loss(logits, other, kind, problem="regression")
+        torch.testing.assert_close(found, (logits - other).squeeze(1) ** 2)
+    found = label_loss(logits, labels, "mse", problem="regression")
+    torch.testing.assert_close(found, (logits.squeeze(1) - labels.reshape(3)) ** 2)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: teacher_loss(torch.zeros(1, 1), torch.zeros(1, 1), "kl", problem="regression"),
+        lambda: label_loss(torch.zeros(1, 1), torch.zeros(1), "cross_entropy", problem="regression"),
+        lambda: label_loss(torch.zeros(1, 1), torch.zeros(1), "mse", 0.1, problem="regression"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused(refused):
+    with pytest.raises(CompressionError, match="regression head"):
+        refused()
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_labels_of_another_shape_than_the_outputs_are_refused(problem):
+    with pytest.raises(CompressionError, match=r"labels of shape \(3,\) do not fit logits of shape \(3, 2\)"):
+        label_loss(torch.zeros(3, 2), torch.zeros(3), "mse", problem=problem)
+
+
+def test_an_unknown_problem_is_refused_with_the_known_ones():
+    with pytest.raises(CompressionError, match=r"problem_type='ranking' is unknown.*regression"):
+        teacher_loss(torch.zeros(1, 2), torch.zeros(1, 2), problem="ranking")
+
+
+@pytest.mark.parametrize("labels", [[0, -100], [2, 0]])
+@pytest.mark.parametrize("kind", LABEL_LOSSES)
+def test_a_label_outside_the_classes_is_refused_by_value(kind, labels):
+    with pytest.raises(CompressionError, match=r"label (-100|2) is none of the 2 classes"):
+        label_loss(torch.zeros(2, 2), torch.tensor(labels), kind)
+
+
 @pytest.mark.parametrize("kind", TEACHER_LOSSES)
 @given(logits=LOGITS)
 def test_a_student_that_answers_like_its_teacher_has_no_loss(kind, logits):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,19 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hfcompress.errors import CompressionError
 from hfcompress.layers import unwrap
-from hfcompress.losses import LABEL_LOSSES, TEACHER_LOSSES, LabelLoss, TeacherLoss, label_loss, teacher_loss
+from hfcompress.losses import (
+    LABEL_LOSSES,
+    TEACHER_LOSSES,
+    LabelLoss,
+    Problem,
+    TeacherLoss,
+    check_label_loss,
+    check_teacher_loss,
+    label_loss,
+    teacher_loss,
+)
 
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _WEIGHTS = "example_weights"  # added to each training batch: 0 for examples repeated to fill up an epoch's last batch
 
 
@@ -32,6 +43,7 @@ class DistillationArguments(TrainingArguments):
         teacher_loss: ``"mse"`` of the probabilities, ``"mse_logits"`` or ``"kl"``; see `hfcompress.losses`.
         label_loss: ``"mse"`` of the probabilities or ``"cross_entropy"``.
         temperature: Softens both distributions of ``"kl"``; positive.
+        teacher_dtype: In which the teacher computes, for example ``"bfloat16"``; its own if None.
         text_column: Column with the raw text, read where the teacher has a tokenizer of its own.
         teacher_max_length: Tokens at most of a text encoded for such a teacher; its tokenizer's limit if None.
 
@@ -48,6 +60,7 @@ class DistillationArguments(TrainingArguments):
     teacher_loss: TeacherLoss = field(default="mse", metadata={"help": "mse, mse_logits or kl."})
     label_loss: LabelLoss = field(default="mse", metadata={"help": "mse or cross_entropy."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of kl."})
+    teacher_dtype: str | None = field(default=None, metadata={"help": "For example bfloat16."})
     text_column: str = field(default="text", metadata={"help": "Column with the raw text."})
     teacher_max_length: int | None = field(default=None, metadata={"help": "Tokens at most for the teacher."})
 
@@ -64,6 +77,10 @@ class DistillationArguments(TrainingArguments):
             )
         if not (isinstance(self.temperature, Real) and 0 < self.temperature < math.inf):
             raise CompressionError(f"temperature={self.temperature!r} must be a positive, finite number.")
+        if self.teacher_dtype not in (None, *_DTYPES):
+            raise CompressionError(
+                f"teacher_dtype={self.teacher_dtype!r} is unknown; choose one of {', '.join(_DTYPES)}."
+            )
         super().__post_init__()
 
 
@@ -82,10 +99,16 @@ class DistillationTrainer(Trainer):
 
     ``evaluate`` gives ``eval_loss``, the cross-entropy, comparable between models however they were trained, and
     ``eval_accuracy``; where all that it needs is at hand ``eval_distillation_loss``, the training objective; and
-    with the teacher's answers ``eval_agreement``, how often both say the same. ``predict`` returns the logits.
+    with the teacher's answers ``eval_agreement``, how often both say the same. ``predict`` returns the logits. While
+    training, the two terms are logged apart as ``teacher_term`` and ``label_term``, each a mean over the examples since
+    the last log.
+
+    With several labels an example (``problem_type="multi_label_classification"``) the probabilities are sigmoids,
+    ``eval_loss`` is the binary cross-entropy, and accuracy and agreement count labels. With a regression head both
+    losses are the squared error, as is ``eval_loss``; there is no accuracy.
 
     Args:
-        model: The student: a single-label sequence classifier.
+        model: The student: a sequence classifier.
         args: `DistillationArguments`.
         teacher: A sequence classifier with the same labels. Not needed where ``alpha`` is 0, the data have
             ``teacher_logits``, or for evaluation.
@@ -93,8 +116,8 @@ class DistillationTrainer(Trainer):
         **kwargs: As for `transformers.Trainer`.
 
     Raises:
-        CompressionError: Student and teacher do not fit: labels, vocabulary, shared parameters; or the arguments are
-            not `DistillationArguments`.
+        CompressionError: Student and teacher do not fit: labels, problem, vocabulary, shared parameters; a loss has no
+            meaning for the problem; or the arguments are not `DistillationArguments`.
 
     Example:
         ``DistillationTrainer(model=student, teacher=teacher, args=args, train_dataset=data).train()``
@@ -122,7 +145,12 @@ class DistillationTrainer(Trainer):
             raise CompressionError(
                 "compute_loss_func cannot be used: the loss is set by alpha, teacher_loss and label_loss."
             )
-        _check_single_label(self.model, "student")
+        self._problem = _problem(self.model, "student")
+        if args.alpha > 0:
+            check_teacher_loss(args.teacher_loss, self._problem)
+        if args.alpha < 1:
+            check_label_loss(args.label_loss, self._problem, args.label_smoothing_factor)
+        self._terms: Tensor | None = None  # sums since the last log: the teacher's term, the labels', examples
         self._label_order = None if teacher is None else _check_pair(self.model, teacher)
 
         self.teacher: nn.Module | None = None
@@ -137,7 +165,8 @@ class DistillationTrainer(Trainer):
                 )
             teacher.requires_grad_(False)
             # Without gradients there is nothing to synchronise, so no wrapper is needed: a plain move will do.
-            self.teacher = teacher.to(args.device).eval()
+            dtype = getattr(torch, args.teacher_dtype) if args.teacher_dtype else None
+            self.teacher = teacher.to(args.device, dtype).eval()
             self._teacher_columns, own = (
                 set(inspect.signature(unwrap(m).forward).parameters) for m in (teacher, self.model)
             )
@@ -214,7 +243,7 @@ class DistillationTrainer(Trainer):
         """
         inputs, labels, weights, teacher_logits = self._split(inputs)
         logits = _logits(model(**inputs))
-        losses = self._objective(logits, labels, teacher_logits())
+        losses = self._objective(logits, labels, teacher_logits(), weights)
         if num_items_in_batch is None:
             loss = losses.mean()
         else:
@@ -236,13 +265,15 @@ class DistillationTrainer(Trainer):
             taught = teacher_logits()
         columns = {}
         if labels is not None:
-            columns["loss"] = label_loss(logits, labels, "cross_entropy")
-            columns["accuracy"] = (logits.argmax(-1) == labels).float()
+            kind: LabelLoss = "mse" if self._problem == "regression" else "cross_entropy"
+            columns["loss"] = label_loss(logits, labels, kind, problem=self._problem)
+            if self._problem != "regression":
+                columns["accuracy"] = _same(_answer(logits, self._problem), labels)
         if (taught is not None or self.args.alpha == 0) and (labels is not None or self.args.alpha == 1):
             columns["distillation_loss"] = self._objective(logits, labels, taught)
             columns.setdefault("loss", columns["distillation_loss"])
-        if taught is not None:
-            columns["agreement"] = (logits.argmax(-1) == taught.argmax(-1)).float()
+        if taught is not None and self._problem != "regression":
+            columns["agreement"] = _same(_answer(logits, self._problem), _answer(taught, self._problem))
         if columns:
             self._evaluated_columns = list(columns)
             table = torch.stack(list(columns.values()), dim=1)
@@ -287,24 +318,42 @@ class DistillationTrainer(Trainer):
         own = {name: value for name, value in inputs.items() if name not in self._teacher_only}
         return own, labels, weights, teacher_logits
 
-    def _objective(self, logits: Tensor, labels: Tensor | None, teacher_logits: Tensor | None) -> Tensor:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the two terms of the loss, as means since the last log."""
+        if "loss" in logs and self._terms is not None:
+            teacher, label, examples = self.accelerator.reduce(self._terms, reduction="sum").tolist()
+            if self.args.alpha > 0:
+                logs["teacher_term"] = teacher / examples
+            if self.args.alpha < 1:
+                logs["label_term"] = label / examples
+            self._terms = None
+        super().log(logs, start_time)
+
+    def _objective(
+        self, logits: Tensor, labels: Tensor | None, teacher_logits: Tensor | None, log_weights: Tensor | None = None
+    ) -> Tensor:
+        """The loss of each example; with weights, its terms are added up for the log."""
         args: DistillationArguments = self.args
-        loss = torch.zeros(len(logits), device=logits.device)
+        taught = labelled = torch.zeros(len(logits), device=logits.device)
         if args.alpha > 0:
             if teacher_logits is None:
                 raise CompressionError(
                     f"alpha={args.alpha} needs a teacher: pass teacher=, keep a 'teacher_logits' column in the data, "
                     "or set alpha=0."
                 )
-            loss = loss + args.alpha * teacher_loss(logits, teacher_logits, args.teacher_loss, args.temperature)
+            taught = teacher_loss(logits, teacher_logits, args.teacher_loss, args.temperature, self._problem)
         if args.alpha < 1:
             if labels is None:
                 raise CompressionError(
                     f"alpha={args.alpha} needs labels and the batch has no 'labels'; label the data or set alpha=1."
                 )
-            smoothing = args.label_smoothing_factor
-            loss = loss + (1 - args.alpha) * label_loss(logits, labels, args.label_loss, smoothing)
-        return loss
+            labelled = label_loss(logits, labels, args.label_loss, args.label_smoothing_factor, self._problem)
+        if log_weights is not None:
+            with torch.no_grad():
+                # No .item() here: it would make the CPU wait for the device at every step.
+                sums = torch.stack([(taught * log_weights).sum(), (labelled * log_weights).sum(), log_weights.sum()])
+                self._terms = sums if self._terms is None else self._terms + sums
+        return args.alpha * taught + (1 - args.alpha) * labelled
 
 
 class _TeacherCollator:
@@ -364,14 +413,30 @@ def _same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
     return bool(rules[0] == rules[1])
 
 
-def _check_single_label(model: nn.Module, role: str) -> None:
+def _problem(model: nn.Module, role: str) -> Problem:
+    """What the outputs of a model mean, by its config as transformers reads it."""
     config = _config(model)
+    outputs = getattr(config, "num_labels", 2)
     problem = getattr(config, "problem_type", None)
-    if getattr(config, "num_labels", 2) < 2 or problem not in (None, "single_label_classification"):
+    if problem is None:
+        problem = "regression" if outputs == 1 else "single_label_classification"
+    if outputs == 1 and problem == "single_label_classification":
         raise CompressionError(
-            f"The {role} has num_labels={getattr(config, 'num_labels', None)} and problem_type={problem!r}; "
-            "distillation takes single-label classifiers with at least two labels."
+            f"The {role} has num_labels=1 and problem_type={problem!r}; a choice needs at least two classes."
         )
+    check_teacher_loss("mse", problem)
+    return cast(Problem, problem)
+
+
+def _answer(logits: Tensor, problem: Problem) -> Tensor:
+    """The class, or for each label whether it holds."""
+    return logits.argmax(-1) if problem == "single_label_classification" else (logits > 0).to(logits.dtype)
+
+
+def _same(one: Tensor, other: Tensor) -> Tensor:
+    """By example, whether the answers are the same, or for what share of the labels."""
+    same = (one == other).float()
+    return same if same.dim() == 1 else same.mean(-1)
 
 
 def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
@@ -381,7 +446,12 @@ def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
             "Teacher and student share parameters, so freezing the teacher would freeze the student; pass a copy, for "
             "example copy.deepcopy(teacher)."
         )
-    _check_single_label(teacher, "teacher")
+    problems = [_problem(student, "student"), _problem(teacher, "teacher")]
+    if problems[0] != problems[1]:
+        raise CompressionError(
+            f"The student's problem_type is {problems[0]!r}, the teacher's {problems[1]!r}; both must answer the same "
+            "question."
+        )
     taught, labels = (_config(model).id2label for model in (teacher, student))
     if len(taught) != len(labels):
         raise CompressionError(

@@ -1,4 +1,11 @@
-"""Losses of distillation: pure functions of tensors, one value an example, in float32 whatever the inputs' dtype."""
+"""Losses of distillation: pure functions of tensors, one value an example, in float32 whatever the inputs' dtype.
+
+What the outputs of a classifier mean depends on its problem, by transformers' names:
+
+- ``"single_label_classification"``: the classes exclude each other; their probabilities are the softmax of the logits;
+- ``"multi_label_classification"``: each label holds or not; its probability is the sigmoid of its logit;
+- ``"regression"``: the outputs are the answer itself.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +18,36 @@ from hfcompress.errors import CompressionError
 
 TeacherLoss = Literal["mse", "mse_logits", "kl"]
 LabelLoss = Literal["mse", "cross_entropy"]
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 TEACHER_LOSSES: tuple[str, ...] = get_args(TeacherLoss)
 LABEL_LOSSES: tuple[str, ...] = get_args(LabelLoss)
 
 
 def teacher_loss(
-    student_logits: Tensor, teacher_logits: Tensor, kind: TeacherLoss = "mse", temperature: float = 1.0
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    kind: TeacherLoss = "mse",
+    temperature: float = 1.0,
+    problem: Problem = "single_label_classification",
 ) -> Tensor:
     """How far the student's answer is from the teacher's.
 
     Args:
         student_logits: Shape (batch, classes), any floating dtype.
         teacher_logits: Same shape.
-        kind: ``"mse"``: mean over the classes of the squared difference of the probabilities (softmax, temperature 1).
+        kind: ``"mse"``: mean over the classes of the squared difference of the probabilities (at temperature 1).
             ``"mse_logits"``: the same of the logits (Ba & Caruana 2014, https://arxiv.org/abs/1312.6184, eq. 1, as a
             mean). ``"kl"``: KL(teacher || student) of the probabilities at ``temperature``, times its square (Hinton
-            et al. 2015, https://arxiv.org/abs/1503.02531, section 2).
+            et al. 2015, https://arxiv.org/abs/1503.02531, section 2); with several labels the mean of their
+            divergences. In regression the first two are the same, and the third has no meaning.
         temperature: Softens both distributions; for ``"kl"`` only.
+        problem: What the outputs mean, see above.
 
     Returns:
         Shape (batch,), float32.
 
     Raises:
-        CompressionError: The shapes differ or ``kind`` is unknown.
+        CompressionError: The shapes differ, ``kind`` is unknown, or it has no meaning for the problem.
 
     Example:
         >>> import torch
@@ -41,57 +55,137 @@ def teacher_loss(
         >>> teacher_loss(student, teacher)  # probabilities (0.5, 0.5) and (1, 0)
         tensor([0.2500])
     """
-    _check_shapes(student_logits, teacher_logits)
+    check_teacher_loss(kind, problem)
+    if student_logits.shape != teacher_logits.shape:
+        raise CompressionError(
+            f"The student's logits have shape {tuple(student_logits.shape)}, the teacher's "
+            f"{tuple(teacher_logits.shape)}; both models must answer the same examples with the same classes."
+        )
     student, teacher = student_logits.float(), teacher_logits.float()
     if kind == "mse":
-        return (student.softmax(-1) - teacher.softmax(-1)).square().mean(-1)
+        return (probabilities(student, problem) - probabilities(teacher, problem)).square().mean(-1)
     if kind == "mse_logits":
         return (student - teacher).square().mean(-1)
-    if kind == "kl":
-        log_p = (student / temperature).log_softmax(-1)
-        log_q = (teacher / temperature).log_softmax(-1)
+    student, teacher = student / temperature, teacher / temperature
+    if problem == "single_label_classification":
+        log_p, log_q = student.log_softmax(-1), teacher.log_softmax(-1)
         return functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1) * temperature**2
-    raise CompressionError(f"teacher_loss={kind!r} is unknown; choose one of {', '.join(TEACHER_LOSSES)}.")
+    holds, holds_not = (
+        functional.kl_div(
+            functional.logsigmoid(sign * student),
+            functional.logsigmoid(sign * teacher),
+            reduction="none",
+            log_target=True,
+        )
+        for sign in (1, -1)
+    )
+    return (holds + holds_not).mean(-1) * temperature**2
 
 
-def label_loss(logits: Tensor, labels: Tensor, kind: LabelLoss = "mse", label_smoothing: float = 0.0) -> Tensor:
+def label_loss(
+    logits: Tensor,
+    labels: Tensor,
+    kind: LabelLoss = "mse",
+    label_smoothing: float = 0.0,
+    problem: Problem = "single_label_classification",
+) -> Tensor:
     """How far the answer is from the labels.
 
     Args:
         logits: Shape (batch, classes), any floating dtype.
-        labels: Class indices, shape (batch,), integers.
+        labels: Class indices, integers of shape (batch,). With several labels, 1.0 or 0.0 for each, shape (batch,
+            labels). In regression numbers, shape (batch,) or (batch, outputs).
         kind: ``"mse"``: mean over the classes of the squared difference of the probabilities and the one-hot label (the
-            Brier score, divided by the number of classes). ``"cross_entropy"``: -log of the label's probability.
-        label_smoothing: Share of the label spread evenly over all classes.
+            Brier score, divided by the number of classes); in regression of the outputs. ``"cross_entropy"``: -log of
+            the label's probability; with several labels the mean of their binary cross-entropies.
+        label_smoothing: Share of the label spread evenly over all classes; with several labels, over yes and no.
+        problem: What the outputs mean, see above.
 
     Returns:
         Shape (batch,), float32.
 
     Raises:
-        CompressionError: The shapes do not fit or ``kind`` is unknown.
+        CompressionError: The labels do not fit, ``kind`` is unknown, or it has no meaning for the problem.
 
     Example:
         >>> import torch
         >>> label_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), "cross_entropy")
         tensor([0.6931])
     """
+    check_label_loss(kind, problem, label_smoothing)
+    logits = logits.float()
+    if problem == "single_label_classification":
+        _check_indices(logits, labels)
+        if kind == "cross_entropy":
+            return functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        target = functional.one_hot(labels, logits.shape[-1]).float()
+        target = target * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
+        return (logits.softmax(-1) - target).square().mean(-1)
+    if labels.shape not in (logits.shape, logits.shape[:1] if logits.shape[-1:] == (1,) else logits.shape):
+        raise CompressionError(
+            f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}; "
+            f"{problem} needs one number for each output."
+        )
+    target = labels.reshape(logits.shape).float()
+    if problem == "regression":
+        return (logits - target).square().mean(-1)
+    target = target * (1 - label_smoothing) + label_smoothing / 2
+    if kind == "cross_entropy":
+        return functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
+    return (logits.sigmoid() - target).square().mean(-1)
+
+
+def probabilities(logits: Tensor, problem: Problem = "single_label_classification") -> Tensor:
+    """What the logits say: probabilities, or in regression the logits themselves. Shape and dtype stay."""
+    if problem == "regression":
+        return logits
+    return logits.softmax(-1) if problem == "single_label_classification" else logits.sigmoid()
+
+
+def check_teacher_loss(kind: str, problem: str) -> None:
+    """Raise a `CompressionError` unless this loss exists and has a meaning for this problem."""
+    _check_problem(problem)
+    if kind not in TEACHER_LOSSES:
+        raise CompressionError(f"teacher_loss={kind!r} is unknown; choose one of {', '.join(TEACHER_LOSSES)}.")
+    if kind == "kl" and problem == "regression":
+        raise CompressionError(
+            "teacher_loss='kl' compares probabilities, and a regression head (num_labels=1) has none; choose 'mse'."
+        )
+
+
+def check_label_loss(kind: str, problem: str, label_smoothing: float = 0.0) -> None:
+    """Raise a `CompressionError` unless this loss exists and has a meaning for this problem."""
+    _check_problem(problem)
+    if kind not in LABEL_LOSSES:
+        raise CompressionError(f"label_loss={kind!r} is unknown; choose one of {', '.join(LABEL_LOSSES)}.")
+    if problem == "regression" and (kind == "cross_entropy" or label_smoothing):
+        what = "label_loss='cross_entropy'" if kind == "cross_entropy" else f"label smoothing ({label_smoothing})"
+        raise CompressionError(
+            f"{what} is about classes, and a regression head (num_labels=1) has none; use label_loss='mse' without "
+            "smoothing, or a head with num_labels=2 for two classes."
+        )
+
+
+def _check_problem(problem: str) -> None:
+    if problem not in get_args(Problem):
+        raise CompressionError(f"problem_type={problem!r} is unknown; choose one of {', '.join(get_args(Problem))}.")
+
+
+def _check_indices(logits: Tensor, labels: Tensor) -> None:
     if labels.shape != logits.shape[:1] or labels.is_floating_point():
         raise CompressionError(
             f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not fit logits of shape "
-            f"{tuple(logits.shape)}; class indices, one integer an example, are needed."
+            f"{tuple(logits.shape)}; class indices, one integer an example, are needed (for several labels an example, "
+            "set problem_type='multi_label_classification' in the model's config)."
         )
-    if kind == "cross_entropy":
-        return functional.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
-    if kind == "mse":
-        target = functional.one_hot(labels, logits.shape[-1]).float()
-        target = target * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
-        return (logits.float().softmax(-1) - target).square().mean(-1)
-    raise CompressionError(f"label_loss={kind!r} is unknown; choose one of {', '.join(LABEL_LOSSES)}.")
-
-
-def _check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    if student_logits.shape != teacher_logits.shape:
+    # Elsewhere the look at the values would make the CPU wait for the device.
+    if (
+        labels.device.type == "cpu"
+        and labels.numel()
+        and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]
+    ):
+        wrong = labels[(labels < 0) | (labels >= logits.shape[-1])][0]
         raise CompressionError(
-            f"The student's logits have shape {tuple(student_logits.shape)}, the teacher's "
-            f"{tuple(teacher_logits.shape)}; both models must answer the same examples with the same classes."
+            f"The label {int(wrong)} is none of the {logits.shape[-1]} classes, which count from 0; leave out examples "
+            "without a label, or train on them with alpha=1."
         )
