@@ -1,5 +1,6 @@
 """Prune, distil and measure Hugging Face text classifiers."""
 
+from hfcompress.cache import cache_teacher_logits
 from hfcompress.distillation import DistillationArguments, DistillationTrainer
 from hfcompress.errors import CompressionError
 from hfcompress.magnitude import prune_global_l1
@@ -21,6 +22,7 @@ __all__ = [
     "Measurement",
     "SparsityReport",
     "__version__",
+    "cache_teacher_logits",
     "compare",
     "measure",
     "prune_global_l1",

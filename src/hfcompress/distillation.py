@@ -242,7 +242,7 @@ class DistillationTrainer(Trainer):
             CompressionError: Labels or the teacher's answers are needed and missing.
         """
         inputs, labels, weights, teacher_logits = self._split(inputs)
-        logits = _logits(model(**inputs))
+        logits = logits_of(model(**inputs))
         losses = self._objective(logits, labels, teacher_logits(), weights)
         if num_items_in_batch is None:
             loss = losses.mean()
@@ -261,7 +261,7 @@ class DistillationTrainer(Trainer):
         """Return cross-entropy, logits and labels of a batch, and note what `evaluate` reports beside them."""
         inputs, labels, _, teacher_logits = self._split(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = _logits(model(**inputs))
+            logits = logits_of(model(**inputs))
             taught = teacher_logits()
         columns = {}
         if labels is not None:
@@ -310,7 +310,7 @@ class DistillationTrainer(Trainer):
                 self.teacher.eval()
                 read = inputs if own_inputs is None else own_inputs
                 with torch.no_grad():
-                    logits = _logits(self.teacher(**{k: v for k, v in read.items() if k in self._teacher_columns}))
+                    logits = logits_of(self.teacher(**{k: v for k, v in read.items() if k in self._teacher_columns}))
             else:
                 return None
             return logits if self._label_order is None else logits[:, self._label_order]
@@ -387,7 +387,8 @@ class _TeacherCollator:
         return batch | {"teacher_inputs": dict(encoded)}
 
 
-def _logits(outputs: Any) -> Tensor:
+def logits_of(outputs: Any) -> Tensor:
+    """The logits among a model's outputs, whether they are a mapping or a tuple."""
     logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
     return logits
 
@@ -404,13 +405,15 @@ def _same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
     """Whether both give every text the same ids, as far as their vocabularies and backends tell."""
     if one is other:
         return True
-    if one.get_vocab() != other.get_vocab():
-        return False
-    backends: list[Any] = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (one, other)]
-    if None in backends:
-        return type(one) is type(other)
-    rules = [json.loads(backend.to_str()) | {"truncation": None, "padding": None} for backend in backends]
-    return bool(rules[0] == rules[1])
+    return tokenizer_rules(one) == tokenizer_rules(other)
+
+
+def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All that decides which ids a text gets, but for cutting and padding."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return {**json.loads(backend.to_str()), "truncation": None, "padding": None}
 
 
 def _problem(model: nn.Module, role: str) -> Problem:

@@ -1,0 +1,271 @@
+"""A teacher's answers from files: the same as online, computed once, and anew when anything changed."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import arguments, build
+from datasets import Dataset, load_from_disk
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+import hfcompress.cache
+from hfcompress import CompressionError, DistillationArguments, DistillationTrainer, cache_teacher_logits
+
+WORDS = ["a", "film", "good", "bad", "very", "not", "long", "plot"]
+
+
+@pytest.fixture
+def tokenizer():
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def texts(count=23):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 9, (count,), generator=generator).tolist()
+    words = [[WORDS[i] for i in torch.randint(0, len(WORDS), (length,), generator=generator)] for length in lengths]
+    return Dataset.from_dict({"text": [" ".join(part) for part in words], "labels": [n % 2 for n in range(count)]})
+
+
+@torch.no_grad()
+def online(teacher, tokenizer, data, **settings):
+    """One text at a time, so without padding."""
+    teacher = copy.deepcopy(teacher).eval()
+    encoded = [tokenizer(text, return_tensors="pt", truncation=True, **settings) for text in data["text"]]
+    return torch.cat([teacher(**{k: v for k, v in one.items() if k != "token_type_ids"}).logits for one in encoded])
+
+
+class Count:
+    """Counts forward passes."""
+
+    def __init__(self, model):
+        self.calls = 0
+        model.register_forward_hook(self)
+
+    def __call__(self, *_):
+        self.calls += 1
+
+
+def logits_of(data):
+    return torch.tensor(data["teacher_logits"])
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "distilbert"])
+@pytest.mark.parametrize("shard", [4, 4096])
+def test_the_answers_are_those_of_the_teacher_in_the_order_of_the_data(
+    architecture, shard, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(hfcompress.cache, "_SHARD", shard)
+    teacher, data = build(architecture, num_labels=3, dropout=True, pad_token_id=0), texts()
+    cached = cache_teacher_logits(teacher, data, processing_class=tokenizer, batch_size=5, cache_dir=tmp_path)
+    assert cached.column_names == ["text", "labels", "teacher_logits"]
+    assert cached["text"] == data["text"]
+    torch.testing.assert_close(logits_of(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
+    assert teacher.training
+    assert cached.cache_files  # memory-mapped
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_second_call_takes_no_forward_pass(tokenizer, tmp_path):
+    teacher = build(num_labels=3)
+    first = cache_teacher_logits(teacher, texts(), processing_class=tokenizer, cache_dir=tmp_path)
+    count = Count(teacher)
+    second = cache_teacher_logits(teacher, texts(), processing_class=tokenizer, cache_dir=tmp_path)
+    assert count.calls == 0
+    assert logits_of(second).equal(logits_of(first))
+
+
+def test_labels_and_other_columns_do_not_matter(tokenizer, tmp_path):
+    teacher, data = build(num_labels=3), texts()
+    cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path)
+    count = Count(teacher)
+    relabelled = data.remove_columns("labels").add_column("other", list(range(len(data))))
+    cache_teacher_logits(teacher, relabelled, processing_class=tokenizer, cache_dir=tmp_path, batch_size=3)
+    assert count.calls == 0
+
+
+def another_weight(teacher, data, settings):
+    with torch.no_grad():
+        teacher.classifier.bias[0] += 1e-3
+    return teacher, data, settings
+
+
+def another_text(teacher, data, settings):
+    return (
+        teacher,
+        data.map(lambda row, index: {"text": row["text"] + " good" * (index == 7)}, with_indices=True),
+        settings,
+    )
+
+
+def another_order(teacher, data, settings):
+    return teacher, data.select(range(len(data) - 1, -1, -1)), settings
+
+
+def another_activation(teacher, data, settings):
+    teacher.config.hidden_act = "relu"
+    return teacher, data, settings
+
+
+def another_length(teacher, data, settings):
+    return teacher, data, settings | {"max_length": 3}
+
+
+def another_precision(teacher, data, settings):
+    return teacher, data, settings | {"bf16": True}
+
+
+def another_tokenizer(teacher, data, settings):
+    changed = copy.deepcopy(settings["processing_class"])
+    changed.add_tokens(["new"])
+    return teacher, data, settings | {"processing_class": changed}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        another_weight,
+        another_text,
+        another_order,
+        another_activation,
+        another_length,
+        another_precision,
+        another_tokenizer,
+    ],
+)
+def test_whatever_matters_to_the_answers_is_noticed(change, tokenizer, tmp_path):
+    teacher, data = build(num_labels=3), texts()
+    settings = {"processing_class": tokenizer, "cache_dir": tmp_path}
+    cache_teacher_logits(teacher, data, **settings)
+    changed, data, settings = change(copy.deepcopy(teacher), data, settings)
+    count = Count(changed)
+    cache_teacher_logits(changed, data, **settings)
+    assert count.calls > 0
+
+
+def test_a_view_of_the_same_rows_is_the_same_data(tokenizer, tmp_path):
+    teacher, data = build(num_labels=3), texts()
+    cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path / "cache")
+    data.save_to_disk(tmp_path / "data")
+    longer = Dataset.from_dict({"text": ["good", *data["text"], "bad"]}).select(range(1, len(data) + 1))
+    count = Count(teacher)
+    for same in (load_from_disk(str(tmp_path / "data")), longer, data.select(list(range(len(data))))):
+        cache_teacher_logits(teacher, same, processing_class=tokenizer, cache_dir=tmp_path / "cache")
+    assert count.calls == 0
+
+
+def test_an_interrupted_call_goes_on(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(hfcompress.cache, "_SHARD", 4)
+    teacher, data = build(num_labels=3), texts()
+
+    def interrupt(*_):
+        if len(list(tmp_path.rglob("*.arrow"))) == 3:
+            raise KeyboardInterrupt
+
+    hook = teacher.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path)
+    hook.remove()
+    assert teacher.training
+    count = Count(teacher)
+    cached = cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path)
+    assert count.calls == 3  # of six files
+    torch.testing.assert_close(logits_of(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
+
+
+def test_ids_in_the_data_are_read_where_there_is_no_tokenizer(tokenizer, tmp_path):
+    teacher, data = build(num_labels=3), texts()
+    ids = data.map(lambda row: {"input_ids": tokenizer(row["text"])["input_ids"]})
+    cached = cache_teacher_logits(teacher, ids, cache_dir=tmp_path)
+    torch.testing.assert_close(logits_of(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
+
+
+def test_pairs_of_texts_are_read_together(tokenizer, tmp_path):
+    teacher = build(num_labels=3)
+    data = Dataset.from_dict({"question": ["good", "not bad"], "answer": ["very good film", "a plot"]})
+    cached = cache_teacher_logits(
+        teacher,
+        data,
+        processing_class=tokenizer,
+        text_column="question",
+        text_pair_column="answer",
+        cache_dir=tmp_path,
+    )
+    joined = Dataset.from_dict({"text": ["good very good film", "not bad a plot"]})
+    torch.testing.assert_close(logits_of(cached), online(teacher, tokenizer, joined), rtol=1e-5, atol=1e-6)
+
+
+def test_training_from_the_cache_is_training_with_the_teacher(tokenizer, tmp_path):
+    teacher, data = build(num_labels=3, seed=1), texts(24)
+    encoded = data.map(lambda row: tokenizer(row["text"])).remove_columns("text")
+    cached = cache_teacher_logits(teacher, encoded, cache_dir=tmp_path / "cache")
+    losses = []
+    for one, who in ((encoded, teacher), (cached, None)):
+        args = arguments(DistillationArguments, tmp_path, logging_strategy="steps", logging_steps=1, optim="sgd")
+        student = build(num_labels=3, seed=2)
+        trainer = DistillationTrainer(
+            model=student, args=args, teacher=who, train_dataset=one, processing_class=tokenizer
+        )
+        seen = []
+        objective = trainer._objective
+        trainer._objective = lambda *a, objective=objective, seen=seen: (
+            seen.append(objective(*a).detach()) or objective(*a)
+        )
+        trainer.train()
+        losses.append(torch.cat(seen))
+    assert (losses[0] - losses[1]).abs().max() < 1e-6
+
+
+def test_two_processes_share_the_work(tokenizer, tmp_path):
+    """Each computes what the other does not; both see all of it."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, __file__, str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    assert [one["calls"] for one in found] == [3, 3]
+    expected = online(build(num_labels=3), tokenizer, texts())
+    for one in found:
+        torch.testing.assert_close(one["logits"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_data_that_the_teacher_cannot_read_are_refused_by_column(tokenizer, tmp_path):
+    teacher = build()
+    data = Dataset.from_dict({"review": ["good"]})
+    for settings in ({}, {"processing_class": tokenizer}):
+        with pytest.raises(CompressionError, match=r"columns review: .*processing_class=.*'text' was looked for"):
+            cache_teacher_logits(teacher, data, cache_dir=tmp_path, **settings)
+
+
+def test_answers_that_are_there_are_not_computed_again(tmp_path):
+    data = Dataset.from_dict({"input_ids": [[1]], "teacher_logits": [[0.0, 1.0]]})
+    with pytest.raises(CompressionError, match="have a column 'teacher_logits' already"):
+        cache_teacher_logits(build(), data, cache_dir=tmp_path)
+
+
+def _share(folder):
+    hfcompress.cache._SHARD = 4
+    teacher = build(num_labels=3)
+    count = Count(teacher)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    cached = cache_teacher_logits(teacher, texts(), processing_class=tokenizer, cache_dir=folder / "cache")
+    rank = torch.distributed.get_rank()
+    torch.save({"calls": count.calls, "logits": logits_of(cached)}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _share(Path(sys.argv[1]))
