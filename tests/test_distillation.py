@@ -478,6 +478,38 @@ def test_a_teacher_may_compute_in_a_dtype_of_its_own(tmp_path):
     assert trainer.evaluate()["eval_distillation_loss"] == pytest.approx(exact, rel=0.02)
 
 
+@pytest.mark.parametrize("weights", [None, [3, 1]])
+def test_several_teachers_teach_the_mean_of_their_probabilities(weights, tmp_path):
+    """One of them has its classes in another order."""
+    student, first = student_and_teacher()
+    second = build(num_labels=LABELS, seed=5)
+    names = ["good", "bad", "neither"]
+    for model, order in ((student, [0, 1, 2]), (first, [0, 1, 2]), (second, [2, 0, 1])):
+        model.config.id2label = {place: names[index] for place, index in enumerate(order)}
+        model.config.label2id = {name: place for place, name in model.config.id2label.items()}
+    share = 0.5 if weights is None else 0.75
+    expected = share * answers(first, DATA).softmax(-1) + (1 - share) * answers(second, DATA).softmax(-1)[:, [1, 2, 0]]
+    trainer = make(student, [first, second], tmp_path, args={"alpha": 1.0}, teacher_weights=weights)
+    metrics = trainer.evaluate()
+    loss = (answers(student, DATA).softmax(-1) - expected).square().mean().item()
+    assert metrics["eval_distillation_loss"] == pytest.approx(loss, rel=1e-4)
+    assert not any(parameter.requires_grad for model in (first, second) for parameter in model.parameters())
+    trainer.train()
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 2, 3], [1, 0], [1, -1], [1, float("nan")], ["a", "b"]])
+def test_teacher_weights_that_do_not_fit_are_refused(weights, tmp_path):
+    student, teacher = student_and_teacher()
+    with pytest.raises(CompressionError, match="one positive number for each teacher, of which there are 2"):
+        make(student, [teacher, copy.deepcopy(teacher)], tmp_path, teacher_weights=weights)
+
+
+def test_one_of_several_teachers_that_does_not_fit_is_refused(tmp_path):
+    student, teacher = student_and_teacher()
+    with pytest.raises(CompressionError, match="teacher has 5 labels"):
+        make(student, [teacher, build(num_labels=5)], tmp_path)
+
+
 def test_a_label_outside_the_classes_is_refused_by_value(tmp_path):
     student, teacher = student_and_teacher()
     data = batch(8, num_labels=LABELS)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hfcompress import CompressionError
-from hfcompress.losses import LABEL_LOSSES, TEACHER_LOSSES, label_loss, teacher_loss
+from hfcompress.losses import LABEL_LOSSES, TEACHER_LOSSES, label_loss, mean_logits, probabilities, teacher_loss
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=6)
 LOGITS = hnp.arrays(np.float32, st.shared(SHAPES, key="shape"), elements=st.floats(-30, 30, width=32))
@@ -206,3 +206,17 @@ def test_unknown_kinds_are_refused_with_the_known_ones():
         teacher_loss(torch.zeros(1, 2), torch.zeros(1, 2), "cosine")
     with pytest.raises(CompressionError, match=r"label_loss='kl' is unknown.*mse, cross_entropy"):
         label_loss(torch.zeros(1, 2), torch.zeros(1).long(), "kl")
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+@given(MILD, MILD, st.floats(0.01, 0.99))
+def test_the_mean_of_several_answers_is_that_of_their_probabilities(problem, one, other, share):
+    tensors = torch.from_numpy(one), torch.from_numpy(other)
+    if problem == "regression":
+        expected = share * one + (1 - share) * other
+    else:
+        of = softmax if problem == "single_label_classification" else sigmoid
+        expected = share * of(one) + (1 - share) * of(other)
+    found = probabilities(mean_logits(tensors, [share, 1 - share], problem), problem)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert mean_logits(tensors[:1], [1.0], problem) is tensors[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Real
@@ -27,6 +27,7 @@ from hfcompress.losses import (
     check_label_loss,
     check_teacher_loss,
     label_loss,
+    mean_logits,
     teacher_loss,
 )
 
@@ -111,8 +112,9 @@ class DistillationTrainer(Trainer):
         model: The student: a sequence classifier.
         args: `DistillationArguments`.
         teacher: A sequence classifier with the same labels. Not needed where ``alpha`` is 0, the data have
-            ``teacher_logits``, or for evaluation.
-        teacher_processing_class: The teacher's tokenizer.
+            ``teacher_logits``, or for evaluation. Or a list of them, whose probabilities are averaged.
+        teacher_processing_class: The teacher's tokenizer; of several, that of all.
+        teacher_weights: What each of several teachers counts for in the mean, positive; all the same if None.
         **kwargs: As for `transformers.Trainer`.
 
     Raises:
@@ -133,8 +135,9 @@ class DistillationTrainer(Trainer):
         model: PreTrainedModel | nn.Module | None = None,
         args: DistillationArguments | None = None,
         *positional: Any,
-        teacher: PreTrainedModel | nn.Module | None = None,
+        teacher: PreTrainedModel | nn.Module | Sequence[PreTrainedModel | nn.Module] | None = None,
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
+        teacher_weights: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
         args = DistillationArguments() if args is None else args
@@ -151,26 +154,32 @@ class DistillationTrainer(Trainer):
         if args.alpha < 1:
             check_label_loss(args.label_loss, self._problem, args.label_smoothing_factor)
         self._terms: Tensor | None = None  # sums since the last log: the teacher's term, the labels', examples
-        self._label_order = None if teacher is None else _check_pair(self.model, teacher)
+        teachers: list[Any] = list(teacher) if isinstance(teacher, Sequence) else [] if teacher is None else [teacher]
+        label_orders = [_check_pair(self.model, one) for one in teachers]
+        weights = _weights(teacher_weights, len(teachers))
 
         self.teacher: nn.Module | None = None
-        self._teacher_columns: set[str] = set()
-        self._teacher_only: set[str] = set()  # inputs that it takes and the student does not: segments, for DistilBERT
+        self._teachers: list[_Teacher] = []
+        self._teacher_only: set[str] = set()  # inputs that they take and the student does not: segments, for DistilBERT
         self._reencode = False
-        if teacher is not None:
-            self._reencode = self._needs_own_ids(teacher, teacher_processing_class)
+        if teachers:
+            own_ids = {self._needs_own_ids(one, teacher_processing_class) for one in teachers}
+            self._reencode = own_ids == {True}
             if self._reencode:
                 self.data_collator = _TeacherCollator(
                     self.data_collator, teacher_processing_class, args.text_column, args.teacher_max_length
                 )
-            teacher.requires_grad_(False)
+            self.teacher = teachers[0] if len(teachers) == 1 else nn.ModuleList(teachers)
+            self.teacher.requires_grad_(False)
             # Without gradients there is nothing to synchronise, so no wrapper is needed: a plain move will do.
             dtype = getattr(torch, args.teacher_dtype) if args.teacher_dtype else None
-            self.teacher = teacher.to(args.device, dtype).eval()
-            self._teacher_columns, own = (
-                set(inspect.signature(unwrap(m).forward).parameters) for m in (teacher, self.model)
-            )
-            self._teacher_only = self._teacher_columns - own
+            self.teacher.to(args.device, dtype).eval()
+            self._teachers = [
+                _Teacher(one, order, weight, frozenset(inspect.signature(unwrap(one).forward).parameters))
+                for one, order, weight in zip(teachers, label_orders, weights, strict=True)
+            ]
+            self._teacher_only = set().union(*(one.columns for one in self._teachers))
+            self._teacher_only -= set(inspect.signature(unwrap(self.model).forward).parameters)
         self._evaluated: list[Tensor] = []
 
     def _needs_own_ids(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
@@ -303,17 +312,16 @@ class DistillationTrainer(Trainer):
         cached, own_inputs = inputs.pop("teacher_logits", None), inputs.pop("teacher_inputs", None)
 
         def teacher_logits() -> Tensor | None:
-            logits: Tensor
-            if cached is not None:
-                logits = cached
-            elif self.teacher is not None:
-                self.teacher.eval()
-                read = inputs if own_inputs is None else own_inputs
-                with torch.no_grad():
-                    logits = logits_of(self.teacher(**{k: v for k, v in read.items() if k in self._teacher_columns}))
-            else:
+            if isinstance(cached, Tensor):
+                order = self._teachers[0].label_order if len(self._teachers) == 1 else None
+                return cached if order is None else cached[:, order]
+            if self.teacher is None:
                 return None
-            return logits if self._label_order is None else logits[:, self._label_order]
+            self.teacher.eval()
+            read = inputs if own_inputs is None else own_inputs
+            with torch.no_grad():
+                answers = [one.logits(read) for one in self._teachers]
+                return mean_logits(answers, [one.weight for one in self._teachers], self._problem)
 
         own = {name: value for name, value in inputs.items() if name not in self._teacher_only}
         return own, labels, weights, teacher_logits
@@ -356,6 +364,20 @@ class DistillationTrainer(Trainer):
         return args.alpha * taught + (1 - args.alpha) * labelled
 
 
+@dataclass(frozen=True)
+class _Teacher:
+    """One teacher: which order its classes have, what it counts for, and which inputs it takes."""
+
+    model: nn.Module
+    label_order: list[int] | None
+    weight: float
+    columns: frozenset[str]
+
+    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
+        logits = logits_of(self.model(**{name: value for name, value in inputs.items() if name in self.columns}))
+        return logits if self.label_order is None else logits[:, self.label_order]
+
+
 class _TeacherCollator:
     """Collates for the student, and encodes the same texts with the teacher's tokenizer."""
 
@@ -395,6 +417,18 @@ def logits_of(outputs: Any) -> Tensor:
 
 def _config(model: nn.Module) -> Any:
     return getattr(unwrap(model), "config", None)
+
+
+def _weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    if weights is None:
+        return [1 / count] * count if count else []
+    valid = [isinstance(weight, Real) and 0 < weight < math.inf for weight in weights]
+    if len(weights) != count or not all(valid):
+        raise CompressionError(
+            f"teacher_weights={list(weights)!r} must be one positive number for each teacher, of which there are "
+            f"{count}."
+        )
+    return [float(weight) / float(sum(weights)) for weight in weights]
 
 
 def _batch_size(batch: Mapping[str, Any]) -> int:

@@ -9,8 +9,10 @@ What the outputs of a classifier mean depends on its problem, by transformers' n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -140,6 +142,37 @@ def probabilities(logits: Tensor, problem: Problem = "single_label_classificatio
     if problem == "regression":
         return logits
     return logits.softmax(-1) if problem == "single_label_classification" else logits.sigmoid()
+
+
+def mean_logits(
+    logits: Sequence[Tensor], weights: Sequence[float], problem: Problem = "single_label_classification"
+) -> Tensor:
+    """Logits whose probabilities are the weighted mean of several models' probabilities.
+
+    Args:
+        logits: One tensor a model, each of shape (batch, classes).
+        weights: One weight a model, together 1.
+        problem: What the outputs mean, see above.
+
+    Returns:
+        Shape (batch, classes), float32; of a single model its logits as they are.
+
+    Example:
+        >>> import torch
+        >>> one, other = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
+        >>> mean_logits([one, other], [0.5, 0.5]).softmax(-1)
+        tensor([[0.7000, 0.3000]])
+    """
+    if len(logits) == 1:
+        return logits[0]
+    shares = torch.tensor(weights, device=logits[0].device).view(-1, 1, 1)
+    stacked = torch.stack([one.float() for one in logits])
+    if problem == "regression":
+        return (stacked * shares).sum(0)
+    if problem == "single_label_classification":
+        return (stacked.log_softmax(-1) + shares.log()).logsumexp(0)
+    holds, holds_not = ((functional.logsigmoid(sign * stacked) + shares.log()).logsumexp(0) for sign in (1, -1))
+    return holds - holds_not
 
 
 def check_teacher_loss(kind: str, problem: str) -> None:
