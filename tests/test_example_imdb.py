@@ -59,7 +59,7 @@ def test_all_systems_are_trained_and_written(finished):
     assert list(found) == [system.key for system in SYSTEMS]
     for system in found.values():
         result = system["by_seed"]["0"]
-        assert len(result["history"]) == {"student": 2, "bert": 2, "gpt2": 2}.get(system["key"], 1)
+        assert len(result["history"]) == (2 if system["key"].startswith(("student", "bert", "gpt2")) else 1)
         assert all({"train_accuracy", "eval_accuracy", "train_loss", "eval_loss"} <= set(e) for e in result["history"])
         assert 0 <= result["validation_accuracy"] <= 1
         assert result["validation_examples"] == 8
@@ -79,6 +79,8 @@ def test_the_test_accuracy_is_of_reviews_never_seen(finished):
     for key, system in systems_of(finished).items():
         model = AutoModelForSequenceClassification.from_pretrained(finished / "seed-0" / key / "model").eval()
         tokenizer = AutoTokenizer.from_pretrained(finished / "seed-0" / key / "model")
+        if key == "student-wrong-ids":
+            continue  # reads other ids, on purpose
         inputs = [tokenizer(text, truncation=True, max_length=32, return_tensors="pt") for text in reviews.test["text"]]
         with torch.no_grad():
             logits = torch.cat([model(**one).logits for one in inputs])

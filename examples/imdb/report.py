@@ -219,7 +219,7 @@ def _size_picture(done: list[System], results: dict[str, list[Result]], output: 
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     sizes = [results[system.key][0]["bytes_on_disk"] / 1e6 for system in done]
     part = "test" if all(_tested(results[system.key]) for system in done) else "validation"
-    for index, (system, marker) in enumerate(zip(done, "osD^v*PX", strict=False)):
+    for index, (system, marker) in enumerate(zip(done, "osD^v*PX<>", strict=False)):
         found = results[system.key]
         # Pruned models are exactly as large as BERT; side by side they can be told apart.
         aside = sizes[:index].count(sizes[index]) * 0.02 * max(sizes)

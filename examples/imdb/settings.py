@@ -58,6 +58,9 @@ class System:
         amount: Fraction of the fine-tuned BERT's prunable weights set to zero, or None.
         pruned: When: all at once before fine-tuning goes on, or a quarter at a time while it does.
         keep: Whether those zeros are kept.
+        student: Whether it is the small model.
+        alpha: Weight of the teacher in the student's loss.
+        wrong_ids: Whether it reads the ids of another vocabulary of the same size: each word's id stands for another.
     """
 
     key: str
@@ -66,6 +69,9 @@ class System:
     amount: float | None = None
     pruned: Literal["at once", "by quarters"] = "at once"
     keep: bool = True
+    student: bool = False
+    alpha: float = 0.5
+    wrong_ids: bool = False
 
 
 SYSTEMS = (
@@ -83,8 +89,15 @@ SYSTEMS = (
         PaperFigure(4, (0.99, 1.0), (0.84, 0.84), (None, 0.0), (None, 1.15)),
         amount=0.2,
     ),
-    System("student", "KD student", PaperFigure(5, (0.50, 0.97), (0.62, 0.74), (0.045, 0.03), (0.045, 0.03))),
+    System(
+        "student",
+        "KD student",
+        PaperFigure(5, (0.50, 0.97), (0.62, 0.74), (0.045, 0.03), (0.045, 0.03)),
+        student=True,
+    ),
     System("control", "BERT trained on, nothing pruned"),
     System("pruned-20-not-kept", "BERT pruned 20 %, zeros not kept", amount=0.2, keep=False),
     System("pruned-by-5", "BERT pruned 5 % at a time to 20 %", amount=0.2, pruned="by quarters"),
+    System("student-alone", "the student without a teacher", student=True, alpha=0.0),
+    System("student-wrong-ids", "KD student, ids of another vocabulary", student=True, wrong_ids=True),
 )

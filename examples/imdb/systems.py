@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from datasets import Dataset
 from sklearn.metrics import f1_score
@@ -119,10 +120,10 @@ def train_system(system: System, run: Run) -> dict[str, Any]:
     set_seed(run.seed)
     model, tokenizer = _starting_point(system, run)
     data = {
-        "train": encode(run.reviews.train, tokenizer, run.preset.max_length),
-        "validation": encode(run.reviews.validation, tokenizer, run.preset.max_length),
+        "train": _encode(run.reviews.train, tokenizer, system, run),
+        "validation": _encode(run.reviews.validation, tokenizer, system, run),
     }
-    if system.key == "student":
+    if system.student and system.alpha:
         data = _with_teacher_logits(data, run)
     trainer = EpochTrainer(
         model=model,
@@ -180,9 +181,7 @@ def test_system(system: System, run: Run) -> dict[str, Any]:
     if run.reviews.test is None or file.exists():
         return dict(json.loads(file.read_text())) if file.exists() else {}
     model, tokenizer = load_system(system, run)
-    found = _predictor(model, tokenizer, run, file.parent).predict(
-        encode(run.reviews.test, tokenizer, run.preset.max_length)
-    )
+    found = _predictor(model, tokenizer, run, file.parent).predict(_encode(run.reviews.test, tokenizer, system, run))
     result = {
         "test_accuracy": found.metrics["test_accuracy"],
         "test_cross_entropy": found.metrics["test_loss"],
@@ -206,12 +205,24 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _starting_point(system: System, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if system.key in run.starts:
-        return run.starts[system.key].make()
+    if system.student or system.key in run.starts:
+        return run.starts["student" if system.student else system.key].make()
     model, tokenizer = load(str(run.folder / "bert" / "model"))
     if system.amount is not None and system.pruned == "at once":
         hfc.prune_global_l1(model, system.amount)
     return model, tokenizer
+
+
+def _encode(data: Dataset, tokenizer: PreTrainedTokenizerBase, system: System, run: Run) -> Dataset:
+    encoded = encode(data, tokenizer, run.preset.max_length)
+    if not system.wrong_ids:
+        return encoded
+    # A vocabulary of the same size with other words at the ids; that of the special tokens is the same.
+    special = set(tokenizer.all_special_ids)
+    words = [index for index in range(len(tokenizer)) if index not in special]
+    mixed = np.random.default_rng(run.seed).permutation(words).tolist()
+    other = dict(zip(words, mixed, strict=True)) | {index: index for index in special}
+    return encoded.map(lambda row: {"input_ids": [other[index] for index in row["input_ids"]]})
 
 
 def _callbacks(system: System) -> list[TrainerCallback]:
@@ -224,11 +235,11 @@ def _callbacks(system: System) -> list[TrainerCallback]:
 
 
 def _arguments(system: System, run: Run, folder: Path) -> hfc.DistillationArguments:
-    preset, student = run.preset, system.key == "student"
-    further = system.key not in run.starts
+    preset, student = run.preset, system.student
+    further = not student and system.key not in run.starts
     return hfc.DistillationArguments(
         output_dir=str(folder),
-        alpha=0.5 if student else 0.0,
+        alpha=system.alpha if student else 0.0,
         teacher_loss="mse",
         label_loss="mse" if student else run.loss,
         num_train_epochs=preset.student_epochs if student else preset.further_epochs if further else preset.epochs,
