@@ -1,6 +1,7 @@
 """Tiny random classifiers, data and arguments that the tests share."""
 
 import copy
+import dataclasses
 
 import torch
 from transformers import (
@@ -12,6 +13,7 @@ from transformers import (
     ElectraConfig,
     GPT2Config,
     RobertaConfig,
+    TrainingArguments,
 )
 
 VOCABULARY = 100
@@ -42,6 +44,8 @@ _OTHER_NAMES = {
     "distilbert": {"intermediate_size": "hidden_dim"},
 }
 ARCHITECTURES = tuple(_CONFIGS)
+_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _NAMES else "gradient_checkpointing"
 
 
 def build(architecture="bert", num_labels=2, *, layers=2, seed=0, dropout=False, **overrides):

@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import numpy as np
+import peft
 import pytest
 import torch
 import two_processes
-from architectures import arguments, batch, build, rows, same_bits, state_of
+from architectures import CHECKPOINTING, arguments, batch, build, rows, same_bits, state_of
 from datasets import Dataset
 from safetensors import safe_open
 from tokenizers import Tokenizer, normalizers
@@ -19,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import cross_entropy, kl_div, one_hot
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 
-from hfcompress import CompressionError, DistillationArguments, DistillationTrainer
+from hfcompress import CompressionError, DistillationArguments, DistillationTrainer, GradualPruning, sparsity_report
 
 LABELS = 3
 DATA = batch(40, num_labels=LABELS)
@@ -791,6 +792,57 @@ def test_a_student_made_by_model_init_is_held_to_the_same_rules(tmp_path):
 def test_arguments_out_of_range_are_refused_by_value(name, value, tmp_path):
     with pytest.raises(CompressionError, match=f"{name}={value!r}"):
         arguments(DistillationArguments, tmp_path, **{name: value})
+
+
+# Composition
+
+
+COMPOSED = {
+    "gradual pruning": ({}, lambda: [GradualPruning(0.5)]),
+    "gradient checkpointing": ({CHECKPOINTING: True}, list),
+    "torch.compile": ({"torch_compile": True, "torch_compile_backend": "eager"}, list),
+    "length-grouped sampling": ({"train_sampling_strategy": "group_by_length"}, list),
+    "bf16": ({"bf16": True}, list),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_it_composes_with(name, architecture, tmp_path):
+    settings, callbacks = COMPOSED[name]
+    student, teacher = student_and_teacher(architecture)
+    before = state_of(student)
+    trainer = make(student, teacher, tmp_path, args=settings, callbacks=callbacks())
+    trainer.train()
+    after = student.state_dict()
+    assert not same_bits(before, after)
+    assert all(value.isfinite().all() for value in after.values())
+    assert {"eval_loss", "eval_accuracy", "eval_agreement"} <= trainer.evaluate().keys()
+    if name == "gradual pruning":
+        report = sparsity_report(student)
+        assert report.zeros == round(0.5 * report.weights)
+
+
+def test_a_student_with_an_adapter_trains_the_adapter_alone(tmp_path):
+    student, teacher = student_and_teacher()
+    before = state_of(student)
+    tuned = peft.get_peft_model(student, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"]))
+    make(tuned, teacher, tmp_path).train()
+    changed = [name for name, parameter in tuned.named_parameters() if "lora_B" in name and parameter.any()]
+    assert len(changed) == 4
+    for name, value in tuned.get_base_model().state_dict().items():
+        original = name.replace(".base_layer", "").replace("classifier.original_module", "classifier")
+        if "lora" not in name and "modules_to_save" not in name:
+            assert torch.equal(value, before[original]), name
+
+
+def test_streamed_data_train_as_data_in_memory(tmp_path):
+    states = []
+    for data in (Dataset.from_list(rows(DATA)), Dataset.from_list(rows(DATA)).to_iterable_dataset()):
+        student, teacher = student_and_teacher()
+        make(student, teacher, tmp_path, data, args={"max_steps": 5}, eval_dataset=None).train()
+        states.append(state_of(student))
+    assert same_bits(*states)
 
 
 # Resuming

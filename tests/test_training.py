@@ -1,7 +1,6 @@
 """KeepSparsity in a stock Trainer: the zeros survive whatever the optimizer does."""
 
 import copy
-import dataclasses
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from architectures import arguments, batch, build, rows, same_bits, state_of
+from architectures import CHECKPOINTING, arguments, batch, build, rows, same_bits, state_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -190,10 +189,6 @@ def test_nothing_is_added_to_the_model_or_its_files(tmp_path):
     assert [name for name, _ in model.named_modules()] == modules
     loaded = type(model).from_pretrained(tmp_path / "checkpoint-2")
     assert sparsity_report(loaded).zeros == sparsity_report(model).zeros == round(0.5 * sparsity_report(model).weights)
-
-
-names = {field.name for field in dataclasses.fields(TrainingArguments)}
-CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
 
 
 def settings_that_move_weights():
