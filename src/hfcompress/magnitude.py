@@ -145,7 +145,7 @@ def _decide(pieces: Sequence[Piece], count: int) -> list[_Cut]:
 def _threshold(pieces: Sequence[Piece], dtype: torch.dtype, rank: int) -> tuple[int, list[tuple[int, int]]]:
     """Find the key of the ``rank``-th smallest magnitude, and how many keys of each piece are below and equal to it."""
     infinity = infinity_key(dtype)
-    smallest, beyond = 0, infinity  # where the threshold is known to be
+    smallest, beyond = 1, infinity  # where the threshold is known to be, unless it is zero
     low, high = _guess(sample(pieces, dtype, _SAMPLE), sum(piece.weight.numel() for piece in pieces), rank, infinity)
     while True:
         found = scan(pieces, dtype, low, high)

@@ -90,7 +90,7 @@ class KeepSparsity(TrainerCallback):
         for _, weight, free in self._kept:
             values = _values(weight)
             integer = INTEGER[values.dtype.itemsize]
-            rows = max(1, _CHUNK // max(1, values.shape[1]))
+            rows = max(1, _CHUNK * len(values) // values.numel())
             parts = zip(torch.split(values.view(integer), rows), torch.split(free, rows), strict=True)
             for part, mask in parts:
                 # Ten times as fast on a CPU as masked_fill_.
@@ -141,9 +141,10 @@ class GradualPruning(KeepSparsity):
     - ``"linear"``: ``amount * k / n``, equal steps: iterative pruning;
     - ``"one-shot"``: ``amount``, in a single pruning at ``start``.
 
-    The last pruning is to exactly ``amount``. The sparsity is added to the trainer's log (``"sparsity"``). A resumed
-    training goes on with the same schedule. Whenever more is pruned, the best metric so far is forgotten, so that
-    ``load_best_model_at_end`` and early stopping compare models of the final sparsity only.
+    The last pruning is to exactly ``amount``. The sparsity is added to the trainer's log history, and to the logs that
+    callbacks behind this one receive (``"sparsity"``). A resumed training goes on with the same schedule. Until the
+    last pruning no best metric is remembered, so that ``load_best_model_at_end`` and early stopping compare models of
+    the final sparsity only.
 
     Args:
         amount: As for `prune_global_l1`: a fraction of the prunable weights in [0, 1), or a number of them.
@@ -230,7 +231,9 @@ class GradualPruning(KeepSparsity):
     ) -> None:
         """Check the model, make the plan, and read the zeros that are there."""
         model = kwargs["model"]
-        check_prunable(model, select_matrices(model, self.include, self.exclude))
+        weights = prune_global_l1(model, 0, include=self.include, exclude=self.exclude).weights  # which only checks
+        if isinstance(self.amount, Integral) and self.amount > weights:
+            raise CompressionError(f"amount={self.amount} is more than the {weights} prunable weights of the model.")
         self._plan = self.plan(state.max_steps)
         self._reached = 0
         self._sparsity = None
@@ -244,6 +247,8 @@ class GradualPruning(KeepSparsity):
         if reached > self._reached:
             self._reached = reached
             self._prune(kwargs["model"], self._plan[reached - 1][1], state)
+        if self._reached < len(self._plan):
+            _forget_best(state)
 
     def on_log(
         self,
@@ -273,6 +278,7 @@ class GradualPruning(KeepSparsity):
                 f"was planned for step {self._plan[-1][0]}. Train on with KeepSparsity, or let it end earlier.",
                 stacklevel=2,
             )
+        self._sparsity = None
 
     def _prune(self, model: nn.Module, amount: float | int, state: TrainerState) -> None:
         before = sparsity_report(model, include=self.include, exclude=self.exclude).zeros
@@ -283,7 +289,11 @@ class GradualPruning(KeepSparsity):
             state.log_history.append(
                 {"sparsity": report.sparsity, "epoch": state.epoch or 0.0, "step": state.global_step}
             )
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+            _forget_best(state)
+
+
+def _forget_best(state: TrainerState) -> None:
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
 def _values(weight: nn.Parameter) -> Tensor:
