@@ -128,8 +128,8 @@ def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = Fa
             raise CompressionError(f"{where} is sharded over devices (DTensor); prune the model before it is sharded.")
         if not sharded and (weight.dim() != 2 or (0 in weight.stride() and weight.numel() > 1)):
             raise CompressionError(
-                f"{where} has shape {tuple(weight.shape)} and strides {weight.stride()}, so it is no whole matrix of its "
-                "own: a shard (FSDP, ZeRO-3) or an expanded view; prune the model before it is sharded."
+                f"{where} has shape {tuple(weight.shape)} and strides {weight.stride()}, so it is no whole matrix of "
+                "its own: a shard (FSDP, ZeRO-3) or an expanded view; prune the model before it is sharded."
             )
         plain = isinstance(weight, DTensor) or (type(weight) is nn.Parameter and type(weight.data) is torch.Tensor)
         if weight.dtype not in PRUNABLE_DTYPES or not plain:
