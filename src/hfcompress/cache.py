@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Callable
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfcompress.distillation import logits_of, tokenizer_rules
 from hfcompress.errors import CompressionError
 from hfcompress.layers import unwrap
+from hfcompress.teacher import config_of, inputs_of, logits_of, tokenizer_rules
 
 if TYPE_CHECKING:
     import pyarrow
@@ -143,8 +142,8 @@ class _Answers:
         self.batch_size = batch_size
         self.bf16 = bf16
         self.device = device
-        self.inputs = set(inspect.signature(unwrap(teacher).forward).parameters)
-        self.pad_token_id = getattr(getattr(unwrap(teacher), "config", None), "pad_token_id", None) or 0
+        self.inputs = inputs_of(teacher)
+        self.pad_token_id = getattr(config_of(teacher), "pad_token_id", None) or 0
 
     @torch.no_grad()
     def __call__(self, columns: dict[str, list[Any]]) -> Tensor:
@@ -191,7 +190,7 @@ def _columns_to_read(
                 "processing_class out to let the teacher read input_ids."
             )
         return texts
-    inputs = inspect.signature(unwrap(teacher).forward).parameters
+    inputs = inputs_of(teacher)
     read = [name for name in columns if name in inputs and name != "labels"]
     if "input_ids" not in read:
         raise CompressionError(
@@ -209,7 +208,7 @@ def _digest(teacher: nn.Module, data: Dataset, settings: dict[str, Any]) -> str:
         if hasattr(module, "adapter_layer_names"):  # PEFT's
             state = [getattr(module, key, None) for key in ("scaling", "active_adapters", "disable_adapters")]
             digest.update(f"{name} {state}".encode())
-    config = getattr(unwrap(teacher), "config", None)
+    config = config_of(teacher)
     if config is not None:
         transient = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
         kept = {name: value for name, value in config.to_dict().items() if name not in transient}

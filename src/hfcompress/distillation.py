@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput
 
 from hfcompress.errors import CompressionError
-from hfcompress.layers import unwrap
 from hfcompress.losses import (
-    LABEL_LOSSES,
-    TEACHER_LOSSES,
     LabelLoss,
     Problem,
     TeacherLoss,
     check_label_loss,
     check_teacher_loss,
     label_loss,
-    mean_logits,
     teacher_loss,
 )
+from hfcompress.teacher import TeacherCollator, Teachers, config_of, inputs_of, logits_of, problem_of, same_tokenizer
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _WEIGHTS = "example_weights"  # added to each training batch: 0 for examples repeated to fill up an epoch's last batch
@@ -69,14 +64,8 @@ class DistillationArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not (isinstance(self.alpha, Real) and 0 <= self.alpha <= 1):
             raise CompressionError(f"alpha={self.alpha!r} must be in [0, 1]: the weight of the teacher's loss.")
-        if self.teacher_loss not in TEACHER_LOSSES:
-            raise CompressionError(
-                f"teacher_loss={self.teacher_loss!r} is unknown; choose one of {', '.join(TEACHER_LOSSES)}."
-            )
-        if self.label_loss not in LABEL_LOSSES:
-            raise CompressionError(
-                f"label_loss={self.label_loss!r} is unknown; choose one of {', '.join(LABEL_LOSSES)}."
-            )
+        check_teacher_loss(self.teacher_loss)
+        check_label_loss(self.label_loss)
         if not (isinstance(self.temperature, Real) and 0 < self.temperature < math.inf):
             raise CompressionError(f"temperature={self.temperature!r} must be a positive, finite number.")
         if self.teacher_dtype not in (None, *_DTYPES):
@@ -149,44 +138,35 @@ class DistillationTrainer(Trainer):
             raise CompressionError(
                 "compute_loss_func cannot be used: the loss is set by alpha, teacher_loss and label_loss."
             )
-        self._problem = _problem(self.model, "student")
+        self._problem = problem_of(self.model, "student")
         if args.alpha > 0:
             check_teacher_loss(args.teacher_loss, self._problem)
         if args.alpha < 1:
             check_label_loss(args.label_loss, self._problem, args.label_smoothing_factor)
         self._terms: Tensor | None = None  # sums since the last log: the teacher's term, the labels', examples
         teachers: list[Any] = list(teacher) if isinstance(teacher, Sequence) else [] if teacher is None else [teacher]
-        label_orders = [_check_pair(self.model, one) for one in teachers]
-        weights = _weights(teacher_weights, len(teachers))
-
-        self.teacher: nn.Module | None = None
-        self._teachers: list[_Teacher] = []
-        self._teacher_only: set[str] = set()  # inputs that they take and the student does not: segments, for DistilBERT
+        self._teachers: Teachers | None = None
+        self._teacher_only: frozenset[str] = (
+            frozenset()
+        )  # inputs that the student does not take: segments, DistilBERT's
         self._reencode = False
         if teachers:
-            own_ids = {self._needs_own_ids(one, teacher_processing_class) for one in teachers}
-            self._reencode = own_ids == {True}
+            # Checked before the teachers are frozen.
+            self._reencode = True in {self._needs_own_ids(one, teacher_processing_class) for one in teachers}
+            dtype = getattr(torch, args.teacher_dtype) if args.teacher_dtype else None
+            self._teachers = Teachers(self.model, teachers, teacher_weights, args.device, dtype)
+            self._teacher_only = self._teachers.inputs - inputs_of(self.model)
             if self._reencode:
-                self.data_collator = _TeacherCollator(
+                self.data_collator = TeacherCollator(
                     self.data_collator, teacher_processing_class, args.text_column, args.teacher_max_length
                 )
-            self.teacher = teachers[0] if len(teachers) == 1 else nn.ModuleList(teachers)
-            self.teacher.requires_grad_(False)
-            # Without gradients there is nothing to synchronise, so no wrapper is needed: a plain move will do.
-            dtype = getattr(torch, args.teacher_dtype) if args.teacher_dtype else None
-            self.teacher.to(args.device, dtype).eval()
-            self._teachers = [
-                _Teacher(one, order, weight, frozenset(inspect.signature(unwrap(one).forward).parameters))
-                for one, order, weight in zip(teachers, label_orders, weights, strict=True)
-            ]
-            self._teacher_only = set().union(*(one.columns for one in self._teachers))
-            self._teacher_only -= set(inspect.signature(unwrap(self.model).forward).parameters)
+        self.teacher = self._teachers.module if self._teachers else None
         self._evaluated: list[Tensor] = []
 
     def _needs_own_ids(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
         columns = getattr(self.train_dataset, "column_names", None)
         cached = columns is not None and "teacher_logits" in columns
-        sizes = [getattr(_config(m), "vocab_size", None) for m in (self.model, teacher)]
+        sizes = [getattr(config_of(m), "vocab_size", None) for m in (self.model, teacher)]
         if tokenizer is None:
             if sizes[0] != sizes[1] and not cached:
                 raise CompressionError(
@@ -194,7 +174,7 @@ class DistillationTrainer(Trainer):
                     "read the student's ids; pass teacher_processing_class= and keep the text column in the data."
                 )
             return False
-        if self.processing_class is not None and _same_tokenizer(self.processing_class, tokenizer):
+        if self.processing_class is not None and same_tokenizer(self.processing_class, tokenizer):
             return False
         column = self.args.text_column
         if columns is not None and column not in columns and not cached:
@@ -319,17 +299,11 @@ class DistillationTrainer(Trainer):
         cached, own_inputs = inputs.pop("teacher_logits", None), inputs.pop("teacher_inputs", None)
 
         def teacher_logits() -> Tensor | None:
-            if isinstance(cached, Tensor):
-                order = self._teachers[0].label_order if len(self._teachers) == 1 else None
-                return cached if order is None else cached[:, order]
-            if self.teacher is None:
-                return None
-            self.teacher.eval()
-            read = inputs if own_inputs is None else own_inputs
+            if self._teachers is None or isinstance(cached, Tensor):
+                return cached if self._teachers is None else self._teachers.in_order(cached)
             own_dtype = self.args.teacher_dtype is not None
-            with torch.no_grad(), nullcontext() if own_dtype else self.accelerator.autocast():
-                answers = [one.logits(read) for one in self._teachers]
-                return mean_logits(answers, [one.weight for one in self._teachers], self._problem)
+            with nullcontext() if own_dtype else self.accelerator.autocast():
+                return self._teachers.logits(inputs if own_inputs is None else own_inputs)
 
         own = {name: value for name, value in inputs.items() if name not in self._teacher_only}
         return own, labels, weights, teacher_logits
@@ -372,105 +346,8 @@ class DistillationTrainer(Trainer):
         return args.alpha * taught + (1 - args.alpha) * labelled
 
 
-@dataclass(frozen=True)
-class _Teacher:
-    """One teacher: which order its classes have, what it counts for, and which inputs it takes."""
-
-    model: nn.Module
-    label_order: list[int] | None
-    weight: float
-    columns: frozenset[str]
-
-    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
-        logits = logits_of(self.model(**{name: value for name, value in inputs.items() if name in self.columns}))
-        return logits if self.label_order is None else logits[:, self.label_order]
-
-
-class _TeacherCollator:
-    """Collates for the student, and encodes the same texts with the teacher's tokenizer."""
-
-    def __init__(
-        self,
-        collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
-        tokenizer: PreTrainedTokenizerBase | None,
-        text_column: str,
-        max_length: int | None,
-    ) -> None:
-        self.collator = collator
-        self.tokenizer = tokenizer
-        self.text_column = text_column
-        self.max_length = max_length
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        own = [{name: value for name, value in f.items() if name != self.text_column} for f in features]
-        if all("teacher_logits" in feature for feature in features):
-            return dict(self.collator(own))
-        if any(self.text_column not in feature for feature in features):
-            raise CompressionError(
-                f"The teacher has a tokenizer of its own and needs the text, but the data have no column "
-                f"{self.text_column!r}; keep it, or name it with text_column=."
-            )
-        texts = [feature[self.text_column] for feature in features]
-        batch = dict(self.collator(own))
-        assert self.tokenizer is not None
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
-        return batch | {"teacher_inputs": dict(encoded)}
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The logits among a model's outputs, whether they are a mapping or a tuple."""
-    logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-    return logits
-
-
-def _config(model: nn.Module) -> Any:
-    return getattr(unwrap(model), "config", None)
-
-
-def _weights(weights: Sequence[float] | None, count: int) -> list[float]:
-    if weights is None:
-        return [1 / count] * count if count else []
-    valid = [isinstance(weight, Real) and 0 < weight < math.inf for weight in weights]
-    if len(weights) != count or not all(valid):
-        raise CompressionError(
-            f"teacher_weights={list(weights)!r} must be one positive number for each teacher, of which there are "
-            f"{count}."
-        )
-    return [float(weight) / float(sum(weights)) for weight in weights]
-
-
 def _batch_size(batch: Mapping[str, Any]) -> int:
     return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
-
-
-def _same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether both give every text the same ids, as far as their vocabularies and backends tell."""
-    if one is other:
-        return True
-    return tokenizer_rules(one) == tokenizer_rules(other)
-
-
-def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """All that decides which ids a text gets, but for cutting and padding."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    return {**json.loads(backend.to_str()), "truncation": None, "padding": None}
-
-
-def _problem(model: nn.Module, role: str) -> Problem:
-    """What the outputs of a model mean, by its config as transformers reads it."""
-    config = _config(model)
-    outputs = getattr(config, "num_labels", 2)
-    problem = getattr(config, "problem_type", None)
-    if problem is None:
-        problem = "regression" if outputs == 1 else "single_label_classification"
-    if outputs == 1 and problem == "single_label_classification":
-        raise CompressionError(
-            f"The {role} has num_labels=1 and problem_type={problem!r}; a choice needs at least two classes."
-        )
-    check_teacher_loss("mse", problem)
-    return cast(Problem, problem)
 
 
 def _answer(logits: Tensor, problem: Problem) -> Tensor:
@@ -482,31 +359,3 @@ def _same(one: Tensor, other: Tensor) -> Tensor:
     """By example, whether the answers are the same, or for what share of the labels."""
     same = (one == other).float()
     return same if same.dim() == 1 else same.mean(-1)
-
-
-def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
-    """Check that a teacher can teach a student; return the order of its classes if it differs from the student's."""
-    if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
-        raise CompressionError(
-            "Teacher and student share parameters, so freezing the teacher would freeze the student; pass a copy, for "
-            "example copy.deepcopy(teacher)."
-        )
-    problems = [_problem(student, "student"), _problem(teacher, "teacher")]
-    if problems[0] != problems[1]:
-        raise CompressionError(
-            f"The student's problem_type is {problems[0]!r}, the teacher's {problems[1]!r}; both must answer the same "
-            "question."
-        )
-    taught, labels = (_config(model).id2label for model in (teacher, student))
-    if len(taught) != len(labels):
-        raise CompressionError(
-            f"The teacher has {len(taught)} labels ({taught}), the student {len(labels)} ({labels}); both must have "
-            "the same."
-        )
-    generic = {f"LABEL_{index}" for index in range(len(labels))}
-    if generic in (set(taught.values()), set(labels.values())) or taught == labels:
-        return None
-    if set(taught.values()) != set(labels.values()):
-        raise CompressionError(f"The teacher's labels are {taught}, the student's {labels}; both must have the same.")
-    index = {name: class_id for class_id, name in taught.items()}
-    return [index[labels[class_id]] for class_id in sorted(labels)]

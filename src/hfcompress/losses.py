@@ -176,9 +176,9 @@ def mean_logits(
     return holds - holds_not
 
 
-def check_teacher_loss(kind: str, problem: str) -> None:
+def check_teacher_loss(kind: str, problem: str = "single_label_classification") -> None:
     """Raise a `CompressionError` unless this loss exists and has a meaning for this problem."""
-    _check_problem(problem)
+    check_problem(problem)
     if kind not in TEACHER_LOSSES:
         raise CompressionError(f"teacher_loss={kind!r} is unknown; choose one of {', '.join(TEACHER_LOSSES)}.")
     if kind == "kl" and problem == "regression":
@@ -187,9 +187,9 @@ def check_teacher_loss(kind: str, problem: str) -> None:
         )
 
 
-def check_label_loss(kind: str, problem: str, label_smoothing: float = 0.0) -> None:
+def check_label_loss(kind: str, problem: str = "single_label_classification", label_smoothing: float = 0.0) -> None:
     """Raise a `CompressionError` unless this loss exists and has a meaning for this problem."""
-    _check_problem(problem)
+    check_problem(problem)
     if kind not in LABEL_LOSSES:
         raise CompressionError(f"label_loss={kind!r} is unknown; choose one of {', '.join(LABEL_LOSSES)}.")
     if problem == "regression" and (kind == "cross_entropy" or label_smoothing):
@@ -200,7 +200,8 @@ def check_label_loss(kind: str, problem: str, label_smoothing: float = 0.0) -> N
         )
 
 
-def _check_problem(problem: str) -> None:
+def check_problem(problem: str) -> None:
+    """Raise a `CompressionError` unless this problem exists."""
     if problem not in get_args(Problem):
         raise CompressionError(f"problem_type={problem!r} is unknown; choose one of {', '.join(get_args(Problem))}.")
 

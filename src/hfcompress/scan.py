@@ -22,8 +22,8 @@ from hfcompress.layers import WeightMatrix
 
 _PIECE = 1 << 22  # weights that one thread reads and describes together
 _CHUNK = 1 << 19  # weights compared by one call: fewer and threads wait for each other, more and they leave the cache
-_LISTED = 64  # a piece lists the keys inside the range where they are at most one in so many of its weights
-_BIN_BITS = 14
+_LISTED = 64  # a piece lists the keys inside the range where they are at most one in so many of its weights,
+_BIN_BITS = 14  # or no more than it would have bins
 _RUN = 16  # sampled weights that lie together: a line of the cache is read as fast as a single weight
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -180,6 +180,6 @@ def _scan_on_device(weight: Tensor, dtype: torch.dtype, low: int, high: int) -> 
 def _found(below: int, inside: Array | int, largest: int, weights: int, low: int, high: int) -> Found:
     if isinstance(inside, int):  # of a range of a single key, the number says everything
         return Found(below, inside, largest, None, np.array([inside]))
-    if inside.size * _LISTED > weights:
+    if inside.size > max(weights // _LISTED, 1 << _BIN_BITS):
         return Found(below, inside.size, largest, None, count_bins(inside, low, high))
     return Found(below, inside.size, largest, inside, None)
