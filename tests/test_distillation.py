@@ -664,11 +664,11 @@ def text_dataset(column="text", **columns):
     )
 
 
-def assert_teacher_reads_its_own_ids(own, directory, data, args=None):
+def assert_teacher_reads_its_own_ids(own, directory, data, args=None, pairs=()):
     """Train two updates; compare with a loop in which the teacher reads what its own tokenizer makes of the texts."""
     student, teacher = student_and_teacher()
     limit = (args or {}).get("teacher_max_length")
-    read = own(TEXTS, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    read = own(TEXTS, *pairs, padding=True, truncation=True, max_length=limit, return_tensors="pt")
     mine = STUDENT_TOKENIZER(TEXTS, padding=True, return_tensors="pt")
     expected = copy.deepcopy(student)
     taught = answers(teacher, read)
@@ -712,6 +712,14 @@ def test_the_text_may_be_in_another_column(tmp_path):
 
 def test_the_teachers_texts_can_be_cut(tmp_path):
     assert_teacher_reads_its_own_ids(tokenizer(["e", "d", "c"]), tmp_path, text_dataset(), {"teacher_max_length": 2})
+
+
+def test_the_teacher_reads_pairs_of_texts_with_its_own_tokenizer(tmp_path):
+    own, second = tokenizer(["e", "d", "c", "b", "a"]), TEXTS[::-1]
+    data = text_dataset(second=second)
+    assert_teacher_reads_its_own_ids(own, tmp_path, data, {"text_pair_column": "second"}, pairs=[second])
+    with pytest.raises(CompressionError, match=r"no column 'other'.*text_pair_column"):
+        assert_teacher_reads_its_own_ids(own, tmp_path, data, {"text_pair_column": "other"}, pairs=[second])
 
 
 def test_the_same_tokenizer_needs_no_text(tmp_path):

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hfcompress import CompressionError
-from hfcompress.losses import LABEL_LOSSES, TEACHER_LOSSES, label_loss, mean_logits, probabilities, teacher_loss
+from hfcompress.losses import (
+    LABEL_LOSSES,
+    TEACHER_LOSSES,
+    hidden_state_loss,
+    label_loss,
+    mean_logits,
+    probabilities,
+    relation_loss,
+    teacher_loss,
+)
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=6)
 LOGITS = hnp.arrays(np.float32, st.shared(SHAPES, key="shape"), elements=st.floats(-30, 30, width=32))
@@ -220,3 +229,89 @@ def test_the_mean_of_several_answers_is_that_of_their_probabilities(problem, one
     found = probabilities(mean_logits(tensors, [share, 1 - share], problem), problem)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
     assert mean_logits(tensors[:1], [1.0], problem) is tensors[0]
+
+
+# Layers
+
+
+STATES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
+VALUES = st.floats(-8, 8, width=32)
+
+
+@st.composite
+def layers(draw, same_width):
+    """What the layers of two models say, a mask with at least one token a text, and a number of relation heads."""
+    batch, tokens, head_width = draw(STATES)
+    heads = draw(st.integers(1, 3))
+    other = head_width if same_width else draw(st.integers(1, 5))
+    states = [
+        draw(hnp.arrays(np.float32, (batch, tokens, heads * width), elements=VALUES)) for width in (head_width, other)
+    ]
+    mask = draw(hnp.arrays(np.int64, (batch, tokens), elements=st.integers(0, 1)))
+    mask[np.arange(batch), draw(st.integers(0, tokens - 1))] = 1
+    return *states, mask, heads
+
+
+@given(layers(same_width=True))
+def test_hidden_states_differ_by_the_mean_square_over_real_tokens(drawn):
+    student, teacher, mask, _ = drawn
+    found = hidden_state_loss(*map(torch.from_numpy, (student, teacher, mask)))
+    for row in range(len(mask)):
+        real = mask[row] == 1
+        expected = ((student[row][real].astype(np.float64) - teacher[row][real]) ** 2).mean()
+        np.testing.assert_allclose(found[row], expected, **CLOSE)
+    whole = hidden_state_loss(torch.from_numpy(student), torch.from_numpy(teacher))
+    np.testing.assert_allclose(whole, ((student.astype(np.float64) - teacher) ** 2).mean((1, 2)), **CLOSE)
+
+
+@given(layers(same_width=False))
+def test_relations_differ_by_the_divergence_of_a_plain_loop(drawn):
+    student, teacher, mask, heads = drawn
+    found = relation_loss(torch.from_numpy(student), torch.from_numpy(teacher), heads, torch.from_numpy(mask))
+    for row in range(len(mask)):
+        real = mask[row] == 1
+        divergences = []
+        for head in range(heads):
+            relations = []
+            for model in (student, teacher):
+                width = model.shape[-1] // heads
+                vectors = model[row][real][:, head * width : (head + 1) * width].astype(np.float64)
+                relations.append(log_softmax(vectors @ vectors.T / np.sqrt(width)))
+            log_p, log_q = relations
+            divergences += list((np.exp(log_q) * (log_q - log_p)).sum(-1))
+        np.testing.assert_allclose(found[row], np.mean(divergences), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [hidden_state_loss, lambda one, other, mask: relation_loss(one, other, 2, mask)])
+def test_padding_has_no_part_in_the_losses_of_layers_or_their_gradients(loss):
+    mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
+    student, teacher = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4)
+    other = torch.where(mask[..., None] == 1, teacher, 1e4)
+    found = loss(student, teacher, mask)
+    assert found.equal(loss(student, other, mask))
+    assert found[1] == 0
+    found.sum().backward()
+    assert student.grad.isfinite().all()
+    assert (student.grad != 0).any(-1).equal(mask == 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_layers_in_half_precision_give_finite_losses_in_float32(dtype):
+    student, teacher = (torch.full((2, 3, 4), value, dtype=dtype) for value in (3e4, -3e4))
+    for loss in (hidden_state_loss(student, teacher), relation_loss(student, teacher, 1)):
+        assert loss.dtype == torch.float32
+        assert loss.isfinite().all()
+
+
+def test_layers_that_do_not_fit_are_refused_by_shape():
+    states = torch.zeros(2, 3, 4)
+    with pytest.raises(CompressionError, match=r"\(2, 3, 4\).*\(2, 5, 4\).*same tokens"):
+        hidden_state_loss(states, torch.zeros(2, 5, 4))
+    with pytest.raises(CompressionError, match=r"4 wide, the teacher's 6"):
+        hidden_state_loss(states, torch.zeros(2, 3, 6))
+    with pytest.raises(CompressionError, match=r"\(2, 5, 4\)"):
+        relation_loss(states, torch.zeros(2, 5, 4), 2)
+    with pytest.raises(CompressionError, match="3 relation heads do not divide a width of 4"):
+        relation_loss(states, states, 3)
+    with pytest.raises(CompressionError, match=r"mask of shape \(2, 4\).*\(2, 3\)"):
+        relation_loss(states, states, 2, torch.ones(2, 4))

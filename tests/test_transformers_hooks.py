@@ -103,6 +103,44 @@ def test_loss_is_scaled_for_ga_stops_the_division_by_the_accumulation_steps(scal
     )
 
 
+def test_a_checkpoint_is_written_and_read_with_the_optimizer_and_the_model_alone_is_cleared(tmp_path):
+    seen = []
+
+    class Watching(Trainer):
+        def create_optimizer(self, *args, **kwargs):
+            optimizer = super().create_optimizer(*args, **kwargs)
+            self.beside = nn.Parameter(torch.ones(1))
+            optimizer.add_param_group({"params": [self.beside]})
+            return optimizer
+
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            self.beside.grad = torch.ones(1)
+            return loss
+
+        def _save_optimizer_and_scheduler(self, output_dir):
+            super()._save_optimizer_and_scheduler(output_dir)
+            seen.append(("save", str(output_dir)))
+
+        def _load_optimizer_and_scheduler(self, checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            seen.append(("load", None if checkpoint is None else str(checkpoint)))
+
+    folder = str(tmp_path / "checkpoint-1")
+    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.25}
+    for checkpoint in (None, folder):
+        trainer = make(tmp_path, Watching, max_steps=1 if checkpoint is None else 2, **settings)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    assert seen[:2] == [("save", folder), ("load", folder)], (
+        "Trainer no longer saves or loads a checkpoint's optimizer by these methods; hfcompress.distillation keeps its "
+        "projection there."
+    )
+    assert trainer.beside == 0.75, (
+        "Trainer no longer takes a parameter beside the model's from create_optimizer, or changes its gradient between "
+        "training_step and the optimizer's step; hfcompress.distillation trains its projection so."
+    )
+
+
 def test_the_evaluation_loop_is_told_its_prefix_by_keyword_and_returns_metrics_that_can_be_added_to(tmp_path):
     prefixes = []
 

@@ -24,7 +24,9 @@ SCENARIOS = {
     "24 examples": (24, 1, None),
     "19 examples resumed": (19, 1, 1),
     "21 examples accumulated and resumed": (21, 2, 1),
+    "19 examples with layers, accumulated and resumed": (19, 2, 1),
 }
+LAYERS = {"hidden_weight": 0.3, "relation_weight": 0.7}  # with a wider teacher: a projection learns beside the student
 
 
 class Gradients(TrainerCallback):
@@ -41,7 +43,9 @@ class Gradients(TrainerCallback):
 def run(scenario, folder, processes):
     """Train two epochs and return gradient norms, weights, metrics and the number of zeros kept."""
     examples, accumulated, resume_from = SCENARIOS[scenario]
-    student, teacher = build(num_labels=3, seed=1), build(num_labels=3, seed=2, layers=3)
+    with_layers = "layers" in scenario
+    wider = {"hidden_size": 48, "num_attention_heads": 6} if with_layers else {}
+    student, teacher = build(num_labels=3, seed=1), build(num_labels=3, seed=2, layers=3, **wider)
     prune_global_l1(student, 0.5)
     folder = Path(folder) / scenario.replace(" ", "_")
 
@@ -60,6 +64,7 @@ def run(scenario, folder, processes):
             save_strategy="steps" if resume_from else "no",
             save_steps=resume_from or 1,
             ddp_timeout=60,
+            **(LAYERS if with_layers else {}),
         )
         data = rows(batch(examples, num_labels=3))
         callbacks = [KeepSparsity(), gradients]

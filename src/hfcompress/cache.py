@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
+from hfcompress.intermediate import logits_of
 from hfcompress.layers import unwrap
-from hfcompress.teacher import config_of, inputs_of, logits_of, tokenizer_rules
+from hfcompress.teacher import config_of, inputs_of, tokenizer_rules
 
 if TYPE_CHECKING:
     import pyarrow

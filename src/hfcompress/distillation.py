@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from hfcompress.errors import CompressionError
+from hfcompress.intermediate import Answer, IntermediateTerms, Watch
 from hfcompress.losses import (
     LabelLoss,
     Problem,
@@ -24,15 +28,27 @@ from hfcompress.losses import (
     label_loss,
     teacher_loss,
 )
-from hfcompress.teacher import TeacherCollator, Teachers, config_of, inputs_of, logits_of, problem_of, same_tokenizer
+from hfcompress.teacher import (
+    TeacherCollator,
+    Teachers,
+    check_text_columns,
+    config_of,
+    inputs_of,
+    problem_of,
+    same_tokenizer,
+)
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _WEIGHTS = "example_weights"  # added to each training batch: 0 for examples repeated to fill up an epoch's last batch
+_PROJECTION = "projection.safetensors"  # beside optimizer.pt in checkpoints; not a part of the student
 
 
 @dataclass
 class DistillationArguments(TrainingArguments):
-    """`transformers.TrainingArguments` and what distillation adds: ``alpha * teacher_loss + (1 - alpha) * label_loss``.
+    """`transformers.TrainingArguments` and what distillation adds.
+
+    The loss is ``alpha * teacher_loss + (1 - alpha) * label_loss``, and where layers are compared too ``+ hidden_weight
+    * hidden_state_loss + relation_weight * relation_loss``; see `hfcompress.losses`.
 
     Attributes:
         alpha: Weight of the teacher's term, in [0, 1]. With 0 no teacher is needed.
@@ -42,7 +58,18 @@ class DistillationArguments(TrainingArguments):
         teacher_dtype: To which the teacher is converted, in place, and in which it computes, for example
             ``"bfloat16"``. If None it keeps its own, under autocast where the student is.
         text_column: Column with the raw text, read where the teacher has a tokenizer of its own.
+        text_pair_column: Column with the second text of a pair, or None.
         teacher_max_length: Tokens at most of a text encoded for such a teacher; its tokenizer's limit if None.
+        hidden_weight: Weight of the hidden states' term: TinyBERT's. Where student and teacher differ in width, the
+            student's are projected by a matrix that learns with it and stays with the trainer.
+        layer_map: Which of the teacher's hidden states each of the student's is compared with, 0 being the embeddings;
+            a dict, or that as JSON. If None evenly spaced: with 2 and 6 layers ``{0: 0, 1: 3, 2: 6}``.
+        relation_weight: Weight of the attention relations' term: MiniLMv2's, the mean of those among queries, keys and
+            values of the student's last layer.
+        relation_layer: The teacher's layer that it is compared with; of large teachers one of the upper middle does
+            better than the last (MiniLMv2, section 4).
+        relation_heads: Into how many relation heads the attention is cut; a divisor of its width in both models. If
+            None the greatest that also divides the teacher's attention heads.
 
     Raises:
         CompressionError: A value is out of range or unknown.
@@ -59,7 +86,13 @@ class DistillationArguments(TrainingArguments):
     temperature: float = field(default=1.0, metadata={"help": "Temperature of kl."})
     teacher_dtype: str | None = field(default=None, metadata={"help": "For example bfloat16."})
     text_column: str = field(default="text", metadata={"help": "Column with the raw text."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column with the second text of a pair."})
     teacher_max_length: int | None = field(default=None, metadata={"help": "Tokens at most for the teacher."})
+    hidden_weight: float = field(default=0.0, metadata={"help": "Weight of the hidden states' loss."})
+    layer_map: dict[int, int] | str | None = field(default=None, metadata={"help": "Student's to teacher's layers."})
+    relation_weight: float = field(default=0.0, metadata={"help": "Weight of the attention relations' loss."})
+    relation_layer: int = field(default=-1, metadata={"help": "The teacher's layer whose relations are learned."})
+    relation_heads: int | None = field(default=None, metadata={"help": "Relation heads."})
 
     def __post_init__(self) -> None:
         if not (isinstance(self.alpha, Real) and 0 <= self.alpha <= 1):
@@ -72,7 +105,22 @@ class DistillationArguments(TrainingArguments):
             raise CompressionError(
                 f"teacher_dtype={self.teacher_dtype!r} is unknown; choose one of {', '.join(_DTYPES)}."
             )
+        for name in ("hidden_weight", "relation_weight"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and 0 <= value < math.inf):
+                raise CompressionError(f"{name}={value!r} must be a finite number, 0 or more.")
+        self.layer_map = _layer_map(self.layer_map)
         super().__post_init__()
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether some term of the loss is about the teacher."""
+        return self.alpha > 0 or self.compares_layers
+
+    @property
+    def compares_layers(self) -> bool:
+        """Whether some term of the loss is about what is between the inputs and the logits."""
+        return self.hidden_weight > 0 or self.relation_weight > 0
 
 
 class DistillationTrainer(Trainer):
@@ -91,8 +139,8 @@ class DistillationTrainer(Trainer):
     ``evaluate`` gives ``eval_loss``, the cross-entropy, comparable between models however they were trained, and
     ``eval_accuracy``; where all that it needs is at hand ``eval_distillation_loss``, the training objective; and
     with the teacher's answers ``eval_agreement``, how often both say the same. ``predict`` returns the logits. While
-    training, the two terms are logged apart as ``teacher_term`` and ``label_term``, each a mean over the examples since
-    the last log.
+    training, the terms are logged apart, unweighted, as ``teacher_term`` and ``label_term`` (``hidden_term``,
+    ``relation_term``), each a mean over the examples since the last log.
 
     With several labels an example (``problem_type="multi_label_classification"``) the probabilities are sigmoids,
     ``eval_loss`` is the binary cross-entropy, and accuracy and agreement count labels. With a regression head both
@@ -143,7 +191,7 @@ class DistillationTrainer(Trainer):
             check_teacher_loss(args.teacher_loss, self._problem)
         if args.alpha < 1:
             check_label_loss(args.label_loss, self._problem, args.label_smoothing_factor)
-        self._terms: Tensor | None = None  # sums since the last log: the teacher's term, the labels', examples
+        self._sums: dict[str, Tensor] = {}  # since the last log: each term's, and the number of examples
         teachers: list[Any] = list(teacher) if isinstance(teacher, Sequence) else [] if teacher is None else [teacher]
         self._teachers: Teachers | None = None
         self._teacher_only: frozenset[str] = (
@@ -158,10 +206,78 @@ class DistillationTrainer(Trainer):
             self._teacher_only = self._teachers.inputs - inputs_of(self.model)
             if self._reencode:
                 self.data_collator = TeacherCollator(
-                    self.data_collator, teacher_processing_class, args.text_column, args.teacher_max_length
+                    self.data_collator, teacher_processing_class, self._text_columns, args.teacher_max_length
                 )
         self.teacher = self._teachers.module if self._teachers else None
+        self._between = self._compare_layers(teachers) if args.compares_layers else None
+        self._watch = self._teacher_watch = Watch(self.model, hidden=False, layer=None)
+        if self._between is not None:
+            self._watch, self._teacher_watch = self._between.student, self._between.teacher
         self._evaluated: list[Tensor] = []
+
+    @property
+    def _text_columns(self) -> list[str]:
+        pair = self.args.text_pair_column
+        return [self.args.text_column, *([] if pair is None else [pair])]
+
+    def _compare_layers(self, teachers: Sequence[nn.Module]) -> IntermediateTerms:
+        args = self.args
+        what = f"hidden_weight={args.hidden_weight}, relation_weight={args.relation_weight} compare layers"
+        if len(teachers) != 1:
+            raise CompressionError(f"{what}, which needs one teacher in the trainer; there are {len(teachers)}.")
+        sizes = [getattr(config_of(model), "vocab_size", None) for model in (self.model, *teachers)]
+        if self._reencode or sizes[0] != sizes[1]:
+            raise CompressionError(
+                f"{what} token by token, but the teacher reads other tokens than the student (another tokenizer); set "
+                "both to 0, or take a teacher with the student's tokenizer."
+            )
+        between = IntermediateTerms(
+            self.model,
+            teachers[0],
+            hidden_weight=args.hidden_weight,
+            layer_map=args.layer_map,
+            relation_weight=args.relation_weight,
+            relation_layer=args.relation_layer,
+            relation_heads=args.relation_heads,
+            device=args.device,
+            seed=args.seed,
+        )
+        if between.projection is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise CompressionError(
+                f"{what} of different widths with a projection, which FSDP and DeepSpeed would not train; use "
+                "relation_weight alone, which needs none."
+            )
+        return between
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make the optimizer, the projection of the hidden states in it."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if self._projection is not None and id(self._projection.weight) not in trained:
+            optimizer.add_param_group({"params": [self._projection.weight], "weight_decay": self.args.weight_decay})
+        return optimizer
+
+    @property
+    def _projection(self) -> nn.Linear | None:
+        return None if self._between is None else self._between.projection
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Take the stock step; average the projection's gradient over the processes, as DDP does the student's."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self._projection is not None and self.accelerator.sync_gradients:
+            weight = self._projection.weight
+            weight.grad = self.accelerator.reduce(weight.grad, reduction="mean")
+        return loss
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._projection is not None and self.args.should_save:
+            save_model(self._projection, str(Path(output_dir) / _PROJECTION))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._projection is not None and checkpoint is not None:
+            load_model(self._projection, str(Path(checkpoint) / _PROJECTION))
 
     def _needs_own_ids(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
         columns = getattr(self.train_dataset, "column_names", None)
@@ -176,22 +292,18 @@ class DistillationTrainer(Trainer):
             return False
         if self.processing_class is not None and same_tokenizer(self.processing_class, tokenizer):
             return False
-        column = self.args.text_column
-        if columns is not None and column not in columns and not cached:
-            raise CompressionError(
-                f"The teacher has a tokenizer of its own and needs the text, but the training data have no column "
-                f"{column!r} (they have {', '.join(columns)}); keep it, or name it with text_column=."
-            )
+        if columns is not None and not cached:
+            check_text_columns(self._text_columns, columns)
         return True
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        extra = ["teacher_logits", *sorted(self._teacher_only), *([self.args.text_column] if self._reencode else [])]
+        extra = ["teacher_logits", *sorted(self._teacher_only), *(self._text_columns if self._reencode else [])]
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *extra]))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the stock Trainer does."""
-        self._terms = None
+        self._sums = {}
         return super().train(*args, **kwargs)
 
     def get_batch_samples(
@@ -199,6 +311,8 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[dict[str, Any]], Tensor]:
         """Collect the batches of one update and count their examples over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._projection is not None:
+            self._projection.weight.grad = None  # an update begins; the Trainer clears the model's alone
         weights = [torch.ones(_batch_size(batch), device=device) for batch in batches]
         state = self.accelerator.gradient_state
         remainder = state.remainder
@@ -236,15 +350,18 @@ class DistillationTrainer(Trainer):
         Raises:
             CompressionError: Labels or the teacher's answers are needed and missing.
         """
-        inputs, labels, weights, teacher_logits = self._split(inputs)
-        logits = logits_of(model(**inputs))
-        losses = self._objective(logits, labels, teacher_logits(), weights)
+        inputs, labels, weights, teach = self._split(inputs)
+        answer = self._watch(model, inputs)
+        terms = self._terms(answer, labels, teach(), inputs.get("attention_mask"))
+        losses = _weighted(terms)
+        if weights is not None:
+            self._add_up(terms, weights)
         if num_items_in_batch is None:
             loss = losses.mean()
         else:
             weighted = losses if weights is None else losses * weights
             loss = weighted.sum() / num_items_in_batch * self.accelerator.num_processes
-        return (loss, {"logits": logits}) if return_outputs else loss
+        return (loss, {"logits": answer.logits}) if return_outputs else loss
 
     def prediction_step(
         self,
@@ -254,22 +371,24 @@ class DistillationTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return cross-entropy, logits and labels of a batch, and note what `evaluate` reports beside them."""
-        inputs, labels, _, teacher_logits = self._split(self._prepare_inputs(inputs))
+        inputs, labels, _, teach = self._split(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = logits_of(model(**inputs))
-            taught = teacher_logits()
+            answer = self._watch(model, inputs)
+            taught = teach()
+        logits = answer.logits
         columns = {}
         if labels is not None:
             kind: LabelLoss = "mse" if self._problem == "regression" else "cross_entropy"
             columns["loss"] = label_loss(logits, labels, kind, problem=self._problem)
             if self._problem != "regression":
-                answer = _answer(logits, self._problem)
-                columns["accuracy"] = _same(answer, labels.reshape(answer.shape))
-        if (taught is not None or self.args.alpha == 0) and (labels is not None or self.args.alpha == 1):
-            columns["distillation_loss"] = self._objective(logits, labels, taught)
+                said = _answer(logits, self._problem)
+                columns["accuracy"] = _same(said, labels.reshape(said.shape))
+        args: DistillationArguments = self.args
+        if (taught is not None or not args.needs_teacher) and (labels is not None or args.alpha == 1):
+            columns["distillation_loss"] = _weighted(self._terms(answer, labels, taught, inputs.get("attention_mask")))
             columns.setdefault("loss", columns["distillation_loss"])
         if taught is not None and self._problem != "regression":
-            columns["agreement"] = _same(_answer(logits, self._problem), _answer(taught, self._problem))
+            columns["agreement"] = _same(_answer(logits, self._problem), _answer(taught.logits, self._problem))
         if columns:
             self._evaluated_columns = list(columns)
             table = torch.stack(list(columns.values()), dim=1)
@@ -292,58 +411,79 @@ class DistillationTrainer(Trainer):
 
     def _split(
         self, inputs: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], Tensor | None, Tensor | None, Callable[[], Tensor | None]]:
-        """Take a batch apart: the student's inputs, labels, weights, and how to get the teacher's logits."""
+    ) -> tuple[dict[str, Any], Tensor | None, Tensor | None, Callable[[], Answer | None]]:
+        """Take a batch apart: the student's inputs, labels, weights, and how to get the teacher's answer."""
         inputs = dict(inputs)
         labels, weights = inputs.pop("labels", None), inputs.pop(_WEIGHTS, None)
         cached, own_inputs = inputs.pop("teacher_logits", None), inputs.pop("teacher_inputs", None)
 
-        def teacher_logits() -> Tensor | None:
-            if self._teachers is None or isinstance(cached, Tensor):
-                return cached if self._teachers is None else self._teachers.in_order(cached)
+        def teach() -> Answer | None:
+            if isinstance(cached, Tensor) and self._between is None:
+                return Answer(cached if self._teachers is None else self._teachers.in_order(cached))
+            if self._teachers is None:
+                return None
             own_dtype = self.args.teacher_dtype is not None
             with nullcontext() if own_dtype else self.accelerator.autocast():
-                return self._teachers.logits(inputs if own_inputs is None else own_inputs)
+                return self._teachers.answer(inputs if own_inputs is None else own_inputs, self._teacher_watch)
 
         own = {name: value for name, value in inputs.items() if name not in self._teacher_only}
-        return own, labels, weights, teacher_logits
+        return own, labels, weights, teach
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the two terms of the loss, as means since the last log."""
-        if "loss" in logs and self._terms is not None:
-            teacher, label, examples = self.accelerator.reduce(self._terms, reduction="sum").tolist()
-            if self.args.alpha > 0:
-                logs["teacher_term"] = teacher / examples
-            if self.args.alpha < 1:
-                logs["label_term"] = label / examples
-            self._terms = None
+        """Add the terms of the loss, as means since the last log."""
+        if "loss" in logs and self._sums:
+            sums = self.accelerator.reduce(torch.stack(list(self._sums.values())), reduction="sum").tolist()
+            *terms, examples = sums
+            logs.update({name: term / examples for name, term in zip(self._sums, terms, strict=False)})
+            self._sums = {}
         super().log(logs, start_time)
 
-    def _objective(
-        self, logits: Tensor, labels: Tensor | None, teacher_logits: Tensor | None, log_weights: Tensor | None = None
-    ) -> Tensor:
-        """The loss of each example; with weights, its terms are added up for the log."""
+    def _add_up(self, terms: Mapping[str, tuple[float, Tensor]], weights: Tensor) -> None:
+        """Note the terms for the log; no .item() here, which would make the CPU wait for the device at every step."""
+        with torch.no_grad():
+            sums = {name: (values * weights).sum() for name, (_, values) in terms.items()} | {"": weights.sum()}
+            self._sums = {name: self._sums.get(name, 0) + value for name, value in sums.items()}
+
+    def _terms(
+        self, answer: Answer, labels: Tensor | None, taught: Answer | None, mask: Tensor | None
+    ) -> dict[str, tuple[float, Tensor]]:
+        """The terms of the loss by name: the weight of each, and its value for each example."""
         args: DistillationArguments = self.args
-        taught = labelled = torch.zeros(len(logits), device=logits.device)
-        if args.alpha > 0:
-            if teacher_logits is None:
-                raise CompressionError(
-                    f"alpha={args.alpha} needs a teacher: pass teacher=, keep a 'teacher_logits' column in the data, "
-                    "or set alpha=0."
-                )
-            taught = teacher_loss(logits, teacher_logits, args.teacher_loss, args.temperature, self._problem)
+        logits = answer.logits
+        terms: dict[str, tuple[float, Tensor]] = {}
+        if args.needs_teacher and taught is None:
+            raise CompressionError(
+                f"alpha={args.alpha} needs a teacher: pass teacher=, keep a 'teacher_logits' column in the data, "
+                "or set alpha=0."
+            )
+        if args.alpha > 0 and taught is not None:
+            loss = teacher_loss(logits, taught.logits, args.teacher_loss, args.temperature, self._problem)
+            terms["teacher_term"] = (args.alpha, loss)
         if args.alpha < 1:
             if labels is None:
                 raise CompressionError(
                     f"alpha={args.alpha} needs labels and the batch has no 'labels'; label the data or set alpha=1."
                 )
-            labelled = label_loss(logits, labels, args.label_loss, args.label_smoothing_factor, self._problem)
-        if log_weights is not None:
-            with torch.no_grad():
-                # No .item() here: it would make the CPU wait for the device at every step.
-                sums = torch.stack([(taught * log_weights).sum(), (labelled * log_weights).sum(), log_weights.sum()])
-                self._terms = sums if self._terms is None else self._terms + sums
-        return args.alpha * taught + (1 - args.alpha) * labelled
+            loss = label_loss(logits, labels, args.label_loss, args.label_smoothing_factor, self._problem)
+            terms["label_term"] = (1 - args.alpha, loss)
+        if self._between is not None and taught is not None:
+            terms |= self._between(answer, taught, mask)
+        return terms
+
+
+def _weighted(terms: Mapping[str, tuple[float, Tensor]]) -> Tensor:
+    return torch.stack([weight * values for weight, values in terms.values()]).sum(0)
+
+
+def _layer_map(given: Any) -> dict[int, int] | None:
+    """Read the map of layers, which the command line and files give as JSON."""
+    try:
+        read = json.loads(given) if isinstance(given, str) else given
+        return None if read is None else {int(student): int(teacher) for student, teacher in read.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CompressionError(
+            f"layer_map={given!r} must be a dict of layer numbers, or that as JSON, for example {{0: 0, 1: 3, 2: 6}}."
+        ) from error
 
 
 def _batch_size(batch: Mapping[str, Any]) -> int:

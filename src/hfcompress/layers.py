@@ -16,6 +16,16 @@ from hfcompress.errors import CompressionError
 
 PRUNABLE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
+# What transformers calls the modules that make queries, keys and values: apart, or in this order side by side.
+_APART = (
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("q", "k", "v"),
+)
+_FUSED = (("c_attn",), ("Wqkv",))
+
 
 @dataclass(frozen=True)
 class WeightMatrix:
@@ -50,6 +60,60 @@ def unwrap(model: nn.Module) -> nn.Module:
             inner = inner.get_base_model()
         else:
             return cast(nn.Module, inner)
+
+
+def layer_stack(model: nn.Module) -> tuple[str, int]:
+    """Find the one stack of layers of a classifier.
+
+    Args:
+        model: A model whose config tells ``num_hidden_layers``, wrapped or not.
+
+    Returns:
+        The name of its ``nn.ModuleList`` below the wrappers, and how many layers it has.
+
+    Raises:
+        CompressionError: There is no such stack, or more than one.
+    """
+    inner: Any = unwrap(model)
+    count = getattr(getattr(inner, "config", None), "num_hidden_layers", None)
+    stacks = [n for n, m in inner.named_modules() if isinstance(m, nn.ModuleList) and count and len(m) == count]
+    outermost = [n for n in stacks if not any(n.startswith(f"{other}.") for other in stacks)]
+    if len(outermost) != 1 or getattr(inner.config, "is_encoder_decoder", False):
+        raise CompressionError(
+            f"{type(inner).__name__} has {len(outermost)} stacks of num_hidden_layers={count} layers; exactly one is "
+            "needed (encoder-decoders and models with shared layers have none)."
+        )
+    assert isinstance(count, int)
+    return outermost[0], count
+
+
+def attention_projections(model: nn.Module, layer: int) -> tuple[str, ...]:
+    """Name the modules that make the queries, keys and values of a layer.
+
+    Args:
+        model: A classifier, wrapped or not.
+        layer: Index of the layer, from 0, or from the end if negative.
+
+    Returns:
+        Three names of modules below the wrappers, or one whose output is all three side by side.
+
+    Raises:
+        CompressionError: There is no such layer, or its attention is built in a way the library does not know.
+    """
+    inner = unwrap(model)
+    stack, count = layer_stack(inner)
+    if not -count <= layer < count:
+        raise CompressionError(f"{type(inner).__name__} has {count} layers, none with the index {layer}.")
+    where = f"{stack}.{layer % count}"
+    names = [name for name, _ in inner.get_submodule(where).named_modules()]
+    for kinds in (*_APART, *_FUSED):
+        found = [[name for name in names if name.rpartition(".")[2] == kind] for kind in kinds]
+        if all(len(hits) == 1 for hits in found):
+            return tuple(f"{where}.{hits[0]}" for hits in found)
+    raise CompressionError(
+        f"The queries, keys and values of {where} in {type(inner).__name__} are made in a way that is not known; leave "
+        "out the attention relations (relation_weight=0)."
+    )
 
 
 def select_matrices(

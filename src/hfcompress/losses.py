@@ -138,6 +138,70 @@ def label_loss(
     return (logits.sigmoid() - target).square().mean(-1)
 
 
+def hidden_state_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """How far the student's hidden states are from the teacher's.
+
+    The mean squared difference of TinyBERT (Jiao et al. 2020, https://arxiv.org/abs/1909.10351, eq. 8 and 9); a
+    projection to the teacher's width, where one is needed, comes before it.
+
+    Args:
+        student: Shape (batch, tokens, width), any floating dtype.
+        teacher: Same shape.
+        mask: Shape (batch, tokens): 1 for tokens, 0 for padding, which does not count. All are tokens if None.
+
+    Returns:
+        Shape (batch,), float32: the mean over the tokens of each text and the width.
+
+    Raises:
+        CompressionError: The shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.zeros(1, 2, 4), torch.tensor([1.0, 9.0]).view(1, 2, 1).expand(1, 2, 4)
+        >>> hidden_state_loss(student, teacher, torch.tensor([[1, 0]]))  # the second is padding
+        tensor([1.])
+    """
+    _check_tokens(student, teacher, mask)
+    if student.shape[-1] != teacher.shape[-1]:
+        raise CompressionError(
+            f"The student's hidden states are {student.shape[-1]} wide, the teacher's {teacher.shape[-1]}; "
+            "project them to the same width first."
+        )
+    return _mean_over_tokens((student.float() - teacher.float()).square().mean(-1), mask)
+
+
+def relation_loss(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """How far the relations among the student's tokens are from those among the teacher's.
+
+    MiniLMv2 (Wang et al. 2021, https://arxiv.org/abs/2012.15828, section 3): the vectors of all attention heads
+    (queries, keys or values) are joined and cut anew into relation heads; the relation of token t to the others is the
+    softmax of its scaled products with them; and the loss is KL(teacher || student), averaged over heads and tokens. So
+    neither the widths nor the numbers of attention heads need to be equal.
+
+    Args:
+        student: Shape (batch, tokens, width), any floating dtype: the queries, keys or values of all heads.
+        teacher: Shape (batch, tokens, other width): the same of the teacher.
+        heads: Relation heads; divides both widths.
+        mask: Shape (batch, tokens): 1 for tokens, 0 for padding, which does not count. All are tokens if None.
+
+    Returns:
+        Shape (batch,), float32: the mean over the tokens of each text and the relation heads.
+
+    Raises:
+        CompressionError: The shapes do not fit, or ``heads`` does not divide the widths.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.zeros(1, 2, 4), 100 * torch.eye(2).view(1, 2, 2)
+        >>> relation_loss(student, teacher, heads=2)  # each token equally to both, and to itself alone: half of log 4
+        tensor([0.3466])
+    """
+    _check_tokens(student, teacher, mask)
+    log_p, log_q = (_log_relations(vectors.float(), heads, mask) for vectors in (student, teacher))
+    divergence = functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
+    return _mean_over_tokens(divergence.mean(1), mask)
+
+
 def probabilities(logits: Tensor, problem: Problem = "single_label_classification") -> Tensor:
     """What the logits say: probabilities, or in regression the logits themselves. Shape and dtype stay."""
     if problem == "regression":
@@ -204,6 +268,39 @@ def check_problem(problem: str) -> None:
     """Raise a `CompressionError` unless this problem exists."""
     if problem not in get_args(Problem):
         raise CompressionError(f"problem_type={problem!r} is unknown; choose one of {', '.join(get_args(Problem))}.")
+
+
+def _log_relations(vectors: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """By relation head, the logarithm of each token's relation to all tokens: (batch, heads, tokens, tokens)."""
+    width = vectors.shape[-1]
+    if heads < 1 or width % heads:
+        raise CompressionError(f"{heads} relation heads do not divide a width of {width}; choose a common divisor.")
+    split = vectors.view(*vectors.shape[:2], heads, width // heads).transpose(1, 2)
+    scores: Tensor = split @ split.transpose(-1, -2) / (width // heads) ** 0.5
+    if mask is not None:
+        # Not -inf: an impossible token's share of the divergence would be 0 * (inf - inf).
+        scores = scores.masked_fill(mask[:, None, None, :] == 0, torch.finfo(scores.dtype).min)
+    return scores.log_softmax(-1)
+
+
+def _mean_over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of (batch, tokens) over each text's tokens; 0 for a text without any."""
+    if mask is None:
+        return values.mean(-1)
+    real = mask != 0
+    return torch.where(real, values, 0.0).sum(-1) / real.sum(-1).clamp(min=1)
+
+
+def _check_tokens(student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
+    if student.dim() != 3 or student.shape[:2] != teacher.shape[:2] or teacher.dim() != 3:
+        raise CompressionError(
+            f"The student's layers say {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; layers are "
+            "compared token by token, (batch, tokens, width), so both models must read the same tokens."
+        )
+    if mask is not None and mask.shape != student.shape[:2]:
+        raise CompressionError(
+            f"The mask of shape {tuple(mask.shape)} does not fit {tuple(student.shape[:2])}: one number a token."
+        )
 
 
 def _check_indices(logits: Tensor, labels: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfcompress.errors import CompressionError
+from hfcompress.layers import layer_stack
 
 _PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_window")  # one config value a layer
 
@@ -48,7 +49,7 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
     """
     if not isinstance(teacher, PreTrainedModel):
         raise CompressionError(f"The teacher must be a transformers PreTrainedModel, not {type(teacher).__name__}.")
-    name, count = _layer_stack(teacher)
+    name, count = layer_stack(teacher)
     kept = _indices(layers, count)
 
     student: Model = copy.deepcopy(teacher)
@@ -81,19 +82,6 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
         f"A {type(teacher).__name__} of the layers {kept} would not load again: {reason}; choose other layers (often "
         "layer 0 must stay, or the pattern of the layers must repeat)."
     )
-
-
-def _layer_stack(model: PreTrainedModel) -> tuple[str, int]:
-    count = getattr(model.config, "num_hidden_layers", None)
-    stacks = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and count and len(m) == count]
-    outermost = [n for n in stacks if not any(n.startswith(f"{other}.") for other in stacks)]
-    if len(outermost) != 1 or getattr(model.config, "is_encoder_decoder", False):
-        raise CompressionError(
-            f"{type(model).__name__} has {len(outermost)} stacks of num_hidden_layers={count} layers; a student can be "
-            "made only of a model with exactly one (encoder-decoders and models with shared layers have none)."
-        )
-    assert isinstance(count, int)
-    return outermost[0], count
 
 
 def _indices(layers: object, count: int) -> list[int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
+from hfcompress.intermediate import Answer, Watch
 from hfcompress.layers import unwrap
 from hfcompress.losses import Problem, check_problem, mean_logits
 
@@ -55,14 +57,15 @@ class Teachers:
         self.module.to(device, dtype).eval()
 
     @torch.no_grad()
-    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Answer a batch; each teacher takes what it knows of the inputs."""
+    def answer(self, inputs: Mapping[str, Any], watch: Watch) -> Answer:
+        """Answer a batch; each teacher takes what it knows of the inputs. Of a single one also what was watched."""
         self.module.eval()
-        answers = []
+        answers, logits = [], []
         for model, order in zip(self._models, self._label_orders, strict=True):
             known = inputs_of(model)
-            answers.append(_ordered(logits_of(model(**{k: v for k, v in inputs.items() if k in known})), order))
-        return mean_logits(answers, self._weights, self._problem)
+            answers.append(watch(model, {name: value for name, value in inputs.items() if name in known}))
+            logits.append(_ordered(answers[-1].logits, order))
+        return replace(answers[0], logits=mean_logits(logits, self._weights, self._problem))
 
     def in_order(self, cached: Tensor) -> Tensor:
         """Put logits that were computed before, by the only teacher, into the order of the student's classes."""
@@ -76,28 +79,25 @@ class TeacherCollator:
         self,
         collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
         tokenizer: PreTrainedTokenizerBase | None,
-        text_column: str,
+        text_columns: Sequence[str],
         max_length: int | None,
     ) -> None:
         self.collator = collator
         self.tokenizer = tokenizer
-        self.text_column = text_column
+        self.text_columns = text_columns
         self.max_length = max_length
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Make a batch, with ``teacher_inputs`` unless the teacher's answers are there."""
-        own = [{name: value for name, value in f.items() if name != self.text_column} for f in features]
+        own = [{name: value for name, value in f.items() if name not in self.text_columns} for f in features]
         if all("teacher_logits" in feature for feature in features):
             return dict(self.collator(own))
-        if any(self.text_column not in feature for feature in features):
-            raise CompressionError(
-                f"The teacher has a tokenizer of its own and needs the text, but the data have no column "
-                f"{self.text_column!r}; keep it, or name it with text_column=."
-            )
-        texts = [feature[self.text_column] for feature in features]
+        for feature in features:
+            check_text_columns(self.text_columns, feature)
+        texts = [[feature[column] for feature in features] for column in self.text_columns]
         batch = dict(self.collator(own))
         assert self.tokenizer is not None
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
+        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
         return batch | {"teacher_inputs": dict(encoded)}
 
 
@@ -111,10 +111,15 @@ def config_of(model: nn.Module) -> Any:
     return getattr(unwrap(model), "config", None)
 
 
-def logits_of(outputs: Any) -> Tensor:
-    """The logits among a model's outputs, whether they are a mapping or a tuple."""
-    logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-    return logits
+def check_text_columns(wanted: Sequence[str], found: Iterable[str]) -> None:
+    """Raise a `CompressionError` unless the columns for a teacher with its own tokenizer are among those found."""
+    found = list(found)
+    missing = [column for column in wanted if column not in found]
+    if missing:
+        raise CompressionError(
+            f"The teacher has a tokenizer of its own and needs the text, but the data have no column {missing[0]!r} "
+            f"(they have {', '.join(found)}); keep it, or name it with text_column= (and text_pair_column=)."
+        )
 
 
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
