@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from examples.imdb import __main__ as command
+from examples.imdb import losses, models, schedules
 from examples.imdb.data import load_reviews
 from examples.imdb.settings import PRESETS, SYSTEMS
 
@@ -231,3 +232,41 @@ def test_the_example_uses_public_names_only():
         source = file.read_text()
         assert not re.search(r"^\s*(from|import) hfcompress\.", source, re.MULTILINE), file
         assert set(re.findall(r"\bhfc\.(\w+)", source)) <= set(hfcompress.__all__), file
+
+
+# The studies
+
+
+SMALL = {
+    schedules: {"AMOUNTS": (0.5,), "FURTHER_EPOCHS": 5},
+    losses: {
+        "SEEDS": (0, 1),
+        "STUDENT_EPOCHS": 1,
+        "COMBINATIONS": {name: losses.COMBINATIONS[name] for name in [*losses.COMBINATIONS][::7]},
+    },
+}
+
+
+@pytest.mark.parametrize("study", SMALL, ids=lambda study: study.__name__.rpartition(".")[2])
+def test_a_study_trains_writes_its_page_and_goes_on(study, tmp_path, monkeypatch):
+    texts = list(load_reviews("packaged", 40, 0, seed=0).train["text"])
+    monkeypatch.setattr(study, "starting_models", lambda *_: models.starting_models("tiny", {}, texts, 64))
+    for name, value in (SMALL[study] | {"REVIEWS": 40, "TEST_REVIEWS": 40, "EPOCHS": 1}).items():
+        monkeypatch.setattr(study, name, value)
+    monkeypatch.setattr(sys, "argv", ["study", "--output", str(tmp_path / "page"), "--work", str(tmp_path / "work")])
+    study.main()
+    page, runs = (
+        (tmp_path / "page" / "index.md").read_text(),
+        json.loads((tmp_path / "page" / "results.json").read_text()),
+    )
+    assert all(name in page for name in runs["runs"])
+    assert (tmp_path / "page" / "accuracy.png").stat().st_size > 10_000
+    if study is schedules:
+        assert runs["runs"]["cubic 0.5"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+        assert runs["runs"]["trained on, nothing pruned"]["sparsity"] == 0
+    else:
+        assert {len(seeds) for name, seeds in runs["runs"].items() if name != "the teacher"} == {2}
+    noted = {file: file.stat().st_mtime_ns for file in (tmp_path / "work").glob("*.json")}
+    study.main()
+    assert noted == {file: file.stat().st_mtime_ns for file in (tmp_path / "work").glob("*.json")}
+    assert (tmp_path / "page" / "index.md").read_text() == page
