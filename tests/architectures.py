@@ -8,12 +8,18 @@ from transformers import (
     AlbertConfig,
     AutoModelForSequenceClassification,
     BertConfig,
+    CamembertConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     GPT2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    Qwen2Config,
     RobertaConfig,
     TrainingArguments,
+    XLMRobertaConfig,
 )
 
 VOCABULARY = 100
@@ -44,6 +50,20 @@ _OTHER_NAMES = {
     "distilbert": {"intermediate_size": "hidden_dim"},
 }
 ARCHITECTURES = tuple(_CONFIGS)
+# Those whose shapes are changed, which asks more of an architecture than changing values.
+_CONFIGS |= {
+    "xlm-roberta": (XLMRobertaConfig, {}),
+    "camembert": (CamembertConfig, {}),
+    "mpnet": (MPNetConfig, {}),
+    "modernbert": (
+        ModernBertConfig,
+        {"num_hidden_layers": 3, "local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 1}
+        | {"sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    "llama": (LlamaConfig, {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}),
+    "qwen2": (Qwen2Config, {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}),
+}
+SHRINKABLE = tuple(_CONFIGS)
 _NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
 CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _NAMES else "gradient_checkpointing"
 

@@ -6,12 +6,15 @@ from hfcompress.errors import CompressionError
 from hfcompress.magnitude import prune_global_l1
 from hfcompress.measure import Comparison, Measurement, compare, measure
 from hfcompress.report import LayerSparsity, SparsityReport, sparsity_report
-from hfcompress.structured import student_from_teacher
+from hfcompress.storage import PlanConfig as _PlanConfig  # noqa: F401  registers the loader of shrunken models
+from hfcompress.structured import BlockStructure, StructureReport, prune_structured
+from hfcompress.student import student_from_teacher
 from hfcompress.training import GradualPruning, KeepSparsity
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockStructure",
     "Comparison",
     "CompressionError",
     "DistillationArguments",
@@ -21,11 +24,13 @@ __all__ = [
     "LayerSparsity",
     "Measurement",
     "SparsityReport",
+    "StructureReport",
     "__version__",
     "cache_teacher_logits",
     "compare",
     "measure",
     "prune_global_l1",
+    "prune_structured",
     "sparsity_report",
     "student_from_teacher",
 ]

@@ -1,131 +1,400 @@
-"""Models that are really smaller: fewer layers."""
+"""Models that are really smaller: attention heads, intermediate neurons and whole layers removed."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from itertools import pairwise
-from numbers import Integral
-from typing import TypeGuard, TypeVar
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
 
 import torch
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
+from hfcompress.blocks import Kind, Undo, Units, cut, find_units, flops_of, masked, parameters_of
+from hfcompress.choice import Scope, choose, choose_for_budget
 from hfcompress.errors import CompressionError
-from hfcompress.layers import layer_stack
+from hfcompress.importance import IMPORTANCES, Importance, batches_of, importance_scores
+from hfcompress.layers import PRUNABLE_DTYPES, layer_stack
+from hfcompress.plan import write_plan
+from hfcompress.report import align
+from hfcompress.student import keep_layers
 
-_PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_window")  # one config value a layer
+TOKENS = 128  # of the text that FLOPs are counted for, or as many as the model can read
+_TRIES = 6
 
-Model = TypeVar("Model", bound=PreTrainedModel)
+
+@dataclass(frozen=True)
+class BlockStructure:
+    """Heads or neurons of one block.
+
+    Attributes:
+        name: The layer.
+        kind: ``"heads"`` or ``"neurons"``.
+        before: How many it had; under grouped queries a head is a key-value head with all its queries.
+        after: How many it has.
+    """
+
+    name: str
+    kind: str
+    before: int
+    after: int
 
 
-def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
-    """Make a smaller model of a teacher's own layers.
+@dataclass(frozen=True)
+class StructureReport:
+    """What was removed, and what it saves. ``print`` shows a table.
 
-    The student has the teacher's class, embeddings, head, dtype, device and mode, and copies of the chosen layers
-    (the initialisation of DistilBERT, Sanh et al. 2019, https://arxiv.org/abs/1910.01108, section 2). The teacher is
-    not changed, nothing is shared, and every parameter of the student can be trained. What it saves, plain
-    ``from_pretrained`` loads.
+    Attributes:
+        blocks: Heads, then neurons, of each layer that is left.
+        layers: How many layers there were, and are.
+        parameters: How many parameters the whole model had, and has.
+        flops: Floating-point operations of a text of 128 tokens (or as many as the model can read) before and after,
+            counted as it ran.
+        asked: The arguments that say how much to remove.
+    """
+
+    blocks: tuple[BlockStructure, ...]
+    layers: tuple[int, int]
+    parameters: tuple[int, int]
+    flops: tuple[int, int]
+    asked: dict[str, Any]
+
+    def removed(self, kind: Kind) -> float:
+        """Fraction of the heads or the neurons, of the layers that are left, that was removed."""
+        before = sum(block.before for block in self.blocks if block.kind == kind)
+        after = sum(block.after for block in self.blocks if block.kind == kind)
+        return 1 - after / before if before else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain Python values, ready for JSON."""
+        removed = {f"{kind}_removed": self.removed(kind) for kind in get_args(Kind)}
+        return {**asdict(self), **removed}
+
+    def to_json(self) -> str:
+        """Return the report as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("", "before", "after", "removed")]
+        totals = {"layers": self.layers} | {
+            kind: tuple(
+                sum(getattr(block, moment) for block in self.blocks if block.kind == kind)
+                for moment in ("before", "after")
+            )
+            for kind in get_args(Kind)
+        }
+        totals |= {"parameters": self.parameters, f"FLOPs of {TOKENS} tokens": self.flops}
+        for name, (before, after) in totals.items():
+            if before:
+                rows.append((name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}"))
+        asked = ", ".join(f"{name}={value!r}" for name, value in self.asked.items())
+        return "\n".join([*align(rows, "<>>>"), f"asked: {asked}"])
+
+
+def prune_structured(
+    model: PreTrainedModel,
+    *,
+    heads: float = 0.0,
+    neurons: float = 0.0,
+    flops: float | None = None,
+    parameters: float | None = None,
+    drop_layers: int | Sequence[int] = 0,
+    importance: Importance = "l1",
+    scope: Scope = "global",
+    dataset: Iterable[Any] | None = None,
+    batch_size: int = 16,
+    round_to: int = 8,
+) -> StructureReport:
+    """Remove the least important attention heads and intermediate neurons from a classifier, in place.
+
+    What is left is an ordinary, smaller dense model: width, embeddings and classification head stay as they were. Its
+    config says its shapes, so what it saves loads again: by plain transformers where the config can say them, and else
+    after ``import hfcompress``. Before returning, the call compares the model's answer to a short text with that of the
+    whole model in which the same heads and neurons say nothing, and undoes everything if they differ.
 
     Args:
-        teacher: A model with one stack of ``config.num_hidden_layers`` layers, such as any of the BERT family or GPT-2.
-        layers: How many layers, evenly spaced from the first to the last (2 of 6: 0 and 5; 6 of 12: 0, 2, 4, 7, 9, 11;
-            1 is the first); or the indices of the layers in ascending order, negative ones counted from the end.
+        model: A sequence classifier, not wrapped, without adapters.
+        heads: Fraction of the heads to remove, in [0, 1). Under grouped queries a head is a key-value head with all its
+            queries; where all layers share a position bias (MPNet), the same heads go everywhere.
+        neurons: Fraction of the intermediate neurons to remove, in [0, 1).
+        flops: Instead of fractions: what share of the model's FLOPs (of a text of 128 tokens) to keep at most, in (0,
+            1). Heads and neurons are chosen together so that the least importance is lost for it.
+        parameters: The same for the share of all parameters.
+        drop_layers: Whole layers to remove first: their indices, or how many, the least important ones then.
+        importance: ``"l1"`` needs no data; ``"taylor"`` and ``"fisher"`` need a labelled ``dataset`` (see
+            `hfcompress.importance`). With ``"l1"`` heads and neurons cannot be weighed against each other: to meet a
+            budget, the same fraction of both is removed.
+        scope: ``"global"``: the least important of all layers; ``"layer"``: the same fraction of each.
+        dataset: Rows with ``input_ids``, ``labels`` and other inputs, as a Trainer takes them (a few hundred will do);
+            or batches of tensors.
+        batch_size: Rows in a batch of theirs.
+        round_to: Neurons stay in multiples of this, which is friendly to kernels; at least that many, and one head,
+            stay in each layer.
 
     Returns:
-        The student.
+        What was asked, and what was removed: heads, neurons, parameters, FLOPs.
 
     Raises:
-        CompressionError: ``layers`` is out of range, or the architecture has no such stack, or cannot do without a
-            layer left out.
+        CompressionError: An argument is out of range, a budget cannot be met, the architecture is not understood, or
+            the model is wrapped, quantized or on the meta device. The model is untouched then.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
-        >>> config = BertConfig(hidden_size=32, num_hidden_layers=6, num_attention_heads=4, intermediate_size=64)
-        >>> student = student_from_teacher(BertForSequenceClassification(config), 2)
-        >>> student.config.num_hidden_layers
-        2
+        >>> config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+        >>> model = BertForSequenceClassification(config)
+        >>> report = prune_structured(model, heads=0.5, neurons=0.5)
+        >>> report.removed("heads"), report.removed("neurons"), sum(p.numel() for p in model.parameters())
+        (0.5, 0.5, 1003746)
     """
-    if not isinstance(teacher, PreTrainedModel):
-        raise CompressionError(f"The teacher must be a transformers PreTrainedModel, not {type(teacher).__name__}.")
-    name, count = layer_stack(teacher)
-    kept = _indices(layers, count)
+    given = {"heads": heads, "neurons": neurons, "flops": flops, "parameters": parameters, "drop_layers": drop_layers}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None and value != 0}
+    _check_arguments(model, asked, importance, scope, round_to, dataset)
+    kinds: list[Kind] = [kind for kind in get_args(Kind) if kind in asked or "flops" in asked or "parameters" in asked]
+    units = [one for kind in kinds for one in find_units(model, kind)]
+    for one in units:
+        _check_cuttable(model, one)
+    batches = None if importance == "l1" else batches_of(model, dataset, batch_size)
 
-    student: Model = copy.deepcopy(teacher)
-    student.requires_grad_(True)
-    stack = student.get_submodule(name)
-    assert isinstance(stack, nn.ModuleList)
-    for index in sorted(set(range(count)) - set(kept), reverse=True):
-        del stack[index]
-    for index, layer in enumerate(stack):
-        for module in layer.modules():
-            for attribute in ("layer_idx", "layer_id"):  # where a layer finds its part of the cache, or of the config
-                if hasattr(module, attribute):
-                    setattr(module, attribute, index)
+    before = _sizes(model)
+    undone: list[Undo] = []
     try:
-        for config in {id(m.config): m.config for m in student.modules() if isinstance(m, PreTrainedModel)}.values():
-            config.num_hidden_layers = len(kept)
-            for key in _PER_LAYER:
-                values = getattr(config, key, None)
-                if isinstance(values, list | tuple) and len(values) == count:
-                    setattr(config, key, [values[index] for index in kept])
-        built = _built_from(student.config, type(student))
-    except Exception as error:  # whatever an architecture's config or constructor says to this number of layers
-        reason = f"its config refuses them ({error})"
+        if "drop_layers" in asked:
+            undone.append(_drop_layers(model, drop_layers, importance, batches))
+            units = [one for kind in kinds for one in find_units(model, kind)]
+        blocks: list[BlockStructure] = []
+        if units:
+            scores = importance_scores(model, units, importance, batches)
+            budget = next(
+                ((name, asked[name] * before[name]) for name in ("flops", "parameters") if name in asked), None
+            )
+            if budget is None:
+                removed = choose(units, scores, asked, scope=scope, round_to=round_to)
+                undone += _cut_and_compare(model, units, removed)
+            else:
+                options = {"additive": importance != "l1", "scope": scope, "round_to": round_to}
+                removed, cuts = _meet(model, units, scores, *budget, options)
+                undone += cuts
+            blocks = [BlockStructure(u.name, u.kind, u.count, u.count - len(removed[u])) for u in units]
+            write_plan(model)
+    except BaseException:
+        for undo in reversed(undone):
+            undo()
+        raise
+    after = _sizes(model)
+    return StructureReport(
+        blocks=tuple(blocks),
+        layers=(before["layers"], after["layers"]),
+        parameters=(before["parameters"], after["parameters"]),
+        flops=(before["flops"], after["flops"]),
+        asked=asked,
+    )
+
+
+def _meet(
+    model: PreTrainedModel, units: list[Units], scores: list[Tensor], what: str, budget: float, options: dict[str, Any]
+) -> tuple[dict[Units, set[int]], list[Undo]]:
+    """Cut until the model's FLOPs or parameters are within a budget."""
+    if what == "flops":
+        tokens = _short_text(model, TOKENS)["input_ids"].shape[1]
+        costs = [flops_of(model, one, tokens, calls) for one, calls in zip(units, _calls(model, units), strict=True)]
     else:
-        difference = _difference(student, built, name)
-        if difference is None:
-            return student
-        reason = f"{difference} differs from what its config builds"
+        costs = [parameters_of(model, one) for one in units]
+    now = _sizes(model)[what]
+    surplus = now - budget
+    for _ in range(_TRIES):
+        removed = choose_for_budget(units, scores, costs, surplus, **options)
+        cuts = _cut_and_compare(model, units, removed)
+        left = _sizes(model)[what]
+        if left <= budget:
+            return removed, cuts
+        for undo in reversed(cuts):
+            undo()
+        # What a unit costs is known but for what does not depend on the text (DeBERTa's positions).
+        surplus += left - budget
     raise CompressionError(
-        f"A {type(teacher).__name__} of the layers {kept} would not load again: {reason}; choose other layers (often "
-        "layer 0 must stay, or the pattern of the layers must repeat)."
+        f"No more than {budget:,.0f} of {now:,} {what} cannot be met by removing heads and neurons: with the fewest that "
+        f"must stay in each layer {left:,} are left; ask for more, or drop layers too (drop_layers=)."
     )
 
 
-def _indices(layers: object, count: int) -> list[int]:
-    if _is_int(layers):
-        wanted = int(layers)
-        if not 1 <= wanted <= count:
-            raise CompressionError(f"layers={wanted} must be between 1 and the teacher's {count}.")
-        return [round(index * (count - 1) / max(1, wanted - 1)) for index in range(wanted)]
-    if isinstance(layers, Sequence) and layers and all(_is_int(index) and -count <= index < count for index in layers):
-        kept = [int(index) % count for index in layers]
-        if all(one < other for one, other in pairwise(kept)):
-            return kept
-    raise CompressionError(
-        f"layers={layers!r} must be a number from 1 to {count}, or ascending indices of the teacher's {count} layers."
-    )
+def _drop_layers(
+    model: PreTrainedModel, layers: int | Sequence[int], importance: Importance, batches: list[dict[str, Tensor]] | None
+) -> Undo:
+    name, count = layer_stack(model)
+    if isinstance(layers, int):
+        units = [one for kind in get_args(Kind) for one in find_units(model, kind)]
+        if len(units) != 2 * count:
+            raise CompressionError(
+                f"The layers of {type(model).__name__} cannot be ranked, as they share heads; name them by index."
+            )
+        scores = [float(score.sum()) for score in importance_scores(model, units, importance, batches)]
+        ranked = sorted(range(count), key=lambda index: scores[index] + scores[count + index])
+        gone = set(ranked[: int(layers)])
+    else:
+        gone = {int(index) % count for index in layers}
+    return keep_layers(model, name, [index for index in range(count) if index not in gone])
 
 
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def _cut_and_compare(model: PreTrainedModel, units: list[Units], removed: dict[Units, set[int]]) -> list[Undo]:
+    """Cut, and make sure that the model answers like the whole one in which what was cut says nothing."""
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    kept = [sorted(set(range(one.count)) - removed[one]) for one in units]
+    masks = []
+    for one, stay in zip(units, kept, strict=True):
+        mask = torch.zeros(one.count, device=device, dtype=dtype)
+        mask[stay] = 1
+        masks.append((one, mask))
+    with masked(model, masks):
+        expected = _answer(model)
+    undone: list[Undo] = []
+    try:
+        for one, stay in zip(units, kept, strict=True):
+            undone.append(cut(model, one, stay))
+        found = _answer(model)
+        scale = max(1.0, float(expected.abs().max()))
+        tolerance = 16 * torch.finfo(dtype).eps ** 0.5 if dtype in (torch.float16, torch.bfloat16) else 1e-3
+        if not bool(((found - expected).abs() <= tolerance * scale).all()):
+            raise CompressionError(
+                f"{type(model).__name__} without these heads and neurons does not answer like the whole model in which "
+                "they say nothing, so its attention or feed-forward blocks are built in a way that is not known; it "
+                "was left as it was."
+            )
+    except BaseException:
+        for undo in reversed(undone):
+            undo()
+        raise
+    return undone
 
 
-def _built_from(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
-    """What ``from_pretrained`` would build of this config once it was saved and read again, without weights."""
-    with torch.device("meta"):
-        return kind(type(config).from_dict(config.to_dict()))
+def _answer(model: PreTrainedModel) -> Tensor:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits: Tensor = model(**_short_text(model, 12)).logits
+            return logits.double()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
-def _difference(student: PreTrainedModel, built: PreTrainedModel, stack: str) -> str | None:
-    """Name the first weight whose shape differs, or the first layer whose settings do (GPT-2 may scale by depth)."""
-    expected, found = built.state_dict(), student.state_dict()
-    key: str
-    for key in {**expected, **found}:
-        if _shape(expected, key) != _shape(found, key):
-            return key
-    for name, module in student.get_submodule(stack).named_modules():
-        if _settings(module) != _settings(built.get_submodule(f"{stack}.{name}" if name else stack)):
-            return f"{stack}.{name}"
-    return None
+def _short_text(model: PreTrainedModel, tokens: int) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    limit = getattr(model.config, "max_position_embeddings", None) or tokens
+    ids = torch.arange(3, 3 + min(tokens, max(1, limit - 4)), device=device) % vocabulary
+    return {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
 
 
-def _settings(module: nn.Module) -> dict[str, object]:
-    plain = bool | int | float | str | None
-    return {k: v for k, v in vars(module).items() if isinstance(v, plain) and k != "training" and not k.startswith("_")}
+def _sizes(model: PreTrainedModel) -> dict[str, int]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:  # the counter fails on views of parameters that require gradients (DeBERTa)
+        parameter.requires_grad_(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(**_short_text(model, TOKENS))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    return {
+        "flops": int(counter.get_total_flops()),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": int(model.config.num_hidden_layers),
+    }
 
 
-def _shape(state: dict[str, torch.Tensor], key: str) -> torch.Size | None:
-    return state[key].shape if key in state else None
+def _calls(model: PreTrainedModel, units: list[Units]) -> list[int]:
+    """How often a forward pass uses each block: shared layers several times."""
+    counts = [0] * len(units)
+    hooks = []
+    for index, one in enumerate(units):
+
+        def count(module: nn.Module, inputs: Any, index: int = index) -> None:
+            counts[index] += 1
+
+        hooks.append(model.get_submodule(one.readers[0].module).register_forward_pre_hook(count))
+    try:
+        _answer(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts
+
+
+def _check_arguments(
+    model: object, asked: dict[str, Any], importance: str, scope: str, round_to: object, dataset: object
+) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise CompressionError(
+            f"The model must be a transformers PreTrainedModel, not {type(model).__name__}; pass the model below "
+            "wrappers, adapters merged (PEFT: merge_and_unload())."
+        )
+    for name in ("heads", "neurons"):
+        value = asked.get(name, 0.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise CompressionError(f"{name}={value!r} must be in [0, 1): the fraction of the {name} to remove.")
+    for name in ("flops", "parameters"):
+        value = asked.get(name, 0.5)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise CompressionError(f"{name}={value!r} must be in (0, 1): the share of the model's {name} to keep.")
+    if not asked:
+        raise CompressionError("Nothing was asked: give heads=, neurons=, flops=, parameters= or drop_layers=.")
+    if len({"flops", "parameters"} & set(asked)) + bool({"heads", "neurons"} & set(asked)) > 1:
+        raise CompressionError(
+            f"{', '.join(f'{name}={value!r}' for name, value in asked.items())} exclude each other: give fractions of "
+            "heads and neurons, or one budget."
+        )
+    _check_layers(model, asked.get("drop_layers", 0))
+    if importance not in IMPORTANCES:
+        raise CompressionError(f"importance={importance!r} is unknown; choose one of {', '.join(IMPORTANCES)}.")
+    if scope not in get_args(Scope):
+        raise CompressionError(f"scope={scope!r} is unknown; choose one of {', '.join(get_args(Scope))}.")
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise CompressionError(f"round_to={round_to!r} must be a whole number, 1 or more.")
+    if importance != "l1" and dataset is None:
+        raise CompressionError(f"importance={importance!r} needs labelled data: pass dataset=, or choose 'l1'.")
+    for key, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise CompressionError(f"{key} is on the meta device and holds no values; load the weights first.")
+        if parameter.dtype not in PRUNABLE_DTYPES or type(parameter.data) is not torch.Tensor:
+            raise CompressionError(
+                f"{key} is quantized or sharded ({type(parameter.data).__name__}, {parameter.dtype}); shrink the "
+                "model first, in a floating-point dtype and on one device."
+            )
+
+
+def _check_layers(model: PreTrainedModel, layers: Any) -> None:
+    if layers == 0:
+        return
+    count = layer_stack(model)[1]
+    if isinstance(layers, int) and not isinstance(layers, bool):
+        valid = 0 < int(layers) < count
+    else:
+        valid = isinstance(layers, Sequence) and all(
+            isinstance(index, int) and not isinstance(index, bool) and -count <= index < count for index in layers
+        )
+        valid = valid and len({int(index) % count for index in layers}) < count
+    if not valid:
+        raise CompressionError(
+            f"drop_layers={layers!r} must be a number from 1 to {count - 1}, or indices of the model's {count} layers, "
+            "of which at least one must stay."
+        )
+
+
+def _check_cuttable(model: PreTrainedModel, units: Units) -> None:
+    for part in units.parts:
+        module = model.get_submodule(part.module)
+        hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        if hooks or "weight" not in module._parameters:
+            what = "hooks" if hooks else "a parametrization"
+            raise CompressionError(
+                f"{part.module} has {what}, which would not fit the smaller matrix; remove {'them' if hooks else 'it'} "
+                "first."
+            )

@@ -1,0 +1,136 @@
+"""How much each attention head or intermediate neuron matters: scores, one a unit, to be compared with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from hfcompress.blocks import Units, masked
+from hfcompress.errors import CompressionError
+
+Importance = Literal["l1", "taylor", "fisher"]
+IMPORTANCES: tuple[str, ...] = get_args(Importance)
+
+
+def l1_scores(model: nn.Module, units: Units) -> Tensor:
+    """The sum of the magnitudes of all weights of each head or neuron (Li et al. 2017, for filters).
+
+    Args:
+        model: In which the units were found.
+        units: The heads or neurons of a block.
+
+    Returns:
+        Shape (count,), float64, on the CPU.
+    """
+    scores = torch.zeros(units.count, dtype=torch.float64)
+    for part in units.parts:
+        module: Any = model.get_submodule(part.module)
+        weight = module.weight.detach()
+        # With what the heads or neurons run along first: nn.Linear stores outputs first, others inputs first.
+        if part.outputs != isinstance(module, nn.Linear):
+            weight = weight.T
+        sums = weight.abs().sum(1, dtype=torch.float64).cpu()
+        scores += sums.view(part.repeats, units.count, part.size).sum((0, 2))
+    return scores
+
+
+def mask_gradients(model: nn.Module, units: Sequence[Units], batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
+    """The gradient of each example's loss for a mask of ones on what the heads or neurons say.
+
+    Args:
+        model: A single-label classifier; left as it was.
+        units: Heads and neurons of several blocks.
+        batches: What the model reads, with ``labels``.
+
+    Returns:
+        For each units shape (examples, count), float32, on the CPU.
+    """
+    found: list[list[Tensor]] = [[] for _ in units]
+    with _evaluating(model):
+        for batch in batches:
+            inputs = dict(batch)
+            labels = inputs.pop("labels")
+            masks = [torch.ones(len(labels), 1, one.count, device=labels.device, requires_grad=True) for one in units]
+            with torch.enable_grad(), masked(model, list(zip(units, masks, strict=True))):
+                loss = cross_entropy(model(**inputs).logits.float(), labels, reduction="sum")
+            for gradients, gradient in zip(found, torch.autograd.grad(loss, masks), strict=True):
+                gradients.append(gradient[:, 0].cpu())
+    return [torch.cat(gradients) for gradients in found]
+
+
+def importance_scores(
+    model: nn.Module, units: Sequence[Units], kind: Importance, batches: Iterable[Mapping[str, Tensor]] | None
+) -> list[Tensor]:
+    """Score heads or neurons.
+
+    Args:
+        model: Left as it was.
+        units: Heads or neurons of several blocks.
+        kind: ``"l1"``: `l1_scores`. ``"taylor"``: the mean magnitude of the mask's gradient, the loss's first-order
+            change when the unit is removed (Michel et al. 2019, https://arxiv.org/abs/1905.10650, eq. 2). ``"fisher"``:
+            its mean square, the diagonal of the empirical Fisher information (Kwon et al. 2022,
+            https://arxiv.org/abs/2204.09656, section 4.2).
+        batches: Labelled batches; for ``"l1"`` None.
+
+    Returns:
+        For each units shape (count,), float64, on the CPU.
+    """
+    if kind == "l1":
+        return [l1_scores(model, one) for one in units]
+    assert batches is not None
+    gradients = [gradient.double() for gradient in mask_gradients(model, units, batches)]
+    return [(one.abs() if kind == "taylor" else one.square()).mean(0) for one in gradients]
+
+
+def batches_of(model: nn.Module, dataset: Any, batch_size: int) -> list[dict[str, Tensor]]:
+    """Put the rows of a data set into padded batches on the model's device.
+
+    Args:
+        model: What reads them.
+        dataset: Rows with ``input_ids``, ``labels`` (class indices) and other inputs, as a Trainer takes them; or
+            batches of tensors already.
+        batch_size: Rows in a batch.
+
+    Raises:
+        CompressionError: There are no rows, or no labels.
+    """
+    device = next(model.parameters()).device
+    rows = [dict(row) for row in dataset]
+    names = {name for row in rows for name in row}
+    if not rows or any("labels" not in row or "input_ids" not in row for row in rows):
+        raise CompressionError(
+            f"dataset must hold rows with 'input_ids' and 'labels', as a Trainer takes them; found "
+            f"{len(rows)} rows with {', '.join(sorted(names)) or 'nothing'}."
+        )
+    if isinstance(rows[0]["input_ids"], Tensor) and rows[0]["input_ids"].dim() == 2:
+        return [{name: value.to(device) for name, value in row.items() if isinstance(value, Tensor)} for row in rows]
+    pad = getattr(getattr(model, "config", None), "pad_token_id", None) or 0
+    made = []
+    for start in range(0, len(rows), batch_size):
+        chosen = rows[start : start + batch_size]
+        batch = {"labels": torch.tensor([int(row["labels"]) for row in chosen])}
+        for row in chosen:
+            row.setdefault("attention_mask", [1] * len(row["input_ids"]))
+        for name in ("input_ids", "attention_mask", "token_type_ids"):
+            if name in chosen[0]:
+                values = [torch.as_tensor(row[name], dtype=torch.long) for row in chosen]
+                batch[name] = pad_sequence(values, batch_first=True, padding_value=pad if name == "input_ids" else 0)
+        made.append({name: value.to(device) for name, value in batch.items()})
+    return made
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
