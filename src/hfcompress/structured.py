@@ -215,8 +215,8 @@ def _meet(
         # What a unit costs is known but for what does not depend on the text (DeBERTa's positions).
         surplus += left - budget
     raise CompressionError(
-        f"No more than {budget:,.0f} of {now:,} {what} cannot be met by removing heads and neurons: with the fewest that "
-        f"must stay in each layer {left:,} are left; ask for more, or drop layers too (drop_layers=)."
+        f"No more than {budget:,.0f} of {now:,} {what} cannot be met by removing heads and neurons: with the fewest "
+        f"that must stay in each layer {left:,} are left; ask for more, or drop layers too (drop_layers=)."
     )
 
 
