@@ -58,8 +58,9 @@ class System:
         amount: Fraction of the fine-tuned BERT's prunable weights set to zero, or None.
         pruned: When: all at once before fine-tuning goes on, or a quarter at a time while it does.
         keep: Whether those zeros are kept.
+        flops: Share of the fine-tuned BERT's FLOPs that is left when heads and neurons are removed, or None.
         student: Whether it is the small model.
-        alpha: Weight of the teacher in the student's loss.
+        alpha: Weight of the teacher in the loss of the small or shrunken model.
         wrong_ids: Whether it reads the ids of another vocabulary of the same size: each word's id stands for another.
     """
 
@@ -69,9 +70,15 @@ class System:
     amount: float | None = None
     pruned: Literal["at once", "by quarters"] = "at once"
     keep: bool = True
+    flops: float | None = None
     student: bool = False
     alpha: float = 0.5
     wrong_ids: bool = False
+
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher takes part in its training."""
+        return (self.student or self.flops is not None) and self.alpha > 0
 
 
 SYSTEMS = (
@@ -98,6 +105,7 @@ SYSTEMS = (
     System("control", "BERT trained on, nothing pruned"),
     System("pruned-20-not-kept", "BERT pruned 20 %, zeros not kept", amount=0.2, keep=False),
     System("pruned-by-5", "BERT pruned 5 % at a time to 20 %", amount=0.2, pruned="by quarters"),
+    System("half-flops", "BERT shrunk to half its FLOPs, distilled", flops=0.5),
     System("student-alone", "the student without a teacher", student=True, alpha=0.0),
     System("student-wrong-ids", "KD student, ids of another vocabulary", student=True, wrong_ids=True),
 )

@@ -37,7 +37,7 @@ def train_and_test(
         file: The result, JSON.
         make: Makes the starting model and its tokenizer.
         reviews: To train and to test on.
-        epochs: How many.
+        epochs: How many; 0 to test the model as it is.
         seed: Of the head, the order of the reviews and dropout.
         callbacks: Of the Trainer.
         teacher: A teacher with the same tokenizer, or None.
@@ -76,7 +76,8 @@ def train_and_test(
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
-    trainer.train()
+    if epochs:
+        trainer.train()
     assert reviews.test is not None
     tested = trainer.predict(encode(reviews.test, tokenizer, MAX_LENGTH)).metrics
     if save:

@@ -22,6 +22,7 @@ from examples.imdb.data import Reviews, encode
 from examples.imdb.models import Start, load
 from examples.imdb.settings import Preset, System
 
+RANKED = 256  # reviews by which heads and neurons are ranked
 HISTORY = (
     "epoch",
     "train_accuracy",
@@ -123,7 +124,7 @@ def train_system(system: System, run: Run) -> dict[str, Any]:
         "train": _encode(run.reviews.train, tokenizer, system, run),
         "validation": _encode(run.reviews.validation, tokenizer, system, run),
     }
-    if system.student and system.alpha:
+    if system.taught:
         data = _with_teacher_logits(data, run)
     trainer = EpochTrainer(
         model=model,
@@ -210,6 +211,9 @@ def _starting_point(system: System, run: Run) -> tuple[PreTrainedModel, PreTrain
     model, tokenizer = load(str(run.folder / "bert" / "model"))
     if system.amount is not None and system.pruned == "at once":
         hfc.prune_global_l1(model, system.amount)
+    if system.flops is not None:
+        rows = _encode(run.reviews.train.select(range(min(RANKED, len(run.reviews.train)))), tokenizer, system, run)
+        hfc.prune_structured(model, flops=system.flops, importance="fisher", dataset=rows)
     return model, tokenizer
 
 
@@ -239,9 +243,9 @@ def _arguments(system: System, run: Run, folder: Path) -> hfc.DistillationArgume
     further = not student and system.key not in run.starts
     return hfc.DistillationArguments(
         output_dir=str(folder),
-        alpha=system.alpha if student else 0.0,
+        alpha=system.alpha if system.taught else 0.0,
         teacher_loss="mse",
-        label_loss="mse" if student else run.loss,
+        label_loss="mse" if student or system.taught else run.loss,
         num_train_epochs=preset.student_epochs if student else preset.further_epochs if further else preset.epochs,
         per_device_train_batch_size=preset.student_batch_size if student else preset.batch_size,
         per_device_eval_batch_size=32,
