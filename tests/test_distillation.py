@@ -767,6 +767,14 @@ def test_a_teacher_that_shares_its_embeddings_is_refused(tmp_path):
         make(student, teacher, tmp_path)
 
 
+def test_a_student_that_was_frozen_as_a_teacher_is_refused(tmp_path):
+    student, teacher = student_and_teacher()
+    trainer = make(student.requires_grad_(False), teacher, tmp_path)
+    with pytest.raises(CompressionError, match=r"requires_grad_\(True\)"):
+        trainer.train()
+    trainer.evaluate()
+
+
 def test_plain_training_arguments_are_refused(tmp_path):
     student, teacher = student_and_teacher()
     with pytest.raises(CompressionError, match="DistillationArguments, not TrainingArguments"):

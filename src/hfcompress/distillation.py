@@ -303,6 +303,11 @@ class DistillationTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the stock Trainer does."""
+        if self.model_init is None and not any(p.requires_grad for p in self.model.parameters()):
+            raise CompressionError(
+                "The student has no parameter that can be trained; if it is a copy of a teacher, which is frozen, call "
+                "student.requires_grad_(True)."
+            )
         self._sums = {}
         return super().train(*args, **kwargs)
 
