@@ -388,6 +388,20 @@ def test_a_pipeline_uses_it(tmp_path):
     assert answer["score"] == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning")  # torch.onnx.export's own
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_onnx_runtime_answers_the_same(architecture, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = build(architecture, layers=3).eval()
+    prune_structured(model, heads=0.5, neurons=0.4)
+    model.config.use_cache = False
+    torch.onnx.export(model, (), tmp_path / "model.onnx", kwargs=inputs(), dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    data = {name: value.numpy() for name, value in inputs().items()}
+    (found,) = session.run(None, {one.name: data[one.name] for one in session.get_inputs()})
+    np.testing.assert_allclose(found, logits(model).numpy(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
