@@ -273,12 +273,19 @@ def machine_arguments() -> dict[str, Any]:
 
 
 def _with_teacher_logits(data: dict[str, Dataset], run: Run) -> dict[str, Dataset]:
-    """Add the fine-tuned BERT's answers, each review read with BERT's own tokenizer, once for all epochs."""
+    """Add the fine-tuned BERT's answers, read with its own tokenizer, once for all epochs and systems."""
     teacher, tokenizer = load(str(run.folder / "bert" / "model"))
-    trainer = _predictor(teacher, tokenizer, run, run.folder / "student")
-    texts = {"train": run.reviews.train, "validation": run.reviews.validation}
-    answers = {k: trainer.predict(encode(v, tokenizer, run.preset.max_length)).predictions for k, v in texts.items()}
-    return {k: v.add_column("teacher_logits", answers[k].astype("float32").tolist()) for k, v in data.items()}
+    for part, texts in {"train": run.reviews.train, "validation": run.reviews.validation}.items():
+        answered = hfc.cache_teacher_logits(
+            teacher,
+            texts,
+            processing_class=tokenizer,
+            max_length=run.preset.max_length,
+            bf16=run.bf16,
+            cache_dir=run.folder / "bert" / "answers",
+        )
+        data[part] = data[part].add_column("teacher_logits", list(answered["teacher_logits"]))
+    return data
 
 
 def _predictor(
