@@ -32,6 +32,7 @@ from hfcompress import (
     prune_global_l1,
     prune_structured,
     sparsity_report,
+    structured,
     student_from_teacher,
 )
 from hfcompress.blocks import cut, find_units, masked
@@ -198,6 +199,22 @@ def test_a_budget_is_met(architecture, settings):
     name = "flops" if "flops" in settings else "parameters"
     before, after = getattr(report, name)
     assert 0.7 * settings[name] * before < after <= settings[name] * before
+
+
+def test_a_budget_of_latency_is_met_as_it_was_measured(monkeypatch):
+    """The clock is a stand-in: milliseconds that grow with the FLOPs."""
+    monkeypatch.setattr(structured, "milliseconds", lambda model: 5 + structured.sizes(model)["flops"] / 1e5)
+    model = build("bert", layers=3)
+    report = prune_structured(model, latency=0.6)
+    before, after = report.latency_ms
+    assert after == 5 + report.flops[1] / 1e5
+    assert 0.5 * before < after <= 0.6 * before
+    assert "ms of 128 tokens" in str(report)
+    refused(build("bert"), r"latency=0\.1 cannot be met.*of the time is left", latency=0.1)
+
+
+def test_the_clock_ticks():
+    assert structured.milliseconds(build("bert")) > 0
 
 
 def test_the_cheapest_choice_is_the_best_of_all():

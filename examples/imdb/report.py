@@ -300,7 +300,7 @@ def _controls(results: dict[str, list[Result]]) -> str:
     rows = []
     for system in SYSTEMS:
         found = results[system.key]
-        if found and (system.amount is not None or system.key == "control"):
+        if found and (system.amount is not None or system.flops is not None or system.key == "control"):
             rows.append(
                 {
                     "system": system.title,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hfcompress.blocks import Units, masked
 from hfcompress.errors import CompressionError
+from hfcompress.probe import evaluating
 
 Importance = Literal["l1", "taylor", "fisher"]
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
@@ -52,7 +52,7 @@ def mask_gradients(model: nn.Module, units: Sequence[Units], batches: Iterable[M
         For each units shape (examples, count), float32, on the CPU.
     """
     found: list[list[Tensor]] = [[] for _ in units]
-    with _evaluating(model):
+    with evaluating(model):
         for batch in batches:
             inputs = dict(batch)
             labels = inputs.pop("labels")
@@ -123,14 +123,3 @@ def batches_of(model: nn.Module, dataset: Any, batch_size: int) -> list[dict[str
                 batch[name] = pad_sequence(values, batch_first=True, padding_value=pad if name == "input_ids" else 0)
         made.append({name: value.to(device) for name, value in batch.items()})
     return made
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

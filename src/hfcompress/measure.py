@@ -6,19 +6,17 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
 
 from hfcompress.errors import CompressionError
 from hfcompress.layers import select_matrices
+from hfcompress.probe import count_flops, evaluating, wait_for
 from hfcompress.report import align, count_zeros, report_of
 
 Inputs = Mapping[str, Tensor]
@@ -184,7 +182,7 @@ def compare(
         first = {key: value[:batch_size] for key, value in inputs_of.items()}
         timed[name] = first
         fields[name]["batch_size"] = len(next(iter(first.values())))
-        fields[name]["flops"] = _flops(models[name], first)
+        fields[name]["flops"] = count_flops(models[name], first)
         if labels is not None:
             fields[name] |= _quality(models[name], inputs_of, labels, batch_size)
     for name, times in _latencies({name: models[name] for name in timed}, timed, repeats).items():
@@ -246,33 +244,9 @@ def _size(model: nn.Module) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    for parameter in trained:  # the FLOP counter fails on views of parameters that require gradients (DeBERTa)
-        parameter.requires_grad_(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-def _flops(model: nn.Module, inputs: dict[str, Tensor]) -> int:
-    # The counter does not know the fused attention of CPUs; as plain matrix products it is counted like any other.
-    with _evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(**inputs)
-    return int(counter.get_total_flops())
-
-
 def _quality(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor, batch_size: int) -> dict[str, Any]:
     logits = []
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(labels), batch_size):
             logits.append(model(**{k: v[start : start + batch_size] for k, v in inputs.items()}).logits.float())
     scores = torch.cat(logits)
@@ -291,18 +265,13 @@ def _latencies(
     times: dict[str, list[float]] = {name: [] for name in models}
     for repeat in range(-3, repeats):
         for name, model in models.items():
-            with _evaluating(model):
-                _wait(inputs[name])
+            device = next(iter(inputs[name].values())).device
+            with evaluating(model):
+                wait_for(device)
                 start = time.perf_counter()
                 model(**inputs[name])
-                _wait(inputs[name])
+                wait_for(device)
                 elapsed = time.perf_counter() - start
             if repeat >= 0:
                 times[name].append(1000 * elapsed)
     return times
-
-
-def _wait(inputs: dict[str, Tensor]) -> None:
-    device = next(iter(inputs.values())).device
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

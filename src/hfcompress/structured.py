@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfcompress.blocks import Kind, Undo, Units, cut, find_units, flops_of, masked, parameters_of
@@ -19,11 +17,12 @@ from hfcompress.errors import CompressionError
 from hfcompress.importance import IMPORTANCES, Importance, batches_of, importance_scores
 from hfcompress.layers import PRUNABLE_DTYPES, layer_stack
 from hfcompress.plan import write_plan
+from hfcompress.probe import TOKENS, answer, calls_of, milliseconds, short_text, sizes
 from hfcompress.report import align
 from hfcompress.student import keep_layers
 
-TOKENS = 128  # of the text that FLOPs are counted for, or as many as the model can read
 _TRIES = 6
+_BUDGETS = ("flops", "parameters", "latency")
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class StructureReport:
         flops: Floating-point operations of a text of 128 tokens (or as many as the model can read) before and after,
             counted as it ran.
         asked: The arguments that say how much to remove.
+        latency_ms: Milliseconds of such a text before and after, if a budget of latency was asked.
     """
 
     blocks: tuple[BlockStructure, ...]
@@ -61,6 +61,7 @@ class StructureReport:
     parameters: tuple[int, int]
     flops: tuple[int, int]
     asked: dict[str, Any]
+    latency_ms: tuple[float, float] | None = None
 
     def removed(self, kind: Kind) -> float:
         """Fraction of the heads or the neurons, of the layers that are left, that was removed."""
@@ -90,6 +91,9 @@ class StructureReport:
         for name, (before, after) in totals.items():
             if before:
                 rows.append((name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}"))
+        if self.latency_ms is not None:
+            dense, small = self.latency_ms
+            rows.append((f"ms of {TOKENS} tokens", f"{dense:.1f}", f"{small:.1f}", f"{1 - small / dense:.1%}"))
         asked = ", ".join(f"{name}={value!r}" for name, value in self.asked.items())
         return "\n".join([*align(rows, "<>>>"), f"asked: {asked}"])
 
@@ -101,6 +105,7 @@ def prune_structured(
     neurons: float = 0.0,
     flops: float | None = None,
     parameters: float | None = None,
+    latency: float | None = None,
     drop_layers: int | Sequence[int] = 0,
     importance: Importance = "l1",
     scope: Scope = "global",
@@ -123,6 +128,8 @@ def prune_structured(
         flops: Instead of fractions: what share of the model's FLOPs (of a text of 128 tokens) to keep at most, in (0,
             1). Heads and neurons are chosen together so that the least importance is lost for it.
         parameters: The same for the share of all parameters.
+        latency: The same for the share of the time that a text of 128 tokens takes, measured here and now, again and
+            again while the FLOPs to keep are narrowed down. A busy machine measures badly.
         drop_layers: Whole layers to remove first: their indices, or how many, the least important ones then.
         importance: ``"l1"`` needs no data; ``"taylor"`` and ``"fisher"`` need a labelled ``dataset`` (see
             `hfcompress.importance`). With ``"l1"`` heads and neurons cannot be weighed against each other: to meet a
@@ -149,33 +156,36 @@ def prune_structured(
         >>> report.removed("heads"), report.removed("neurons"), sum(p.numel() for p in model.parameters())
         (0.5, 0.5, 1003074)
     """
-    given = {"heads": heads, "neurons": neurons, "flops": flops, "parameters": parameters, "drop_layers": drop_layers}
-    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None and value != 0}
+    given: dict[str, Any] = {"heads": heads, "neurons": neurons, "drop_layers": drop_layers}
+    given |= {"flops": flops, "parameters": parameters, "latency": latency}
+    asked = {name: value for name, value in given.items() if value is not None and value != 0}
     _check_arguments(model, asked, importance, scope, round_to, dataset)
-    kinds: list[Kind] = [kind for kind in get_args(Kind) if kind in asked or "flops" in asked or "parameters" in asked]
+    budget = next((name for name in _BUDGETS if name in asked), None)
+    kinds: list[Kind] = [kind for kind in get_args(Kind) if kind in asked or budget is not None]
     units = [one for kind in kinds for one in find_units(model, kind)]
     for one in units:
         _check_cuttable(model, one)
     batches = None if importance == "l1" else batches_of(model, dataset, batch_size)
 
-    before = _sizes(model)
+    before = sizes(model)
     undone: list[Undo] = []
     try:
         if "drop_layers" in asked:
             undone.append(_drop_layers(model, drop_layers, importance, batches))
             units = [one for kind in kinds for one in find_units(model, kind)]
         blocks: list[BlockStructure] = []
+        times: tuple[float, float] | None = None
         if units:
             scores = importance_scores(model, units, importance, batches)
-            budget = next(
-                ((name, asked[name] * before[name]) for name in ("flops", "parameters") if name in asked), None
-            )
             if budget is None:
                 removed = choose(units, scores, asked, scope=scope, round_to=round_to)
                 undone += _cut_and_compare(model, units, removed)
             else:
                 options = {"additive": importance != "l1", "scope": scope, "round_to": round_to}
-                removed, cuts = _meet(model, units, scores, *budget, options)
+                if budget == "latency":
+                    removed, cuts, times = _meet_latency(model, units, scores, asked[budget], options)
+                else:
+                    removed, cuts = _meet(model, units, scores, budget, asked[budget] * before[budget], options)
                 undone += cuts
             blocks = [BlockStructure(u.name, u.kind, u.count, u.count - len(removed[u])) for u in units]
             write_plan(model)
@@ -183,13 +193,14 @@ def prune_structured(
         for undo in reversed(undone):
             undo()
         raise
-    after = _sizes(model)
+    after = sizes(model)
     return StructureReport(
         blocks=tuple(blocks),
         layers=(before["layers"], after["layers"]),
         parameters=(before["parameters"], after["parameters"]),
         flops=(before["flops"], after["flops"]),
         asked=asked,
+        latency_ms=times,
     )
 
 
@@ -198,16 +209,16 @@ def _meet(
 ) -> tuple[dict[Units, set[int]], list[Undo]]:
     """Cut until the model's FLOPs or parameters are within a budget."""
     if what == "flops":
-        tokens = _short_text(model, TOKENS)["input_ids"].shape[1]
-        costs = [flops_of(model, one, tokens, calls) for one, calls in zip(units, _calls(model, units), strict=True)]
+        tokens = short_text(model)["input_ids"].shape[1]
+        costs = [flops_of(model, one, tokens, calls) for one, calls in zip(units, calls_of(model, units), strict=True)]
     else:
         costs = [parameters_of(model, one) for one in units]
-    now = _sizes(model)[what]
+    now = sizes(model)[what]
     surplus = now - budget
     for _ in range(_TRIES):
         removed = choose_for_budget(units, scores, costs, surplus, **options)
         cuts = _cut_and_compare(model, units, removed)
-        left = _sizes(model)[what]
+        left = sizes(model)[what]
         if left <= budget:
             return removed, cuts
         for undo in reversed(cuts):
@@ -218,6 +229,40 @@ def _meet(
         f"No more than {budget:,.0f} of {now:,} {what} cannot be met by removing heads and neurons: with the fewest "
         f"that must stay in each layer {left:,} are left; ask for more, or drop layers too (drop_layers=)."
     )
+
+
+def _meet_latency(
+    model: PreTrainedModel, units: list[Units], scores: list[Tensor], share: float, options: dict[str, Any]
+) -> tuple[dict[Units, set[int]], list[Undo], tuple[float, float]]:
+    """Cut as few FLOPs as bring the time of a text within a share, by bisection; each is timed beside the whole model.
+
+    Returns:
+        What was removed, how to undo it, and the milliseconds of the whole and the smaller model.
+    """
+    tokens = short_text(model)["input_ids"].shape[1]
+    costs = [flops_of(model, one, tokens, calls) for one, calls in zip(units, calls_of(model, units), strict=True)]
+    low, high = 0.0, float(sum(cost * one.count for cost, one in zip(costs, units, strict=True)))
+    best: tuple[dict[Units, set[int]], tuple[float, float]] | None = None
+    surplus = high  # first whether it can be met at all
+    for _ in range(2 + _TRIES):
+        removed = choose_for_budget(units, scores, costs, surplus, **options)
+        dense = milliseconds(model)
+        cuts = _cut_and_compare(model, units, removed)
+        small = milliseconds(model)
+        for undo in reversed(cuts):
+            undo()
+        if small <= share * dense:
+            best, high = (removed, (dense, small)), surplus
+        elif best is None:
+            raise CompressionError(
+                f"latency={share} cannot be met by removing heads and neurons: with the fewest that must stay in each "
+                f"layer, {small / dense:.2f} of the time is left; ask for more, or drop layers too (drop_layers=)."
+            )
+        else:
+            low = surplus
+        surplus = (low + high) / 2
+    assert best is not None
+    return best[0], _cut_and_compare(model, units, best[0]), best[1]
 
 
 def _drop_layers(
@@ -248,12 +293,12 @@ def _cut_and_compare(model: PreTrainedModel, units: list[Units], removed: dict[U
         mask[stay] = 1
         masks.append((one, mask))
     with masked(model, masks):
-        expected = _answer(model)
+        expected = answer(model)
     undone: list[Undo] = []
     try:
         for one, stay in zip(units, kept, strict=True):
             undone.append(cut(model, one, stay))
-        found = _answer(model)
+        found = answer(model)
         scale = max(1.0, float(expected.abs().max()))
         tolerance = 16 * torch.finfo(dtype).eps ** 0.5 if dtype in (torch.float16, torch.bfloat16) else 1e-3
         if not bool(((found - expected).abs() <= tolerance * scale).all()):
@@ -269,65 +314,6 @@ def _cut_and_compare(model: PreTrainedModel, units: list[Units], removed: dict[U
     return undone
 
 
-def _answer(model: PreTrainedModel) -> Tensor:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits: Tensor = model(**_short_text(model, 12)).logits
-            return logits.double()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _short_text(model: PreTrainedModel, tokens: int) -> dict[str, Tensor]:
-    device = next(model.parameters()).device
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    limit = getattr(model.config, "max_position_embeddings", None) or tokens
-    ids = torch.arange(3, 3 + min(tokens, max(1, limit - 4)), device=device) % vocabulary
-    return {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
-
-
-def _sizes(model: PreTrainedModel) -> dict[str, int]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:  # the counter fails on views of parameters that require gradients (DeBERTa)
-        parameter.requires_grad_(False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(**_short_text(model, TOKENS))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter in trained:
-            parameter.requires_grad_(True)
-    return {
-        "flops": int(counter.get_total_flops()),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "layers": int(model.config.num_hidden_layers),
-    }
-
-
-def _calls(model: PreTrainedModel, units: list[Units]) -> list[int]:
-    """How often a forward pass uses each block: shared layers several times."""
-    counts = [0] * len(units)
-    hooks = []
-    for index, one in enumerate(units):
-
-        def count(module: nn.Module, inputs: Any, index: int = index) -> None:
-            counts[index] += 1
-
-        hooks.append(model.get_submodule(one.readers[0].module).register_forward_pre_hook(count))
-    try:
-        _answer(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return counts
-
-
 def _check_arguments(
     model: object, asked: dict[str, Any], importance: str, scope: str, round_to: object, dataset: object
 ) -> None:
@@ -340,13 +326,15 @@ def _check_arguments(
         value = asked.get(name, 0.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
             raise CompressionError(f"{name}={value!r} must be in [0, 1): the fraction of the {name} to remove.")
-    for name in ("flops", "parameters"):
+    for name in _BUDGETS:
         value = asked.get(name, 0.5)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
             raise CompressionError(f"{name}={value!r} must be in (0, 1): the share of the model's {name} to keep.")
     if not asked:
-        raise CompressionError("Nothing was asked: give heads=, neurons=, flops=, parameters= or drop_layers=.")
-    if len({"flops", "parameters"} & set(asked)) + bool({"heads", "neurons"} & set(asked)) > 1:
+        raise CompressionError(
+            "Nothing was asked: give heads=, neurons=, flops=, parameters=, latency= or drop_layers=."
+        )
+    if len(set(_BUDGETS) & set(asked)) + bool({"heads", "neurons"} & set(asked)) > 1:
         raise CompressionError(
             f"{', '.join(f'{name}={value!r}' for name, value in asked.items())} exclude each other: give fractions of "
             "heads and neurons, or one budget."
