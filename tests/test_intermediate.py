@@ -12,7 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, HfArgumentParser
 
-from hfcompress import CompressionError, DistillationArguments, DistillationTrainer, student_from_teacher
+from hfcompress import (
+    CompressionError,
+    DistillationArguments,
+    DistillationTrainer,
+    prune_structured,
+    student_from_teacher,
+)
 from hfcompress.layers import attention_projections
 
 LABELS = 3
@@ -267,7 +273,7 @@ def test_a_map_that_leaves_the_models_is_refused_with_both_ranges(given, tmp_pat
         make(student, teacher, tmp_path, args={"hidden_weight": 1.0, "layer_map": given})
 
 
-@pytest.mark.parametrize("given", ["[1, 2]", "no json", {"a": 1}, 3])
+@pytest.mark.parametrize("given", ["[1, 2]", "no json", {"a": 1}, {1.9: 1}, 3])
 def test_a_map_that_is_none_is_refused_by_value(given, tmp_path):
     with pytest.raises(CompressionError, match="layer_map="):
         DistillationArguments(output_dir=str(tmp_path), layer_map=given)
@@ -291,6 +297,76 @@ def test_relations_of_layers_that_are_not_there_or_not_understood_are_refused(tm
     attention.another, attention.key = attention.key, None
     with pytest.raises(CompressionError, match=r"encoder\.layer\.1.*relation_weight=0"):
         attention_projections(teacher, -1)
+
+
+def test_layers_that_no_gradient_reaches_are_refused(tmp_path):
+    student, teacher = build("bert", LABELS, seed=1), build("bert", LABELS, seed=2)
+    args = {"relation_weight": 1.0, CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}
+    with pytest.raises(CompressionError, match="No gradient reaches the attention"):
+        make(student, teacher, tmp_path, args=args).train()
+
+
+def test_a_shrunken_gpt2_learns_relations_and_another_fused_attention_is_refused(tmp_path):
+    teacher = build("gpt2", LABELS, layers=3, seed=2)
+    student = copy.deepcopy(teacher)
+    prune_structured(student, heads=0.5)
+    before = state_of(student)
+    make(student, teacher, tmp_path, args={"relation_weight": 1.0, "alpha": 0.0}).train()
+    assert not same_bits(before, student.state_dict())
+    student.transformer.h[-1].attn.split_size = 5
+    with pytest.raises(CompressionError, match="made in a way that is not known"):
+        make(student, teacher, tmp_path, args={"relation_weight": 1.0})
+
+
+def test_the_projection_is_clipped_like_the_student(tmp_path):
+    teacher, student = build("bert", LABELS, seed=2, **WIDER), build("bert", LABELS, seed=1)
+    args = {"hidden_weight": 1000.0, "learning_rate": 1.0, "max_steps": 1, "max_grad_norm": 1.0}
+    trainer = make(student, teacher, tmp_path, args=args)
+    before = trainer._projection.weight.detach().clone()
+    trainer.train()
+    assert float((trainer._projection.weight.detach() - before).norm()) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_each_trial_of_a_search_begins_with_the_same_projection(tmp_path):
+    states = []
+    training = arguments(DistillationArguments, tmp_path, optim="sgd", hidden_weight=1.0)
+    trainer = DistillationTrainer(
+        model_init=lambda: build("bert", LABELS, seed=1),
+        args=training,
+        teacher=build("bert", LABELS, seed=2, **WIDER),
+        train_dataset=rows(DATA),
+    )
+    for _ in range(2):
+        trainer.train()
+        states.append(state_of(trainer.model))
+    assert same_bits(*states)
+
+
+def test_a_checkpoint_of_another_kind_of_training_is_refused_and_one_without_optimizer_goes_on(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    wide = build("bert", LABELS, seed=2, **WIDER)
+    make(build("bert", LABELS, seed=1), wide, tmp_path / "plain", args=settings).train()
+    checkpoint = str(tmp_path / "plain" / "checkpoint-1")
+    trainer = make(build("bert", LABELS, seed=1), wide, tmp_path, args={"hidden_weight": 1.0})
+    with pytest.raises(CompressionError, match="had no projection of hidden states, this one has one"):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    light = settings | {"save_only_model": True, "hidden_weight": 1.0}
+    make(build("bert", LABELS, seed=1), wide, tmp_path / "light", args=light).train()
+    again = make(build("bert", LABELS, seed=1), wide, tmp_path, args={"hidden_weight": 1.0})
+    again.train(resume_from_checkpoint=str(tmp_path / "light" / "checkpoint-1"))
+
+
+def test_an_optimizer_that_would_not_train_the_projection_is_refused(tmp_path):
+    student, wide = build("bert", LABELS, seed=1), build("bert", LABELS, seed=2, **WIDER)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    with pytest.raises(CompressionError, match="optimizers="):
+        make(student, wide, tmp_path, args={"hidden_weight": 1.0}, optimizers=(optimizer, None))
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True])
+def test_relation_heads_that_are_no_number_are_refused_by_value(value, tmp_path):
+    with pytest.raises(CompressionError, match=f"relation_heads={value}"):
+        DistillationArguments(output_dir=str(tmp_path), relation_heads=value)
 
 
 def test_relation_heads_that_do_not_divide_the_width_are_refused(tmp_path):

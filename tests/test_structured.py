@@ -11,6 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 from architectures import (
     CHECKPOINTING,
     SHRINKABLE,
@@ -503,6 +504,121 @@ def test_models_that_cannot_be_cut_are_refused_and_stay():
     refused(pruned, r"intermediate\.dense has", neurons=0.5)
 
 
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("importance", ["l1", "fisher"])
+def test_half_precision_is_cut_as_it_is(architecture, dtype, importance):
+    model = build(architecture, layers=3).to(dtype)
+    whole = copy.deepcopy(model)
+    prune_structured(model, heads=0.5, neurons=0.5, importance=importance, dataset=LABELLED)
+    assert {value.dtype for value in model.state_dict().values()} == {dtype}
+    assert parameters(model) < parameters(whole)
+    name = "score.weight" if architecture != "bert" else "classifier.weight"
+    assert torch.equal(model.state_dict()[name], whole.state_dict()[name])
+    refused(build(architecture).to(dtype), "fewest that must stay", flops=0.01)
+
+
+def test_a_config_that_another_model_shares_stays_as_it_is(tmp_path):
+    one = build("bert", layers=3)
+    other = type(one)(one.config)
+    assert one.config is other.config
+    before, answer = copy.deepcopy(other.config.to_dict()), logits(other)
+    prune_structured(one, neurons=0.5, heads=0.5, scope="layer", drop_layers=[1])
+    assert other.config.to_dict() == before
+    assert one.config is one.bert.config is one.bert.encoder.layer[0].attention.self.config is not other.config
+    other.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForSequenceClassification.from_pretrained(tmp_path)), answer)
+
+
+def test_heads_and_neurons_are_ranked_by_the_loss_of_the_problem():
+    """Regression and several labels: the gradient of their own loss, by finite differences."""
+    for settings, labels, loss in (
+        ({"num_labels": 1}, [[0.5], [3.7]], lambda x, y: (x - y).square().mean(-1)),
+        (
+            {"num_labels": 3, "problem_type": "multi_label_classification"},
+            [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]],
+            lambda x, y: torch.nn.functional.binary_cross_entropy_with_logits(x, y, reduction="none").mean(-1),
+        ),
+    ):
+        model = build("bert", **settings).eval()
+        data = batch(2, 8) | {"labels": torch.tensor(labels)}
+        units = find_units(model, "heads")
+        found = mask_gradients(model, units, [data])
+        assert found[0].abs().min() > 0
+        inputs = {name: data[name] for name in ("input_ids", "attention_mask")}
+        losses = []
+        for sign in (1, -1):
+            mask = torch.ones(units[0].count)
+            mask[0] += sign * 1e-2
+            with torch.no_grad(), masked(model, [(units[0], mask)]):
+                losses.append(loss(model(**inputs).logits, data["labels"]))
+        torch.testing.assert_close((losses[0] - losses[1]) / 0.02, found[0][:, 0], rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.75])
+def test_what_can_be_met_is_met_where_costs_are_known_but_roughly(share):
+    report = prune_structured(build("deberta-v2", layers=3), flops=share)
+    assert report.flops[1] <= share * report.flops[0]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ([{"input_ids": [5], "labels": 2}], "label 2 is none of the 2 classes"),
+        ([{"input_ids": [5], "labels": -100}], "label -100"),
+        ([{"input_ids": [5], "labels": None}], "labels of dataset are no numbers"),
+        ([{"input_ids": [5] * 70, "labels": 1}], "70 tokens, the model reads 64"),
+        (LABELLED, "batch_size=0"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(dataset, message):
+    size = 0 if "batch_size" in message else 16
+    refused(build("bert"), message, heads=0.5, importance="fisher", dataset=dataset, batch_size=size)
+
+
+def test_data_may_be_one_batch_or_have_no_padding_token():
+    reports = [
+        prune_structured(build("llama", layers=3, **more), heads=0.5, importance="fisher", dataset=data)
+        for more, data in (({}, batch(16, 10)), ({}, LABELLED), ({"pad_token_id": None}, LABELLED[:4]))
+    ]
+    assert reports[0] == reports[1]
+
+
+def test_numbers_of_numpy_are_numbers():
+    one, other = build("bert", layers=3), build("bert", layers=3)
+    prune_structured(one, neurons=np.float32(0.5), drop_layers=np.int64(1), round_to=np.int32(8))
+    prune_structured(other, neurons=0.5, drop_layers=1)
+    assert same_bits(one.state_dict(), other.state_dict())
+    refused(one, "Nothing was asked", drop_layers=[])
+
+
+def test_attention_that_changes_with_the_text_is_refused_before_it_does():
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BigBirdConfig(**sizes, intermediate_size=64, max_position_embeddings=512, pad_token_id=0)
+    model = transformers.BigBirdForSequenceClassification(config)
+    kinds = {type(module) for module in model.modules()}
+    refused(model, "original_full", heads=0.5)
+    assert {type(module) for module in model.modules()} == kinds
+
+
+@pytest.mark.parametrize("kind", ["Olmo2", "Longformer", "DiffLlama"])
+def test_heads_that_are_made_in_more_places_are_refused(kind):
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"attention_window": [4, 4]} if kind == "Longformer" else {}
+    config = getattr(transformers, f"{kind}Config")(
+        **sizes, **more, intermediate_size=64, max_position_embeddings=64, pad_token_id=0
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    refused(model, "not known", heads=0.5)
+
+
+def test_a_quantization_of_the_users_own_is_not_lost():
+    model = build("bert", layers=3)
+    model.config.quantization_config = {"quant_method": "fp8"}
+    refused(model, "quantization_config of its own", heads=0.5)
+    assert student_from_teacher(model, 2).config.quantization_config == {"quant_method": "fp8"}
+
+
 def test_an_architecture_that_is_built_otherwise_is_refused_by_name():
     model = build("bert")
     layer = model.bert.encoder.layer[0]
@@ -511,14 +627,19 @@ def test_an_architecture_that_is_built_otherwise_is_refused_by_name():
         prune_structured(model, neurons=0.5)
 
 
-def test_blocks_that_are_known_by_name_but_work_otherwise_are_found_out():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spread", [0.2, 0.02])
+def test_blocks_that_are_known_by_name_but_work_otherwise_are_found_out(dtype, spread):
     """A norm over the neurons, hidden in a known place: the smaller model would answer something else."""
 
     class Scaled(torch.nn.Module):
         def forward(self, states):
             return states / states.norm(dim=-1, keepdim=True)
 
-    model = build("bert")
+    model = build("bert").to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(spread / 0.2)
     for layer in model.bert.encoder.layer:
         layer.intermediate.intermediate_act_fn = Scaled()
     refused(model, "does not answer like the whole model", neurons=0.5)

@@ -118,6 +118,10 @@ def test_a_checkpoint_is_written_and_read_with_the_optimizer_and_the_model_alone
             self.beside.grad = torch.ones(1)
             return loss
 
+        def _clip_grad_norm(self, model):
+            seen.append(("clip", ""))
+            return super()._clip_grad_norm(model)
+
         def _save_optimizer_and_scheduler(self, output_dir):
             super()._save_optimizer_and_scheduler(output_dir)
             seen.append(("save", str(output_dir)))
@@ -127,12 +131,12 @@ def test_a_checkpoint_is_written_and_read_with_the_optimizer_and_the_model_alone
             seen.append(("load", None if checkpoint is None else str(checkpoint)))
 
     folder = str(tmp_path / "checkpoint-1")
-    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.25}
+    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.25, "max_grad_norm": 1.0}
     for checkpoint in (None, folder):
         trainer = make(tmp_path, Watching, max_steps=1 if checkpoint is None else 2, **settings)
         trainer.train(resume_from_checkpoint=checkpoint)
-    assert seen[:2] == [("save", folder), ("load", folder)], (
-        "Trainer no longer saves or loads a checkpoint's optimizer by these methods; hfcompress.distillation keeps its "
+    assert seen[:3] == [("clip", ""), ("save", folder), ("load", folder)], (
+        "Trainer no longer clips, saves or loads by these methods; hfcompress.distillation clips and keeps its "
         "projection there."
     )
     assert trainer.beside == 0.75, (

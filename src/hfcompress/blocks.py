@@ -185,7 +185,7 @@ def masked(model: nn.Module, masks: Sequence[tuple[Units, Tensor]]) -> Iterator[
             spread = mask.repeat_interleave(part.size, dim=-1)
 
             def multiply(module: nn.Module, inputs: tuple[Any, ...], spread: Tensor = spread) -> tuple[Any, ...]:
-                return inputs[0] * spread, *inputs[1:]
+                return inputs[0] * spread.to(inputs[0].dtype), *inputs[1:]
 
             hooks.append(model.get_submodule(part.module).register_forward_pre_hook(multiply))
     try:
@@ -231,6 +231,12 @@ def _heads(
         for path, width in zip([*made, *more], widths + [widths[0]] * len(more), strict=True)
     ]
     parts.append(Part(f"{layer}{reader}", False, widths[0] // count))
+    known = {part.module for part in parts}
+    for name, module in around.named_children():
+        if isinstance(module, nn.Linear) and f"{attention}.{name}" not in known and module.out_features == widths[0]:
+            raise CompressionError(
+                f"{attention}.{name} may belong to the heads in a way that is not known; leave them out (heads=0)."
+            )
     counters = tuple(
         (attention, name, getattr(around, name) // count)
         for name in _COUNTS

@@ -109,6 +109,9 @@ class DistillationArguments(TrainingArguments):
             value = getattr(self, name)
             if not (isinstance(value, Real) and 0 <= value < math.inf):
                 raise CompressionError(f"{name}={value!r} must be a finite number, 0 or more.")
+        heads = self.relation_heads
+        if heads is not None and (not isinstance(heads, int) or isinstance(heads, bool) or heads < 1):
+            raise CompressionError(f"relation_heads={heads!r} must be a whole number, 1 or more, or None.")
         self.layer_map = _layer_map(self.layer_map)
         super().__post_init__()
 
@@ -247,6 +250,11 @@ class DistillationTrainer(Trainer):
                 f"{what} of different widths with a projection, which FSDP and DeepSpeed would not train; use "
                 "relation_weight alone, which needs none."
             )
+        if between.projection is not None and self.optimizer is not None:
+            raise CompressionError(
+                f"{what} of different widths with a projection, which the optimizer given with optimizers= would not "
+                "train; let the Trainer make it (optim=, optimizer_cls_and_kwargs=), or use relation_weight alone."
+            )
         return between
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -275,9 +283,22 @@ class DistillationTrainer(Trainer):
             save_model(self._projection, str(Path(output_dir) / _PROJECTION))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (Path(checkpoint) / "optimizer.pt").exists():
+            saved = (Path(checkpoint) / _PROJECTION).exists()
+            if saved is not (self._projection is not None):
+                raise CompressionError(
+                    f"The training of {checkpoint} had {'a' if saved else 'no'} projection of hidden states, this one "
+                    f"has {'none' if saved else 'one'}; go on with the same hidden_weight and teacher."
+                )
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self._projection is not None and checkpoint is not None:
+        if self._projection is not None and checkpoint is not None and (Path(checkpoint) / _PROJECTION).exists():
             load_model(self._projection, str(Path(checkpoint) / _PROJECTION))
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
+        norm: Tensor | float | None = super()._clip_grad_norm(model)
+        if self._projection is not None:  # by itself: it is no part of the model whose norm is logged
+            nn.utils.clip_grad_norm_(self._projection.parameters(), self.args.max_grad_norm)
+        return norm
 
     def _needs_own_ids(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
         columns = getattr(self.train_dataset, "column_names", None)
@@ -309,6 +330,8 @@ class DistillationTrainer(Trainer):
                 "student.requires_grad_(True)."
             )
         self._sums = {}
+        if self.model_init is not None and self._between is not None:
+            self._between.draw_projection()  # a new student, as in each trial of a search
         return super().train(*args, **kwargs)
 
     def get_batch_samples(
@@ -484,7 +507,8 @@ def _layer_map(given: Any) -> dict[int, int] | None:
     """Read the map of layers, which the command line and files give as JSON."""
     try:
         read = json.loads(given) if isinstance(given, str) else given
-        return None if read is None else {int(student): int(teacher) for student, teacher in read.items()}
+        # As text, because int() would cut 1.9 to 1.
+        return None if read is None else {int(str(student)): int(str(teacher)) for student, teacher in read.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise CompressionError(
             f"layer_map={given!r} must be a dict of layer numbers, or that as JSON, for example {{0: 0, 1: 3, 2: 6}}."

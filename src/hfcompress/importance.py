@@ -7,12 +7,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from hfcompress.blocks import Units, masked
 from hfcompress.errors import CompressionError
+from hfcompress.losses import LabelLoss, label_loss
 from hfcompress.probe import evaluating
+from hfcompress.teacher import problem_of
 
 Importance = Literal["l1", "taylor", "fisher"]
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
@@ -44,7 +45,7 @@ def mask_gradients(model: nn.Module, units: Sequence[Units], batches: Iterable[M
     """The gradient of each example's loss for a mask of ones on what the heads or neurons say.
 
     Args:
-        model: A single-label classifier; left as it was.
+        model: A classifier; left as it was. The loss is the cross-entropy, in regression the squared error.
         units: Heads and neurons of several blocks.
         batches: What the model reads, with ``labels``.
 
@@ -52,13 +53,15 @@ def mask_gradients(model: nn.Module, units: Sequence[Units], batches: Iterable[M
         For each units shape (examples, count), float32, on the CPU.
     """
     found: list[list[Tensor]] = [[] for _ in units]
+    problem = problem_of(model, "model")
+    kind: LabelLoss = "mse" if problem == "regression" else "cross_entropy"
     with evaluating(model):
         for batch in batches:
             inputs = dict(batch)
             labels = inputs.pop("labels")
             masks = [torch.ones(len(labels), 1, one.count, device=labels.device, requires_grad=True) for one in units]
             with torch.enable_grad(), masked(model, list(zip(units, masks, strict=True))):
-                loss = cross_entropy(model(**inputs).logits.float(), labels, reduction="sum")
+                loss = label_loss(model(**inputs).logits, labels, kind, problem=problem).sum()
             for gradients, gradient in zip(found, torch.autograd.grad(loss, masks), strict=True):
                 gradients.append(gradient[:, 0].cpu())
     return [torch.cat(gradients) for gradients in found]
@@ -93,33 +96,44 @@ def batches_of(model: nn.Module, dataset: Any, batch_size: int) -> list[dict[str
 
     Args:
         model: What reads them.
-        dataset: Rows with ``input_ids``, ``labels`` (class indices) and other inputs, as a Trainer takes them; or
-            batches of tensors already.
+        dataset: Rows with ``input_ids``, ``labels`` and other inputs, as a Trainer takes them; or batches of tensors
+            already.
         batch_size: Rows in a batch.
 
     Raises:
         CompressionError: There are no rows, or no labels.
     """
     device = next(model.parameters()).device
-    rows = [dict(row) for row in dataset]
+    rows = [dict(row) for row in ([dataset] if isinstance(dataset, Mapping) else dataset)]
     names = {name for row in rows for name in row}
+    if batch_size < 1:
+        raise CompressionError(f"batch_size={batch_size} must be at least 1.")
     if not rows or any("labels" not in row or "input_ids" not in row for row in rows):
         raise CompressionError(
-            f"dataset must hold rows with 'input_ids' and 'labels', as a Trainer takes them; found "
-            f"{len(rows)} rows with {', '.join(sorted(names)) or 'nothing'}."
+            f"dataset must hold rows with 'input_ids' and 'labels', as a Trainer takes them; found {len(rows)} rows "
+            f"with {', '.join(sorted(names)) or 'nothing'}."
         )
     if isinstance(rows[0]["input_ids"], Tensor) and rows[0]["input_ids"].dim() == 2:
         return [{name: value.to(device) for name, value in row.items() if isinstance(value, Tensor)} for row in rows]
-    pad = getattr(getattr(model, "config", None), "pad_token_id", None) or 0
+    config = getattr(model, "config", None)
+    pad, limit = getattr(config, "pad_token_id", None), getattr(config, "max_position_embeddings", None)
+    longest = max(len(row["input_ids"]) for row in rows)
+    if limit is not None and longest > limit:
+        raise CompressionError(f"A row of dataset has {longest} tokens, the model reads {limit}; truncate the texts.")
     made = []
-    for start in range(0, len(rows), batch_size):
-        chosen = rows[start : start + batch_size]
-        batch = {"labels": torch.tensor([int(row["labels"]) for row in chosen])}
+    size = 1 if pad is None else batch_size  # without a token for padding, some models read one text at a time
+    for start in range(0, len(rows), size):
+        chosen = rows[start : start + size]
+        try:
+            batch = {"labels": torch.as_tensor([row["labels"] for row in chosen])}
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CompressionError(f"The labels of dataset are no numbers: {error}") from error
         for row in chosen:
             row.setdefault("attention_mask", [1] * len(row["input_ids"]))
         for name in ("input_ids", "attention_mask", "token_type_ids"):
             if name in chosen[0]:
                 values = [torch.as_tensor(row[name], dtype=torch.long) for row in chosen]
-                batch[name] = pad_sequence(values, batch_first=True, padding_value=pad if name == "input_ids" else 0)
+                padding = (pad or 0) if name == "input_ids" else 0
+                batch[name] = pad_sequence(values, batch_first=True, padding_value=padding)
         made.append({name: value.to(device) for name, value in batch.items()})
     return made

@@ -58,13 +58,13 @@ class Watch:
             for hook in hooks:
                 hook.remove()
         attention = [noted[name] for name in self._projections]
+        if attention and torch.is_grad_enabled() and not any(vectors.requires_grad for vectors in attention):
+            raise CompressionError(
+                f"No gradient reaches the attention of {type(inner).__name__}, so relation_weight would teach nothing: "
+                "its layers are frozen, or checkpointed with use_reentrant=True (set gradient_checkpointing_kwargs to "
+                "{'use_reentrant': False})."
+            )
         if len(attention) == 1:
-            width = attention[0].shape[-1]
-            if width != 3 * inner.config.hidden_size:
-                raise CompressionError(
-                    f"{self._projections[0]} of {type(inner).__name__} makes {width} numbers a token, not three times "
-                    f"its hidden size of {inner.config.hidden_size}; leave out the attention relations."
-                )
             attention = list(attention[0].chunk(3, dim=-1))
         hidden = outputs.get("hidden_states") if self._hidden and isinstance(outputs, Mapping) else ()
         if hidden is None or self._hidden > bool(hidden):
@@ -117,13 +117,12 @@ class IntermediateTerms:
         self._heads, self._teacher_heads = relation_heads, getattr(configs[1], "num_attention_heads", 1)
         self._layer_map = _layer_map(layer_map, *(c.num_hidden_layers for c in configs)) if hidden else {}
         self.projection: nn.Linear | None = None
+        self._seed = seed
         widths = [config.hidden_size for config in configs]
         if hidden and widths[0] != widths[1]:
-            # With its own generator it is the same in all processes, and all else in the training stays as it was.
-            start = torch.randn(widths[1], widths[0], generator=torch.Generator().manual_seed(seed))
-            with torch.device("meta"):
-                self.projection = nn.Linear(widths[0], widths[1], bias=False)
-            self.projection.weight = nn.Parameter((start / widths[0] ** 0.5).to(device))
+            with torch.random.fork_rng(devices=[]):
+                self.projection = nn.Linear(widths[0], widths[1], bias=False).to(device)
+            self.draw_projection()
 
     def __call__(self, student: Answer, teacher: Answer, mask: Tensor | None) -> dict[str, tuple[float, Tensor]]:
         """Compare two answers: by name, the weight of a term and its value for each example, shape (batch,)."""
@@ -138,6 +137,14 @@ class IntermediateTerms:
             found = [relation_loss(ours, theirs, heads, mask) for ours, theirs in pairs]
             terms["relation_term"] = (self._relation_weight, torch.stack(found).mean(0))
         return terms
+
+    @torch.no_grad()
+    def draw_projection(self) -> None:
+        """Draw the projection anew: the same in all processes, and all else in the training stays as it was."""
+        if self.projection is not None:
+            weight = self.projection.weight
+            start = torch.randn(weight.shape, generator=torch.Generator().manual_seed(self._seed))
+            weight.copy_(start / weight.shape[1] ** 0.5)
 
     def _hidden(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         if self.projection is not None:

@@ -102,14 +102,16 @@ def attention_projections(model: nn.Module, layer: int) -> tuple[str, ...]:
     """
     inner = unwrap(model)
     stack, count = layer_stack(inner)
-    if not -count <= layer < count:
-        raise CompressionError(f"{type(inner).__name__} has {count} layers, none with the index {layer}.")
+    if not isinstance(layer, int) or not -count <= layer < count:
+        raise CompressionError(f"{type(inner).__name__} has {count} layers, none with the index {layer!r}.")
     where = f"{stack}.{layer % count}"
     names = [name for name, _ in inner.get_submodule(where).named_modules()]
     for kinds in (*_APART, *_FUSED):
         found = [[name for name in names if name.rpartition(".")[2] == kind] for kind in kinds]
         if all(len(hits) == 1 for hits in found):
-            return tuple(f"{where}.{hits[0]}" for hits in found)
+            paths = tuple(f"{where}.{hits[0]}" for hits in found)
+            if len(paths) == 3 or _is_three_parts(inner, paths[0]):
+                return paths
     raise CompressionError(
         f"The queries, keys and values of {where} in {type(inner).__name__} are made in a way that is not known; leave "
         "out the attention relations (relation_weight=0)."
@@ -201,6 +203,16 @@ def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = Fa
                 f"{where} is quantized ({type(weight).__name__}, {weight.dtype}); prune the model in float32, float64, "
                 "float16 or bfloat16 and quantize it afterwards."
             )
+
+
+def _is_three_parts(model: nn.Module, fused: str) -> bool:
+    """Whether what a fused projection makes are queries, keys and values of one width, side by side."""
+    module: Any = model.get_submodule(fused)
+    around: Any = model.get_submodule(fused.rpartition(".")[0])
+    if isinstance(module, Conv1D):
+        return bool(getattr(around, "split_size", None) and module.nf == 3 * around.split_size)
+    head = getattr(around, "head_dim", None)
+    return bool(head and getattr(module, "out_features", 1) % (3 * head) == 0)
 
 
 def _patterns(patterns: Sequence[str] | str | None, argument: str) -> list[str] | None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hfcompress.blocks import Kind, Units, cut, find_units
+from hfcompress.blocks import Kind, Undo, Units, cut, find_units
 from hfcompress.errors import CompressionError
 
 METHOD = "hfcompress"  # how config.json names who can rebuild the shapes
@@ -37,8 +38,12 @@ def write_plan(model: PreTrainedModel) -> None:
     configs = list({id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values())
     before = [dict(vars(config)) for config in configs]
     try:
+        foreign = False
         for config in configs:
-            vars(config).pop("quantization_config", None)
+            given = vars(config).get("quantization_config")
+            foreign = foreign or (given is not None and not is_plan(given))
+            if is_plan(given):
+                del config.quantization_config
         found = {kind: units for kind in get_args(Kind) if (units := _understood(model, kind)) is not None}
         for kind, units in found.items():
             if len({one.count for one in units}) == 1:
@@ -49,6 +54,8 @@ def write_plan(model: PreTrainedModel) -> None:
             counts = [one.count for one in units]
             if counts != [one.count for one in find_units(built, kind)]:
                 plan[kind] = counts
+        if plan and foreign:
+            raise CompressionError("The config has a quantization_config of its own, so it cannot say the shapes too.")
         if plan:
             for config in configs:
                 config.quantization_config = {"quant_method": METHOD, "version": VERSION, **plan}
@@ -61,6 +68,25 @@ def write_plan(model: PreTrainedModel) -> None:
             vars(config).clear()
             vars(config).update(values)
         raise
+
+
+def own_configs(model: nn.Module) -> Undo:
+    """Give a model copies of its configs, which other models may share; return how to put them back."""
+    holders = [(module, vars(module)["config"]) for module in model.modules() if "config" in vars(module)]
+    copies = {id(config): copy.deepcopy(config) for _, config in holders}
+    for module, config in holders:
+        module.config = copies[id(config)]
+
+    def undo() -> None:
+        for module, config in holders:
+            module.config = config
+
+    return undo
+
+
+def is_plan(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether this ``quantization_config`` is a plan of ours."""
+    return isinstance(value, Mapping) and value.get("quant_method") == METHOD
 
 
 def apply_plan(model: nn.Module, plan: Mapping[str, Any]) -> None:
@@ -97,7 +123,7 @@ def build(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedMo
     with torch.device("meta"):
         made = kind(type(config).from_dict(config.to_dict()))
     plan = getattr(config, "quantization_config", None)
-    if isinstance(plan, Mapping) and plan.get("quant_method") == METHOD:
+    if is_plan(plan):
         apply_plan(made, plan)
     return made
 

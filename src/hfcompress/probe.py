@@ -54,6 +54,28 @@ def short_text(model: PreTrainedModel, tokens: int = TOKENS) -> dict[str, Tensor
     return {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
 
 
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Hold a model's half-precision numbers in float32, while the context lasts; every one comes back as it was."""
+    halves = (torch.float16, torch.bfloat16)
+    before = {name: (one, one.dtype) for name, one in _tensors(model) if one.dtype in halves}
+    try:
+        for one, _ in before.values():
+            one.data = one.data.float()
+        yield
+    finally:
+        for one, dtype in before.values():
+            one.data = one.data.to(dtype)
+        for name, one in _tensors(model):  # what has taken their place
+            if name in before:
+                one.data = one.data.to(before[name][1])
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
 def answer(model: PreTrainedModel) -> Tensor:
     """The logits of a dozen tokens, float64."""
     with evaluating(model):
