@@ -468,6 +468,8 @@ def refused(model, match, **settings):
         ({"parameters": 1}, "parameters=1"),
         ({"flops": 0.5, "parameters": 0.5}, "exclude each other"),
         ({"flops": 0.5, "heads": 0.5}, "exclude each other"),
+        ({"latency": 0.5, "drop_layers": 1}, "in a call before"),
+        ({"latency": 2}, "latency=2"),
         ({"heads": 0.5, "importance": "magic"}, "importance='magic'.*l1, taylor, fisher"),
         ({"heads": 0.5, "scope": "model"}, "scope='model'"),
         ({"neurons": 0.5, "round_to": 0}, "round_to=0"),

@@ -230,7 +230,7 @@ def _meet(
             undo()
         if removed == most:
             raise CompressionError(
-                f"No more than {budget:,.0f} {what} cannot be met by removing heads and neurons: with the fewest "
+                f"A budget of {budget:,.0f} {what} cannot be met by removing heads and neurons: with the fewest "
                 f"that must stay in each layer {left:,} are left; ask for more, or drop layers too (drop_layers=)."
             )
         # What a unit costs is known but for what does not depend on the text (DeBERTa's positions).
@@ -262,7 +262,7 @@ def _meet_latency(
         elif best is None:
             raise CompressionError(
                 f"latency={share} cannot be met by removing heads and neurons: with the fewest that must stay in each "
-                f"layer, {small / dense:.2f} of the time is left; ask for more, or drop layers too (drop_layers=)."
+                f"layer, {small / dense:.2f} of the time is left; ask for more, or drop layers before (drop_layers=)."
             )
         else:
             low = surplus
@@ -354,6 +354,10 @@ def _check_arguments(
         raise CompressionError(
             f"{', '.join(f'{name}={value!r}' for name, value in asked.items())} exclude each other: give fractions of "
             "heads and neurons, or one budget."
+        )
+    if "latency" in asked and "drop_layers" in asked:
+        raise CompressionError(
+            f"latency={asked['latency']!r} is measured beside the whole model; drop layers in a call before."
         )
     _check_layers(model, asked.get("drop_layers", 0))
     if importance not in IMPORTANCES:
