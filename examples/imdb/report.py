@@ -43,7 +43,7 @@ def write(runs: list[Run], output: Path, final: bool = False) -> str:
     Args:
         runs: One a seed.
         output: The results folder.
-        final: All systems are trained: also measure size and speed of the first seed's models, and draw the figures.
+        final: All systems are trained: also measure size and speed of the first seed's models.
 
     Returns:
         The table, for the terminal.
@@ -75,7 +75,7 @@ def write(runs: list[Run], output: Path, final: bool = False) -> str:
         ],
     }
     write_json(output / "results.json", content)
-    figures = [*_figures(done, results, output), _size_picture(done, results, output)] if final else []
+    figures = [*_figures(done, results, output), *([_size_picture(done, results, output)] if final else [])]
     table = _table(done, results, measured)
     text = _markdown(content, table, results, figures)
     (output / "results.md").write_text(text)
