@@ -1,15 +1,18 @@
 """Prune, distil and measure Hugging Face text classifiers."""
 
+from hfcompress.arguments import DistillationArguments
 from hfcompress.cache import cache_teacher_logits
-from hfcompress.distillation import DistillationArguments, DistillationTrainer
+from hfcompress.distillation import DistillationTrainer
 from hfcompress.errors import CompressionError
 from hfcompress.magnitude import prune_global_l1
 from hfcompress.measure import Comparison, Measurement, compare, measure
 from hfcompress.report import LayerSparsity, SparsityReport, sparsity_report
-from hfcompress.storage import PlanConfig as _PlanConfig  # noqa: F401  registers the loader of shrunken models
+from hfcompress.storage import register_loader
 from hfcompress.structured import BlockStructure, StructureReport, prune_structured
 from hfcompress.student import student_from_teacher
 from hfcompress.training import GradualPruning, KeepSparsity
+
+register_loader()
 
 __version__ = "0.1.0"
 

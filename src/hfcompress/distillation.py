@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from hfcompress.arguments import DistillationArguments
 from hfcompress.errors import CompressionError
 from hfcompress.intermediate import Answer, IntermediateTerms, Watch
 from hfcompress.losses import (
     LabelLoss,
     Problem,
-    TeacherLoss,
     check_label_loss,
     check_teacher_loss,
     label_loss,
@@ -38,92 +34,8 @@ from hfcompress.teacher import (
     same_tokenizer,
 )
 
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _WEIGHTS = "example_weights"  # added to each training batch: 0 for examples repeated to fill up an epoch's last batch
 _PROJECTION = "projection.safetensors"  # beside optimizer.pt in checkpoints; not a part of the student
-
-
-@dataclass
-class DistillationArguments(TrainingArguments):
-    """`transformers.TrainingArguments` and what distillation adds.
-
-    The loss is ``alpha * teacher_loss + (1 - alpha) * label_loss``, and where layers are compared too ``+ hidden_weight
-    * hidden_state_loss + relation_weight * relation_loss``; see `hfcompress.losses`.
-
-    Attributes:
-        alpha: Weight of the teacher's term, in [0, 1]. With 0 no teacher is needed.
-        teacher_loss: ``"mse"`` of the probabilities, ``"mse_logits"`` or ``"kl"``; see `hfcompress.losses`.
-        label_loss: ``"mse"`` of the probabilities or ``"cross_entropy"``.
-        temperature: Softens both distributions of ``"kl"``; positive.
-        teacher_dtype: To which the teacher is converted, in place, and in which it computes, for example
-            ``"bfloat16"``. If None it keeps its own, under autocast where the student is.
-        text_column: Column with the raw text, read where the teacher has a tokenizer of its own.
-        text_pair_column: Column with the second text of a pair, or None.
-        teacher_max_length: Tokens at most of a text encoded for such a teacher; its tokenizer's limit if None.
-        hidden_weight: Weight of the hidden states' term: TinyBERT's. Where student and teacher differ in width, the
-            student's are projected by a matrix that learns with it and stays with the trainer.
-        layer_map: Which of the teacher's hidden states each of the student's is compared with, 0 being the embeddings;
-            a dict, or that as JSON. If None evenly spaced: with 2 and 6 layers ``{0: 0, 1: 3, 2: 6}``.
-        relation_weight: Weight of the attention relations' term: MiniLMv2's, the mean of those among queries, keys and
-            values of the student's last layer.
-        relation_layer: The teacher's layer that it is compared with; of large teachers one of the upper middle does
-            better than the last (MiniLMv2, section 4).
-        relation_heads: Into how many relation heads the attention is cut; a divisor of its width in both models. If
-            None the greatest that also divides the teacher's attention heads.
-
-    Raises:
-        CompressionError: A value is out of range or unknown.
-
-    Example:
-        >>> args = DistillationArguments(output_dir="out", alpha=0.7, teacher_loss="kl", temperature=2.0)
-        >>> args.alpha, args.label_loss
-        (0.7, 'mse')
-    """
-
-    alpha: float = field(default=0.5, metadata={"help": "Weight of the teacher's loss, in [0, 1]."})
-    teacher_loss: TeacherLoss = field(default="mse", metadata={"help": "mse, mse_logits or kl."})
-    label_loss: LabelLoss = field(default="mse", metadata={"help": "mse or cross_entropy."})
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of kl."})
-    teacher_dtype: str | None = field(default=None, metadata={"help": "For example bfloat16."})
-    text_column: str = field(default="text", metadata={"help": "Column with the raw text."})
-    text_pair_column: str | None = field(default=None, metadata={"help": "Column with the second text of a pair."})
-    teacher_max_length: int | None = field(default=None, metadata={"help": "Tokens at most for the teacher."})
-    hidden_weight: float = field(default=0.0, metadata={"help": "Weight of the hidden states' loss."})
-    layer_map: dict[int, int] | str | None = field(default=None, metadata={"help": "Student's to teacher's layers."})
-    relation_weight: float = field(default=0.0, metadata={"help": "Weight of the attention relations' loss."})
-    relation_layer: int = field(default=-1, metadata={"help": "The teacher's layer whose relations are learned."})
-    relation_heads: int | None = field(default=None, metadata={"help": "Relation heads."})
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.alpha, Real) and 0 <= self.alpha <= 1):
-            raise CompressionError(f"alpha={self.alpha!r} must be in [0, 1]: the weight of the teacher's loss.")
-        check_teacher_loss(self.teacher_loss)
-        check_label_loss(self.label_loss)
-        if not (isinstance(self.temperature, Real) and 0 < self.temperature < math.inf):
-            raise CompressionError(f"temperature={self.temperature!r} must be a positive, finite number.")
-        if self.teacher_dtype not in (None, *_DTYPES):
-            raise CompressionError(
-                f"teacher_dtype={self.teacher_dtype!r} is unknown; choose one of {', '.join(_DTYPES)}."
-            )
-        for name in ("hidden_weight", "relation_weight"):
-            value = getattr(self, name)
-            if not (isinstance(value, Real) and 0 <= value < math.inf):
-                raise CompressionError(f"{name}={value!r} must be a finite number, 0 or more.")
-        heads = self.relation_heads
-        if heads is not None and (not isinstance(heads, int) or isinstance(heads, bool) or heads < 1):
-            raise CompressionError(f"relation_heads={heads!r} must be a whole number, 1 or more, or None.")
-        self.layer_map = _layer_map(self.layer_map)
-        super().__post_init__()
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether some term of the loss is about the teacher."""
-        return self.alpha > 0 or self.compares_layers
-
-    @property
-    def compares_layers(self) -> bool:
-        """Whether some term of the loss is about what is between the inputs and the logits."""
-        return self.hidden_weight > 0 or self.relation_weight > 0
 
 
 class DistillationTrainer(Trainer):
@@ -501,18 +413,6 @@ class DistillationTrainer(Trainer):
 
 def _weighted(terms: Mapping[str, tuple[float, Tensor]]) -> Tensor:
     return torch.stack([weight * values for weight, values in terms.values()]).sum(0)
-
-
-def _layer_map(given: Any) -> dict[int, int] | None:
-    """Read the map of layers, which the command line and files give as JSON."""
-    try:
-        read = json.loads(given) if isinstance(given, str) else given
-        # As text, because int() would cut 1.9 to 1.
-        return None if read is None else {int(str(student)): int(str(teacher)) for student, teacher in read.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise CompressionError(
-            f"layer_map={given!r} must be a dict of layer numbers, or that as JSON, for example {{0: 0, 1: 3, 2: 6}}."
-        ) from error
 
 
 def _batch_size(batch: Mapping[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """How transformers loads what we save: a plug-in that rebuilds the shapes of a plan before the weights are read.
 
-Importing it registers the plug-in, so plain ``from_pretrained`` and ``pipeline`` load shrunken models. Without
+`hfcompress` registers it when it is imported, so that plain ``from_pretrained`` and ``pipeline`` load shrunken models.
+Without
 hfcompress the shapes do not fit the config, and transformers refuses to load the folder.
 """
 
@@ -15,7 +16,6 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from hfcompress.plan import METHOD, apply_plan
 
 
-@register_quantization_config(METHOD)
 class PlanConfig(QuantizationConfigMixin):
     """The plan as it stands in ``config.json`` under ``quantization_config``."""
 
@@ -24,7 +24,6 @@ class PlanConfig(QuantizationConfigMixin):
         self.quant_method = METHOD
 
 
-@register_quantizer(METHOD)
 class PlanQuantizer(HfQuantizer):
     """Gives the empty model its planned shapes, and hands back an ordinary model."""
 
@@ -48,3 +47,9 @@ class PlanQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Whether it can be trained."""
         return True
+
+
+def register_loader() -> None:
+    """Tell transformers who loads a folder whose config holds a plan."""
+    register_quantization_config(METHOD)(PlanConfig)
+    register_quantizer(METHOD)(PlanQuantizer)
