@@ -4,10 +4,11 @@ from hfcompress.arguments import DistillationArguments
 from hfcompress.cache import cache_teacher_logits
 from hfcompress.distillation import DistillationTrainer
 from hfcompress.errors import CompressionError
+from hfcompress.loader import register_loader
 from hfcompress.magnitude import prune_global_l1
 from hfcompress.measure import Comparison, Measurement, compare, measure
 from hfcompress.report import LayerSparsity, SparsityReport, sparsity_report
-from hfcompress.storage import register_loader
+from hfcompress.storage import load_compressed, save_compressed
 from hfcompress.structured import BlockStructure, StructureReport, prune_structured
 from hfcompress.student import student_from_teacher
 from hfcompress.training import GradualPruning, KeepSparsity
@@ -31,9 +32,11 @@ __all__ = [
     "__version__",
     "cache_teacher_logits",
     "compare",
+    "load_compressed",
     "measure",
     "prune_global_l1",
     "prune_structured",
+    "save_compressed",
     "sparsity_report",
     "student_from_teacher",
 ]

@@ -1,55 +1,333 @@
-"""How transformers loads what we save: a plug-in that rebuilds the shapes of a plan before the weights are read.
-
-`hfcompress` registers it when it is imported, so that plain ``from_pretrained`` and ``pipeline`` load shrunken models.
-Without
-hfcompress the shapes do not fit the config, and transformers refuses to load the folder.
-"""
+"""A compressed model as a folder: small, written whole or not at all, and read with everything checked."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
-from transformers import PreTrainedModel
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
+import transformers
+from huggingface_hub import HfApi, snapshot_download
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from hfcompress.plan import METHOD, apply_plan
+from hfcompress.card import CARD, Table, is_ours, write_card
+from hfcompress.errors import CompressionError
+from hfcompress.files import is_packed, pack_file, shapes_of, unpack_file
+from hfcompress.folders import replacing
+from hfcompress.layers import unwrap
+from hfcompress.plan import METHOD, VERSION, is_plan
 
+_CONFIG = "config.json"
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_INDEX = "model.safetensors.index.json"
+_LAYERS = re.compile(r"(num_|n_)?(hidden_|encoder_|decoder_|local_|routed_)?(layers?|experts)")
+_LARGEST_JSON = 1 << 26
 
-class PlanConfig(QuantizationConfigMixin):
-    """The plan as it stands in ``config.json`` under ``quantization_config``."""
-
-    def __init__(self, **plan: Any) -> None:
-        self.__dict__.update(plan)
-        self.quant_method = METHOD
-
-
-class PlanQuantizer(HfQuantizer):
-    """Gives the empty model its planned shapes, and hands back an ordinary model."""
-
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        apply_plan(model, self.quantization_config.to_dict())
-
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        # Nothing is quantized: what is left of the loading would make the Trainer refuse to train.
-        plan = self.quantization_config.to_dict()
-        for module in model.modules():
-            for name in ("hf_quantizer", "is_quantized", "quantization_method", "_is_quantized"):
-                vars(module).pop(name, None)
-            if isinstance(module, PreTrainedModel):
-                module.config.quantization_config = plan
-
-    def is_serializable(self) -> bool:
-        """Whether it can be saved again."""
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        """Whether it can be trained."""
-        return True
+Folder = str | os.PathLike[str]
+Rewrite = Callable[[Path, Path], bool]
 
 
-def register_loader() -> None:
-    """Tell transformers who loads a folder whose config holds a plan."""
-    register_quantization_config(METHOD)(PlanConfig)
-    register_quantizer(METHOD)(PlanQuantizer)
+def save_compressed(
+    model: nn.Module,
+    directory: Folder,
+    *,
+    sparse: Literal["auto", False] = "auto",
+    processing_class: Any = None,
+    results: Table | None = None,
+    notes: Mapping[str, object] | None = None,
+    max_shard_size: int | str = "50GB",
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    token: str | bool | None = None,
+    private: bool | None = None,
+) -> None:
+    """Save a model as a small folder that loads anywhere: its zeros packed, with a model card.
+
+    After ``import hfcompress``, plain ``from_pretrained`` and ``pipeline`` load it, bit for bit, into an ordinary dense
+    model; without it they refuse to, if anything is packed or shrunken unevenly. The folder takes the place of an old
+    one at once, when all is written: a process killed half-way leaves the old one. Files that a save does not write
+    stay as they are.
+
+    Args:
+        model: A Hugging Face model, unchanged by this. A PEFT adapter must be merged before.
+        directory: The folder to write.
+        sparse: ``"auto"`` packs each matrix that is smaller so; False packs nothing.
+        processing_class: The tokenizer, to be saved beside the model.
+        results: A table for the model card, as `compare` returns it.
+        notes: More lines for the card, for example ``{"teacher": "bert-base-uncased", "data": "IMDB reviews"}``.
+        max_shard_size: As for ``save_pretrained``, of the dense weights: packed files are smaller.
+        push_to_hub: Whether to upload the folder afterwards.
+        repo_id: Where to; by default the name of the folder, in one's own namespace.
+        token: The hub token; by default the one of ``hf auth login``.
+        private: Whether a new repository is private.
+
+    Raises:
+        CompressionError: The model cannot be saved like this, or the folder cannot be written; what was there is as it
+            was.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hfcompress.magnitude import prune_global_l1
+        >>> config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+        >>> model = BertForSequenceClassification(config)
+        >>> zeros = prune_global_l1(model, 0.9).zeros
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_compressed(model, folder)
+        ...     again = load_compressed(folder)
+        >>> int((again.bert.encoder.layer[0].output.dense.weight == 0).sum()) > 0
+        True
+    """
+    if sparse not in ("auto", False):
+        raise CompressionError(f"sparse={sparse!r} is unknown; it must be 'auto' or False.")
+    inner = _savable(model)
+    with replacing(directory, _is_obsolete(directory)) as new:
+        inner.save_pretrained(new, max_shard_size=max_shard_size)
+        if processing_class is not None:
+            processing_class.save_pretrained(new)
+        if sparse == "auto":
+            _rewrite_weights(new, new, pack_file)
+        if is_ours(Path(directory) / CARD) or not (Path(directory) / CARD).exists():
+            write_card(inner, new, results=results, notes=notes or {}, name=Path(directory).resolve().name)
+    if push_to_hub:
+        api = HfApi(token=token)
+        repository = api.create_repo(repo_id or Path(directory).resolve().name, private=private, exist_ok=True).repo_id
+        api.upload_folder(repo_id=repository, folder_path=Path(directory), commit_message="Upload compressed model")
+
+
+def load_compressed(
+    directory: Folder,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Load what `save_compressed` or ``save_pretrained`` wrote, trusting nothing that stands in the folder.
+
+    Plain ``from_pretrained`` loads the same model. This function moreover checks the config before a model is made of
+    it, reads nothing but safetensors, runs no code of the folder's, and refuses a folder with missing or superfluous
+    weights where ``from_pretrained`` warns. What is allocated is at most 1,024 times the size of the files.
+
+    Args:
+        directory: A folder, or the id of a model on the hub.
+        revision: Branch, tag or commit on the hub.
+        token: The hub token.
+        local_files_only: Whether to use only what was downloaded before.
+        cache_dir: Where downloads are kept.
+        kwargs: For ``from_pretrained``, for example ``dtype`` or ``device_map``.
+
+    Returns:
+        An ordinary model, in eval mode, of the class that the config names, or else a sequence classifier.
+
+    Raises:
+        CompressionError: The folder is missing, damaged or of a newer version, or says what cannot be true. The message
+            names file and tensor.
+
+    Example:
+        See `save_compressed`.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        folder = _downloaded(str(directory), revision, token, local_files_only, cache_dir)
+    config = _check_folder(folder)
+    kind = _kind_of(config)
+    options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True} | kwargs
+    try:
+        model, info = kind.from_pretrained(folder, **options)
+    except CompressionError:
+        raise
+    except Exception as error:  # whatever a config that was tampered with leads to
+        raise CompressionError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            first = sorted(map(str, info[problem]))[0]
+            raise CompressionError(f"{folder} does not hold its model: {problem.replace('_', ' ')}, such as {first}.")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def pack_folder(source: Folder, out: Folder) -> None:
+    """Copy a model folder, its weights packed wherever that makes them smaller.
+
+    Args:
+        source: A folder that ``save_pretrained`` wrote, with safetensors.
+        out: The folder to write; see `save_compressed`.
+
+    Raises:
+        CompressionError: The source cannot be read or the result cannot be written.
+    """
+    _copy(source, out, pack_file)
+
+
+def unpack_folder(source: Folder, out: Folder) -> None:
+    """Copy a model folder, its weights dense, so that transformers alone loads it if its shapes are plain.
+
+    Args:
+        source: A folder that `save_compressed` or `pack_folder` wrote.
+        out: The folder to write.
+
+    Raises:
+        CompressionError: The source is damaged or the result cannot be written.
+    """
+    _copy(source, out, unpack_file)
+
+
+def _copy(source: Folder, out: Folder, rewrite: Rewrite) -> None:
+    folder = Path(source)
+    if not folder.is_dir():
+        raise CompressionError(f"{str(source)!r} is no folder.")
+    _check_folder(folder)
+    with replacing(out, _is_obsolete(out)) as new:
+        for entry in os.scandir(folder):
+            if entry.is_file() and not _WEIGHTS.fullmatch(entry.name):
+                shutil.copy2(entry.path, new / entry.name)
+        _rewrite_weights(folder, new, rewrite)
+
+
+def _rewrite_weights(source: Path, new: Path, rewrite: Rewrite) -> None:
+    """Write the weight files of one folder into another, or the same, and make index and config say what they are."""
+    packed, total = False, 0
+    places: dict[str, str] = {}
+    for file in _weight_files(source):
+        written = new / f"{file.name}.new"
+        packed = rewrite(file, written) or packed
+        written.replace(new / file.name)
+        names = shapes_of(new / file.name)
+        places |= dict.fromkeys(names, file.name)
+        total += (new / file.name).stat().st_size
+    if (source / _INDEX).exists():
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        (new / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    config = _json(new / _CONFIG)
+    plan = {k: v for k, v in (config.pop("quantization_config", None) or {}).items() if k in ("heads", "neurons")}
+    if packed or plan:
+        config["quantization_config"] = {"quant_method": METHOD, "version": VERSION, **plan}
+    (new / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _savable(model: nn.Module) -> PreTrainedModel:
+    inner = unwrap(model)
+    if not isinstance(inner, PreTrainedModel):
+        raise CompressionError(f"{type(inner).__name__} is no Hugging Face model, so there is nothing to load it with.")
+    if (inner is not model and hasattr(model, "peft_config")) or getattr(inner, "_hf_peft_config_loaded", False):
+        raise CompressionError("The model has a PEFT adapter; merge it first: model = model.merge_and_unload().")
+    plan = getattr(inner.config, "quantization_config", None)
+    if plan is not None and not is_plan(plan):
+        raise CompressionError(f"{type(inner).__name__} is quantized; save it with its own save_pretrained.")
+    for name, tensor in inner.state_dict().items():
+        if tensor.is_meta or isinstance(tensor, DTensor):
+            where = "on the meta device" if tensor.is_meta else "sharded over devices (DTensor)"
+            raise CompressionError(f"{name} is {where}, so its values are not here; load or gather the weights first.")
+    return inner
+
+
+def _is_obsolete(directory: Folder) -> Callable[[str], bool]:
+    """Which files of an old folder go: weights, which must not mix with new ones, and a card that we wrote."""
+    own_card = is_ours(Path(directory) / CARD)
+    return lambda name: bool(_WEIGHTS.fullmatch(name)) or (name == CARD and own_card)
+
+
+def _downloaded(
+    repo_id: str, revision: str | None, token: str | bool | None, local_files_only: bool, cache_dir: str | Path | None
+) -> Path:
+    try:
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                token=token,
+                local_files_only=local_files_only,
+                cache_dir=cache_dir,
+                allow_patterns=["*.json", "*.safetensors"],
+            )
+        )
+    except Exception as error:  # no network, no such model, no access: huggingface_hub says which
+        reason = str(error).strip().partition("\n")[0]
+        raise CompressionError(
+            f"{repo_id!r} is neither a folder here nor a model that the hub gives: {reason}"
+        ) from error
+
+
+def _check_folder(folder: Path) -> dict[str, Any]:
+    """Check what a folder says of itself before transformers reads it, and return its config."""
+    config = _json(folder / _CONFIG)
+    if (folder / "adapter_config.json").exists():
+        raise CompressionError(f"{folder} holds a PEFT adapter, not a model; load it with PEFT.")
+    method = config.get("quantization_config")
+    if method is not None and not is_plan(method):
+        raise CompressionError(
+            f"{folder / _CONFIG} has a quantization_config that is not of hfcompress: {method!r:.200}."
+        )
+    files = _weight_files(folder)
+    held = sum(file.stat().st_size for file in files)
+    names = [name for file in files for name in shapes_of(file)]
+    if method is None and any(is_packed(file) for file in files):
+        raise CompressionError(f"{folder} holds packed weights, but its {_CONFIG} does not say so; it is damaged.")
+    for key, value in _settings_in(config):
+        if _LAYERS.fullmatch(key) and isinstance(value, int) and value > 16 * len(names):
+            raise CompressionError(f"{folder / _CONFIG}: {key}={value} does not go with {len(names)} weights.")
+        if key == "num_labels" and isinstance(value, int) and value > held:
+            raise CompressionError(f"{folder / _CONFIG}: {key}={value} does not go with {held} bytes of weights.")
+        if key == "transformers_weights" or (key.endswith("_implementation") and "/" in str(value)):
+            raise CompressionError(f"{folder / _CONFIG}: {key}={value!r:.200} names something outside of the folder.")
+    return config
+
+
+def _kind_of(config: Mapping[str, Any]) -> Any:
+    """The class of the model that a config names, if it is one of transformers'."""
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else None
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    is_model = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+    return kind if is_model else AutoModelForSequenceClassification
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files with weights, each in the folder, or in the hub cache that the folder is a part of."""
+    names = ["model.safetensors"]
+    if not (folder / names[0]).exists() and (folder / _INDEX).exists():
+        places = _json(folder / _INDEX).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise CompressionError(f"{folder / _INDEX} has no weight_map; it is damaged.")
+        names = sorted(set(map(str, places.values())))
+    inside = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        inside.append(folder.resolve().parents[1] / "blobs")
+    for name in names:
+        path = folder / name
+        if not _WEIGHTS.fullmatch(name) or not any(path.resolve().is_relative_to(place) for place in inside):
+            raise CompressionError(f"{folder} names weights outside of itself: {name!r}.")
+        if not path.is_file():
+            raise CompressionError(f"{path} is missing; there are no safetensors weights to load.")
+    return [folder / name for name in names]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise CompressionError(f"{path} is of {path.stat().st_size:,} bytes, too much for what it is.")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CompressionError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(value, dict):
+        raise CompressionError(f"{path} is no JSON object; it is damaged.")
+    return value
+
+
+def _settings_in(config: object) -> Iterator[tuple[str, Any]]:
+    """All settings of a config and of the configs within it."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield str(key), value
+            yield from _settings_in(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _settings_in(value)

@@ -1,0 +1,175 @@
+"""A safetensors file with packed tensors in it: written tensor by tensor, read with everything checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hfcompress.errors import CompressionError
+from hfcompress.packing import THREADS, Packed, check, pack, unpack
+
+VERSION = 1
+METADATA = "hfcompress"  # whose value, in the file's own metadata, is the version
+POSITIONS = ".positions"  # X.positions says where the values of X stand
+
+Pieces = dict[str, Tensor]
+
+
+def pack_file(source: Path, target: Path) -> bool:
+    """Copy a safetensors file, its tensors packed where that makes them smaller; return whether any is."""
+    return _rewrite(source, target, _packed)
+
+
+def unpack_file(source: Path, target: Path) -> bool:
+    """Copy a safetensors file, its packed tensors whole again; return whether any is packed, which is False."""
+    check_file(source)
+    return _rewrite(source, target, lambda name, pieces: {name: _whole(name, pieces)})
+
+
+def check_file(path: Path) -> dict[str, tuple[int, ...]]:
+    """Check all that a safetensors file says of its tensors, without making anything of their unpacked size.
+
+    Returns:
+        The shape of each tensor, unpacked.
+
+    Raises:
+        CompressionError: It is no safetensors file, of a newer version of the format, or contradicts itself.
+    """
+    with _opened(path) as file, ThreadPoolExecutor(THREADS) as pool:
+        names = set(file.keys())
+        shapes = {n: tuple(file.get_slice(n).get_shape()) for n in names if not n.endswith(POSITIONS)}
+        packed = [name.removesuffix(POSITIONS) for name in names if name.endswith(POSITIONS)]
+        for name in packed:
+            if name not in shapes:
+                raise CompressionError(f"{path}: {name}{POSITIONS} has no values: there is no tensor {name!r}.")
+        if packed and METADATA not in (file.metadata() or {}):
+            raise CompressionError(f"{path}: {packed[0]!r} is packed, but the metadata have no version of the format.")
+
+        def shape_of(name: str) -> tuple[int, ...]:
+            try:
+                return check(Packed(file.get_tensor(name), file.get_tensor(name + POSITIONS)))
+            except CompressionError as error:
+                raise CompressionError(f"{path}: tensor {name!r} is damaged: {error}.") from None
+
+        return shapes | dict(zip(packed, pool.map(shape_of, packed), strict=True))
+
+
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a safetensors file as it stands there."""
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a safetensors file says that it may hold packed tensors."""
+    with _opened(path) as file:
+        return METADATA in (file.metadata() or {})
+
+
+def _packed(name: str, pieces: Pieces) -> Pieces:
+    tensor = pieces[name]
+    packed = pack(tensor) if tensor.dim() > 1 and f"{name}{POSITIONS}" not in pieces else None
+    return pieces if packed is None else {name + POSITIONS: packed.positions, name: packed.values}
+
+
+def _whole(name: str, pieces: Pieces) -> Tensor:
+    return unpack(Packed(pieces[name], pieces[name + POSITIONS])) if name + POSITIONS in pieces else pieces[name]
+
+
+def _rewrite(source: Path, target: Path, change: Callable[[str, Pieces], Pieces]) -> bool:
+    """Write what `change` makes of each tensor of `source`; a few tensors at a time are in memory."""
+    with _opened(source) as file, open(target, "wb") as out, ThreadPoolExecutor(THREADS) as pool:
+        names = [name for name in file.keys() if not name.endswith(POSITIONS)]  # noqa: SIM118 (not a dict)
+        dtypes = {name: file.get_slice(name).get_dtype() for name in names}
+        # The widest elements first, as safetensors itself does, so that each tensor is aligned for its dtype.
+        names.sort(key=lambda name: (-_bits_of(dtypes[name]), name))
+
+        def made(name: str) -> tuple[str, Pieces]:
+            return name, change(name, {n: file.get_tensor(n) for n in (name, name + POSITIONS) if n in present})
+
+        present = set(file.keys())
+        metadata = {k: v for k, v in (file.metadata() or {}).items() if k != METADATA}
+        writer = _Writer(out, metadata, [(name, dtypes[name], file.get_slice(name).get_shape()) for name in names])
+        for name, pieces in _a_few_ahead(pool, made, names):
+            for key, tensor in pieces.items():
+                writer.add(key, dtypes[name] if key == name else "U8", tensor)
+        return writer.finish()
+
+
+def _a_few_ahead(
+    pool: ThreadPoolExecutor, made: Callable[[str], tuple[str, Pieces]], names: list[str]
+) -> Iterator[tuple[str, Pieces]]:
+    waiting: deque[Future[tuple[str, Pieces]]] = deque()
+    for name in names:
+        waiting.append(pool.submit(made, name))
+        if len(waiting) > THREADS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class _Writer:
+    """Writes tensors as they come, and last the header that stands before them."""
+
+    def __init__(self, out: BinaryIO, metadata: dict[str, str], dense: list[tuple[str, str, list[int]]]) -> None:
+        """`dense` has name, dtype and shape of every tensor before packing: no header is longer than its own."""
+        self._out, self._metadata = out, metadata
+        self._entries: dict[str, dict[str, Any]] = {}
+        most = 2 * sum(_bits_of(dtype) // 8 * math.prod(shape) + 64 + 8 * len(shape) for _, dtype, shape in dense)
+        longest: dict[str, Any] = {"__metadata__": metadata | {METADATA: str(VERSION)}}
+        for name, dtype, shape in dense:
+            longest[name] = {"dtype": dtype, "shape": [*shape, most], "data_offsets": [most, most]}
+            longest[name + POSITIONS] = {"dtype": "U8", "shape": [most], "data_offsets": [most, most]}
+        self._start = 8 + -(-len(json.dumps(longest).encode()) // 8) * 8
+        out.seek(self._start)
+
+    def add(self, name: str, dtype: str, tensor: Tensor) -> None:
+        begin = self._out.tell() - self._start
+        if tensor.numel():
+            self._out.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        end = self._out.tell() - self._start
+        self._entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+
+    def finish(self) -> bool:
+        """Write the header; return whether any tensor is packed."""
+        packed = any(name.endswith(POSITIONS) for name in self._entries)
+        version = {METADATA: str(VERSION)} if packed else {}
+        header = json.dumps({"__metadata__": self._metadata | version} | self._entries).encode()
+        room = self._start - 8
+        self._out.seek(0)
+        self._out.write(struct.pack("<Q", room) + header.ljust(room))
+        return packed
+
+
+def _bits_of(dtype: str) -> int:
+    """Bits of an element, by safetensors' name of the dtype: F32, BF16, F8_E4M3, BOOL."""
+    number = re.search(r"\d+", dtype)
+    return int(number[0]) if number else 8
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        opened = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CompressionError(f"{path} cannot be read: {error}.") from error
+    with opened as file:
+        version = (file.metadata() or {}).get(METADATA, str(VERSION))
+        if version != str(VERSION):
+            raise CompressionError(
+                f"{path} is of version {version!r} of the packed format; this hfcompress reads version {VERSION}. "
+                "Update it: pip install -U hfcompress"
+            )
+        yield file

@@ -1,0 +1,174 @@
+"""A folder that is replaced whole or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from hfcompress.errors import CompressionError
+
+if sys.platform != "win32":
+    import fcntl
+
+
+@contextmanager
+def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]) -> Iterator[Path]:
+    """Give a new folder to write into, which takes the place of another one at once when all is written.
+
+    The new folder is a hidden sibling, flushed to the disk and then exchanged for the old one, by one system call where
+    there is one (Linux, macOS). Elsewhere two renames follow each other, and a process killed between them leaves the
+    old folder beside its place, as ``.NAME.*.saving``. What a killed process left there is removed by the next save.
+
+    Args:
+        directory: The folder to replace or to make. A link is followed.
+        obsolete: Whether a file of the old folder, by its name, belongs to what is replaced. All other files and
+            folders stay, unless the new folder has one of that name.
+
+    Yields:
+        The new folder, empty.
+
+    Raises:
+        CompressionError: It cannot be written. The old folder is as it was, and nothing is left beside it.
+    """
+    target = Path(os.path.realpath(directory))
+    if target.exists() and not target.is_dir():
+        raise CompressionError(f"{str(directory)!r} is a file; name a folder.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        new, lock = _new_beside(target)
+        try:
+            yield new
+            if target.exists():
+                shutil.copymode(target, new)
+                _carry_over(target, new, obsolete)
+            _flush(new)
+            _put(new, target)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)  # after an exchange, this is the old folder
+            if lock is not None:
+                os.close(lock)
+    except (OSError, SafetensorError) as error:
+        raise CompressionError(f"{str(directory)!r} cannot be written, it is as it was before: {error}") from error
+
+
+def _put(new: Path, target: Path) -> None:
+    """Let `new` be `target`; what was there is at `new` afterwards."""
+    for _ in range(10):  # another process may make or remove the target in between
+        if not target.exists():
+            with suppress(OSError):
+                os.rename(new, target)
+                return
+        with suppress(FileNotFoundError):
+            if not _exchange(new, target):
+                old = _sibling(target)
+                os.rename(target, old)
+                try:
+                    os.rename(new, target)
+                except BaseException:
+                    os.rename(old, target)
+                    raise
+                os.rename(old, new)
+            _flush_one(target.parent)
+            return
+    raise OSError(f"other processes keep changing {target}")
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders at once, if this system can."""
+    libc: Any = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    paths = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2"):
+        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        failed = libc.renameat2(here, paths[0], here, paths[1], exchange)
+    elif hasattr(libc, "renamex_np"):
+        failed = libc.renamex_np(*paths, 2)  # RENAME_SWAP
+    else:
+        return False
+    if failed and ctypes.get_errno() == 2:
+        raise FileNotFoundError(2, os.strerror(2), str(other))
+    return not failed  # a file system that does not know how says so
+
+
+def _carry_over(old: Path, new: Path, obsolete: Callable[[str], bool]) -> None:
+    """Link what stays of the old folder into the new one."""
+    for entry in os.scandir(old):
+        if obsolete(entry.name) or (new / entry.name).exists():
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.copytree(entry.path, new / entry.name, symlinks=True, copy_function=_link)
+        else:
+            _link(entry.path, new / entry.name)
+
+
+def _link(source: str, target: str | os.PathLike[str]) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _flush(folder: Path) -> None:
+    for where, _, names in os.walk(folder):
+        for name in names:
+            if not os.path.islink(os.path.join(where, name)):
+                _flush_one(os.path.join(where, name))
+        _flush_one(where)
+
+
+def _flush_one(path: str | os.PathLike[str]) -> None:
+    if sys.platform == "win32" and os.path.isdir(path):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _new_beside(target: Path) -> tuple[Path, int | None]:
+    """Make a folder, locked for as long as this process lives, so that others know that it is in use."""
+    while True:
+        new = _sibling(target)
+        new.mkdir()
+        if sys.platform == "win32":
+            return new, None
+        lock = os.open(new, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process is just removing it: it was not locked yet
+            os.close(lock)
+            continue
+        except OSError:  # a file system without locks
+            return new, lock
+        if new.exists():
+            return new, lock
+        os.close(lock)
+
+
+def _sibling(target: Path) -> Path:
+    return target.parent / f".{target.name}.{uuid.uuid4().hex}.saving"
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left beside a folder: what is locked by nobody."""
+    if sys.platform == "win32" or not target.exists():
+        return
+    for leftover in target.parent.glob(f".{escape(target.name)}.*.saving"):
+        with suppress(OSError):
+            handle = os.open(leftover, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover)
+            finally:
+                os.close(handle)

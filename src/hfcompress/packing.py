@@ -1,0 +1,216 @@
+"""One tensor without its zeros: the non-zero values and, coded small, where they stand. docs/format.md has the bytes.
+
+A position costs about the binary entropy of the density: a bitmask, or the gaps between the non-zeros where these are
+few, each in the Huffman codes of a zlib stream. The index work is done piece by piece, in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hfcompress.errors import CompressionError
+
+MOST_EXPANSION = 1024  # what is packed unpacks to at most so many times its own bytes
+THREADS = min(4, os.cpu_count() or 1)
+_BITMASK, _GAPS = 0, 1
+_FAR = 255  # a gap of so many zeros that is not followed by a non-zero
+_PIECE = 1 << 17  # elements; a multiple of 8
+_HEAD = struct.Struct("<BB6x")
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BYTE_TO_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").view(np.uint64)[:, 0]
+
+Bytes = NDArray[np.uint8]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor without its zeros.
+
+    Attributes:
+        values: The elements whose bits are not all 0, in row-major order: 1-D, on the CPU, of the tensor's dtype.
+        positions: The tensor's shape and where the values stand: 1-D, uint8, on the CPU, a multiple of 8 bytes.
+    """
+
+    values: Tensor
+    positions: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return int(self.values.nbytes + self.positions.nbytes)
+
+
+def pack(tensor: Tensor) -> Packed | None:
+    """Leave out the zeros of a tensor, if that makes it smaller. It comes back the same bit for bit: -0.0 is a value.
+
+    Args:
+        tensor: On the CPU, of a dtype of 1, 2, 4 or 8 bytes.
+
+    Returns:
+        The packed tensor; None where it would not be smaller, or so small that `unpack` would refuse it.
+
+    Example:
+        >>> packed = pack(torch.tensor([[0.0, 2.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]] * 8))
+        >>> packed.values.tolist(), packed.nbytes
+        ([2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0], 80)
+        >>> unpack(packed).shape
+        torch.Size([32, 2])
+    """
+    if not 0 < tensor.dim() < 256 or not tensor.numel() or tensor.element_size() not in _INTEGERS:
+        return None
+    flat = tensor.detach().contiguous().view(-1).view(_INTEGERS[tensor.element_size()]).numpy()
+    starts = range(0, flat.size, _PIECE)
+    counts = [int(np.count_nonzero(flat[start : start + _PIECE])) for start in starts]
+    if (flat.size - sum(counts)) * tensor.element_size() <= flat.size // 16:  # a mask costs more than so few zeros
+        return None
+    values = np.empty(sum(counts), flat.dtype)
+    masks, end = [], 0
+    for start, count in zip(starts, counts, strict=True):
+        piece = flat[start : start + _PIECE]
+        mask = piece != 0
+        piece.take(np.flatnonzero(mask), out=values[end : end + count], mode="clip")
+        masks.append(np.packbits(mask, bitorder="little"))
+        end += count
+    bitmask = np.concatenate(masks)
+    codings = [(_GAPS, _gaps_of(bitmask))] if 8 * values.size <= flat.size else []  # fewer bytes than the bitmask has
+    for coding, plain in [*codings, (_BITMASK, bitmask)]:
+        packed = Packed(torch.from_numpy(values).view(tensor.dtype), _positions_of(coding, tensor.shape, plain))
+        if packed.nbytes < tensor.nbytes <= MOST_EXPANSION * packed.nbytes:
+            return packed
+    return None
+
+
+def unpack(packed: Packed) -> Tensor:
+    """Put the zeros back.
+
+    Args:
+        packed: What `pack` returned, or what a file said: it is checked before anything is made of it.
+
+    Returns:
+        The tensor, on the CPU, of the dtype of the values.
+
+    Raises:
+        CompressionError: Shape, positions and values do not belong together, or the tensor would have more than 1,024
+            times the bytes of the packed one.
+
+    Example:
+        >>> tensor = torch.tensor([0.0, 0.0, 0.0, -0.0, 0.0, 0.0, 3.0, 0.0] * 20, dtype=torch.bfloat16)
+        >>> torch.equal(unpack(pack(tensor)).view(torch.int16), tensor.view(torch.int16))
+        True
+    """
+    shape, coding, plain = _read(packed.positions, packed.values)
+    out = torch.zeros(shape, dtype=packed.values.dtype)
+    integers = _INTEGERS[out.element_size()]
+    to, values = out.view(-1).view(integers), packed.values.contiguous().view(integers)
+    if coding == _GAPS:
+        to.scatter_(0, torch.from_numpy(_indices_of(plain)), values)
+        return out
+    starts = range(0, len(plain), _PIECE // 8)
+    ends = np.cumsum([0, *(_count(plain[start : start + _PIECE // 8]) for start in starts)])
+
+    def fill(number: int) -> None:
+        start, mine = starts[number], values[ends[number] : ends[number + 1]]
+        mask = _BYTE_TO_BITS.take(plain[start : start + _PIECE // 8]).view(np.bool_)
+        to[8 * start : 8 * start + _PIECE].scatter_(0, torch.from_numpy(np.flatnonzero(mask)), mine)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(fill, range(len(starts))))
+    return out
+
+
+def check(packed: Packed) -> tuple[int, ...]:
+    """Return the shape that `unpack` would give, or raise what it would raise; makes nothing of the tensor's size."""
+    return _read(packed.positions, packed.values)[0]
+
+
+def _positions_of(coding: int, shape: Iterable[int], plain: Bytes) -> Tensor:
+    packer = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
+    stream = packer.compress(plain.data) + packer.flush()
+    sizes = [*shape]
+    head = _HEAD.pack(coding, len(sizes)) + struct.pack(f"<{len(sizes) + 1}Q", *sizes, len(stream))
+    return torch.from_numpy(np.frombuffer(bytearray(head + stream + bytes(-len(stream) % 8)), np.uint8))
+
+
+def _read(positions: Tensor, values: Tensor) -> tuple[tuple[int, ...], int, Bytes]:
+    """The shape, the coding and the checked plain bytes of the positions."""
+    blob = positions.numpy() if positions.dtype == torch.uint8 and positions.dim() == 1 else np.empty(0, np.uint8)
+    if values.dim() != 1 or values.element_size() not in _INTEGERS:
+        raise CompressionError(f"the values are no list: shape {tuple(values.shape)}, dtype {values.dtype}")
+    if len(blob) < 24 or len(blob) % 8:
+        raise CompressionError(f"the positions are no uint8 list of a multiple of 8 bytes: {tuple(positions.shape)}")
+    coding, dims = blob[0], int(blob[1])
+    start = 16 + 8 * dims
+    if coding not in (_BITMASK, _GAPS) or not dims or blob[2:8].any() or len(blob) < start:
+        raise CompressionError(f"the positions begin with {blob[:8].tolist()}, which no version of the format does")
+    *shape, length = struct.unpack_from(f"<{dims + 1}Q", blob.data, 8)
+    size, padding = math.prod(shape), -length % 8
+    if start + length + padding != len(blob) or blob[start + length :].any():
+        raise CompressionError(f"the positions say {length} coded bytes but hold {len(blob) - start}")
+    held = values.nbytes + len(blob)
+    if size * values.element_size() > MOST_EXPANSION * held or values.numel() > size:
+        raise CompressionError(
+            f"{values.numel()} values in {values.nbytes + len(blob)} bytes cannot be of shape {shape}"
+        )
+    expected = (size + 7) // 8 if coding == _BITMASK else values.numel() + size // _FAR
+    plain = _inflated(blob[start : start + length], expected)
+    if coding == _BITMASK:
+        if len(plain) != expected or (size % 8 and plain[-1] >> size % 8):
+            raise CompressionError(f"the bitmask of {8 * len(plain)} bits does not fit shape {tuple(shape)}")
+        found = _count(plain)
+    else:
+        found = len(plain) - int(np.count_nonzero(plain == _FAR))
+        reach = int(plain.sum(dtype=np.int64)) + found
+        if reach > size or (len(plain) and plain[-1] == _FAR):
+            raise CompressionError(f"the gaps reach to element {reach} of {size}")
+    if found != values.numel():
+        raise CompressionError(f"the positions name {found} elements but there are {values.numel()} values")
+    return tuple(shape), int(coding), plain
+
+
+def _inflated(stream: Bytes, most: int) -> Bytes:
+    unpacker = zlib.decompressobj()
+    try:
+        plain = unpacker.decompress(stream.data, most + 1)
+    except zlib.error as error:
+        raise CompressionError(f"the coded positions are damaged ({error})") from None
+    if len(plain) > most or not unpacker.eof or unpacker.unused_data:
+        raise CompressionError(f"the coded positions do not end where they should, after at most {most} bytes")
+    return np.frombuffer(plain, np.uint8)
+
+
+def _count(bitmask: Bytes) -> int:
+    return int(np.bitwise_count(bitmask).sum(dtype=np.int64))
+
+
+def _gaps_of(bitmask: Bytes) -> Bytes:
+    """The number of zeros before each non-zero; 255 for so many of them and no non-zero yet."""
+    step = _PIECE // 8
+    parts: list[Any] = [
+        np.flatnonzero(_BYTE_TO_BITS.take(bitmask[at : at + step]).view(np.bool_)) + 8 * at
+        for at in range(0, len(bitmask), step)
+    ]
+    gaps = np.diff(np.concatenate(parts), prepend=-1) - 1
+    far = gaps // _FAR
+    coded = np.full(len(gaps) + int(far.sum()), _FAR, np.uint8)
+    coded[np.cumsum(far + 1) - 1] = gaps % _FAR
+    return coded
+
+
+def _indices_of(gaps: Bytes) -> Indices:
+    steps = gaps.astype(np.int64)
+    steps += gaps != _FAR
+    indices: Indices = steps.cumsum()[gaps != _FAR] - 1
+    return indices

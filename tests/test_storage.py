@@ -1,0 +1,456 @@
+"""What is saved comes back bit for bit, everywhere; a save is whole or did not happen."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModel, AutoModelForSequenceClassification, BertTokenizerFast, Trainer, TrainingArguments, pipeline
+
+import hfcompress as hfc
+from hfcompress.storage import pack_folder, unpack_folder
+from tests.architectures import SHRINKABLE, arguments, batch, build, rows, same_bits, state_of
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pruned(architecture="bert", amount=0.5, **options):
+    model = build(architecture, **options).eval()
+    hfc.prune_global_l1(model, amount)
+    return model
+
+
+def plain(folder, **options):
+    return AutoModelForSequenceClassification.from_pretrained(folder, **options)
+
+
+def tensors_in(folder):
+    """Every tensor as it stands in the files, by name."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("architecture", SHRINKABLE)
+def test_every_architecture_comes_back_bit_for_bit(architecture, tmp_path):
+    model = pruned(architecture)
+    before = state_of(model)
+    hfc.save_compressed(model, tmp_path / "small")
+    assert same_bits(model.state_dict(), before)  # saving changes nothing
+    assert any(name.endswith(".positions") for name in tensors_in(tmp_path / "small"))
+    for again in (hfc.load_compressed(tmp_path / "small"), plain(tmp_path / "small")):
+        assert type(again) is type(model)
+        assert same_bits(again.state_dict(), before)
+        assert hfc.sparsity_report(again) == hfc.sparsity_report(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_dtype_comes_back_bit_for_bit_and_minus_zero_with_it(dtype, tmp_path):
+    model = pruned().to(dtype)
+    weight = model.bert.encoder.layer[0].output.dense.weight
+    with torch.no_grad():
+        weight[0, :5] = torch.tensor([-0.0, 0.0, 1e-300, -1e-300, 65504.0], dtype=torch.float64).to(dtype)
+    hfc.save_compressed(model, tmp_path)
+    assert same_bits(hfc.load_compressed(tmp_path).state_dict(), model.state_dict())
+
+
+def test_another_dtype_can_be_asked_for(tmp_path):
+    model = pruned()
+    hfc.save_compressed(model, tmp_path)
+    assert same_bits(plain(tmp_path, dtype=torch.float16).state_dict(), model.half().state_dict())
+
+
+def test_shards_come_back_bit_for_bit(tmp_path):
+    model = pruned()
+    hfc.save_compressed(model, tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(tensors_in(tmp_path))
+    for again in (hfc.load_compressed(tmp_path), plain(tmp_path)):
+        assert same_bits(again.state_dict(), model.state_dict())
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    from transformers import BertForMaskedLM
+
+    model = BertForMaskedLM(pruned().config)
+    hfc.prune_global_l1(model, 0.5)
+    hfc.save_compressed(model, tmp_path)
+    again = hfc.load_compressed(tmp_path)
+    assert type(again) is BertForMaskedLM
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    assert same_bits(again.state_dict(), model.state_dict())
+
+
+def test_experts_that_a_checkpoint_keeps_apart_are_unpacked_before_they_are_joined(tmp_path):
+    from transformers import MixtralConfig, MixtralForSequenceClassification
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(**sizes, num_key_value_heads=1, vocab_size=50, num_local_experts=3, pad_token_id=0)
+    model = MixtralForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "experts" in name:
+                parameter[1].mul_(torch.rand_like(parameter[1]) > 0.7)  # one of three is worth packing
+    hfc.save_compressed(model, tmp_path / "small")
+    packed = [name for name in tensors_in(tmp_path / "small") if name.endswith(".positions")]
+    assert packed
+    assert all("experts.1." in name for name in packed)
+    again = plain(tmp_path / "small")
+    assert same_bits(again.state_dict(), model.state_dict())
+    again.save_pretrained(tmp_path / "dense")  # names as in the original checkpoint, nothing packed
+    model.save_pretrained(tmp_path / "expected")
+    assert same_bits(tensors_in(tmp_path / "dense"), tensors_in(tmp_path / "expected"))
+
+
+def test_zeros_and_uneven_shapes_together(tmp_path):
+    model = pruned("bert", 0.6)
+    model.bert.encoder.layer[1].output.dense.weight.data[:, :32] = 0
+    hfc.prune_structured(model, heads=0.25, neurons=0.4, round_to=1)
+    hfc.save_compressed(model, tmp_path)
+    again = plain(tmp_path)
+    assert same_bits(again.state_dict(), model.state_dict())
+    assert again.config.quantization_config == model.config.quantization_config
+    body = AutoModel.from_pretrained(tmp_path)
+    assert same_bits(body.state_dict(), model.bert.state_dict())
+
+
+def test_what_comes_back_is_an_ordinary_model(tmp_path):
+    import copy
+    import pickle
+
+    hfc.save_compressed(pruned(), tmp_path / "small")
+    model = plain(tmp_path / "small")
+    assert "quantization_config" not in model.config.to_dict()
+    same = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    assert same_bits(same.state_dict(), model.state_dict())
+    zeros = hfc.sparsity_report(model).zeros
+    settings = arguments(TrainingArguments, tmp_path / "out", max_steps=2)
+    Trainer(model, settings, train_dataset=rows(batch(8)), callbacks=[hfc.KeepSparsity()]).train()
+    assert hfc.sparsity_report(model).zeros >= zeros
+    model.save_pretrained(tmp_path / "dense")
+    assert not any(name.endswith(".positions") for name in tensors_in(tmp_path / "dense"))
+    assert same_bits(plain(tmp_path / "dense").state_dict(), model.state_dict())
+
+
+def test_a_pipeline_reads_the_folder(tmp_path):
+    model = pruned()
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    hfc.save_compressed(model, tmp_path / "small", processing_class=tokenizer)
+    answer = pipeline("text-classification", str(tmp_path / "small"))("good good bad")[0]
+    expected = model(**tokenizer("good good bad", return_tensors="pt")).logits.softmax(-1).max().detach()
+    assert answer["score"] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_only_what_gets_smaller_is_packed(tmp_path):
+    model = build()
+    model.bert.encoder.layer[0].output.dense.weight.data[:, ::2] = 0
+    hfc.save_compressed(model, tmp_path)
+    packed = [name for name in tensors_in(tmp_path) if name.endswith(".positions")]
+    assert packed == ["bert.encoder.layer.0.output.dense.weight.positions"]
+
+
+@pytest.mark.parametrize("sparse", ["auto", False])
+def test_a_folder_without_anything_packed_needs_no_hfcompress(sparse, tmp_path):
+    model = pruned() if sparse is False else build()
+    hfc.save_compressed(model, tmp_path, sparse=sparse)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    assert same_bits(plain(tmp_path).state_dict(), model.state_dict())
+
+
+def test_packing_and_unpacking_a_folder(tmp_path):
+    model = pruned(amount=0.8)
+    model.save_pretrained(tmp_path / "dense", max_shard_size="40KB")
+    (tmp_path / "dense" / "notes.txt").write_text("mine")
+    pack_folder(tmp_path / "dense", tmp_path / "small")
+    size = {name: sum(p.stat().st_size for p in (tmp_path / name).glob("*.safetensors")) for name in ("dense", "small")}
+    assert size["small"] < size["dense"]
+    assert same_bits(plain(tmp_path / "small").state_dict(), model.state_dict())
+    unpack_folder(tmp_path / "small", tmp_path / "again")
+    assert same_bits(tensors_in(tmp_path / "again"), tensors_in(tmp_path / "dense"))
+    assert (tmp_path / "again" / "notes.txt").read_text() == "mine"
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
+        (tmp_path / "dense" / "config.json").read_text()
+    )
+
+
+WITHOUT = """
+import sys
+sys.modules["hfcompress"] = None
+from transformers import AutoModelForSequenceClassification
+try:
+    AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+except Exception as error:
+    print(type(error).__name__, error)
+    sys.exit(3)
+"""
+
+
+def test_without_hfcompress_a_packed_folder_fails_and_an_unpacked_one_loads(tmp_path):
+    hfc.save_compressed(pruned(), tmp_path / "small")
+    unpack_folder(tmp_path / "small", tmp_path / "dense")
+    for folder, status in (("small", 3), ("dense", 0)):
+        command = [sys.executable, "-c", WITHOUT, str(tmp_path / folder)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == status, done.stdout + done.stderr
+
+
+def test_the_golden_folder_loads():
+    """Written by version 0.1.0 of the library (tests/golden/make.py); every later one must read it."""
+    model = hfc.load_compressed(GOLDEN)
+    with safe_open(GOLDEN / "expected" / "dense.safetensors", "pt") as file:
+        expected = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert same_bits(dict(sorted(model.state_dict().items())), dict(sorted(expected.items())))
+    assert hfc.sparsity_report(model).sparsity == pytest.approx(0.6, abs=0.2)
+
+
+# The model card
+
+
+def test_the_card_says_what_was_done(tmp_path):
+    from huggingface_hub import ModelCard
+
+    model = pruned(amount=0.3)
+    results = hfc.compare({"pruned": model})
+    hfc.save_compressed(model, tmp_path, results=results, notes={"teacher": "a larger BERT"})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    assert card.data.library_name == "transformers"
+    report = hfc.sparsity_report(model)
+    assert f"{report.zeros:,} of {report.weights:,}" in card.text
+    assert "teacher: a larger BERT" in card.text
+    assert results.to_markdown() in card.text
+    held = (tmp_path / "model.safetensors").stat().st_size
+    assert f"{held:,} bytes on disk" in card.text
+
+
+def test_a_card_of_the_users_own_stays(tmp_path):
+    (tmp_path / "README.md").write_text("my own words")
+    hfc.save_compressed(build(), tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my own words"
+
+
+# The hub
+
+
+def test_the_folder_is_uploaded_whole(tmp_path, monkeypatch):
+    calls = []
+
+    class Api:
+        def __init__(self, token=None):
+            calls.append(("token", token))
+
+        def create_repo(self, repo_id, **options):
+            calls.append(("create", repo_id, options))
+            return type("Url", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            calls.append(("upload", repo_id, sorted(os.listdir(folder_path))))
+
+    monkeypatch.setattr("hfcompress.storage.HfApi", Api)
+    hfc.save_compressed(pruned(), tmp_path / "small", push_to_hub=True, token="secret", private=True)
+    assert calls == [
+        ("token", "secret"),
+        ("create", "small", {"private": True, "exist_ok": True}),
+        ("upload", "me/small", ["README.md", "config.json", "model.safetensors"]),
+    ]
+
+
+def test_a_hub_id_loads_from_the_cache_without_a_network(tmp_path):
+    model = pruned()
+    hfc.save_compressed(model, tmp_path / "small")
+    repository, commit = tmp_path / "models--me--small", "0" * 40
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    for path in (tmp_path / "small").iterdir():
+        shutil.copy(path, repository / "blobs" / path.name)
+        (repository / "snapshots" / commit / path.name).symlink_to(f"../../blobs/{path.name}")
+    for again in (
+        hfc.load_compressed("me/small", cache_dir=tmp_path, local_files_only=True, revision="main"),
+        plain("me/small", cache_dir=tmp_path, local_files_only=True),
+    ):
+        assert same_bits(again.state_dict(), model.state_dict())
+    with pytest.raises(hfc.CompressionError, match="'me/other' is neither a folder"):
+        hfc.load_compressed("me/other", cache_dir=tmp_path, local_files_only=True)
+
+
+# Whole or not at all
+
+
+def test_other_files_stay_and_old_weights_go(tmp_path):
+    folder = tmp_path / "model"
+    hfc.save_compressed(pruned(), folder, max_shard_size="20KB")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "log").write_text("mine too")
+    (folder / "link").symlink_to("notes.txt")
+    os.chmod(folder, 0o750)
+    hfc.save_compressed(pruned(amount=0.7), folder)
+    names = ["README.md", "config.json", "link", "model.safetensors", "notes.txt", "runs"]
+    assert sorted(os.listdir(folder)) == names
+    assert (folder / "runs" / "log").read_text() == "mine too"
+    assert (folder / "link").is_symlink()
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    hfc.save_compressed(build(), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "config.json").exists()
+
+
+def test_without_an_exchange_of_the_system_two_renames_do(tmp_path, monkeypatch):
+    hfc.save_compressed(pruned(), tmp_path / "model")
+    monkeypatch.setattr("hfcompress.folders._exchange", lambda one, other: False)
+    model = pruned(amount=0.7)
+    hfc.save_compressed(model, tmp_path / "model")
+    assert same_bits(hfc.load_compressed(tmp_path / "model").state_dict(), model.state_dict())
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("when", ["save_pretrained", "pack", "flush", "exchange"])
+def test_a_save_that_fails_leaves_the_old_folder_and_no_debris(when, tmp_path, monkeypatch):
+    model = pruned()
+    hfc.save_compressed(model, tmp_path / "model")
+    before = contents(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    target = {
+        "save_pretrained": "transformers.PreTrainedModel.save_pretrained",
+        "pack": "hfcompress.storage.pack_file",
+        "flush": "os.fsync",
+        "exchange": "hfcompress.folders._exchange",
+    }[when]
+    monkeypatch.setattr(target, fail)
+    with pytest.raises(hfc.CompressionError, match="cannot be written.*No space left"):
+        hfc.save_compressed(pruned(amount=0.7), tmp_path / "model")
+    monkeypatch.undo()
+    assert contents(tmp_path) == before
+
+
+def test_a_full_disk_is_said_and_leaves_the_old_folder(tmp_path):
+    """The limit on the size of files stands for the disk: writing beyond it fails as on a full one."""
+    import resource
+
+    model = pruned()
+    hfc.save_compressed(model, tmp_path / "model")
+    before = contents(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    try:
+        with pytest.raises(hfc.CompressionError, match="cannot be written"):
+            hfc.save_compressed(model, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert contents(tmp_path) == before
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(hfc.CompressionError, match="is a file; name a folder"):
+        hfc.save_compressed(build(), tmp_path / "file")
+    with pytest.raises(hfc.CompressionError, match="cannot be written"):
+        hfc.save_compressed(build(), tmp_path / "file" / "inside")
+    with pytest.raises(hfc.CompressionError, match="cannot be written"):
+        hfc.save_compressed(build(), "/proc/nothing/model")
+
+
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_killed_at_any_moment_the_folder_is_the_old_or_the_new_one(tmp_path):
+    """A child that holds two models saves them in turn until it is killed; HFCOMPRESS_KILLS=100 for a long run."""
+    folder, moments = tmp_path / "model", int(os.environ.get("HFCOMPRESS_KILLS", "12"))
+    models = [pruned(amount=0.3), pruned(amount=0.8)]
+    states = [state_of(model) for model in models]
+    start = time.perf_counter()
+    hfc.save_compressed(models[0], folder)
+    duration = time.perf_counter() - start
+    chance = random.Random(0)
+    seen = set()
+    for _ in range(moments):
+        child = os.fork()
+        if child == 0:
+            try:
+                while True:
+                    for model in (models[1], models[0]):
+                        hfc.save_compressed(model, folder)
+            finally:
+                os._exit(1)
+        time.sleep(chance.uniform(0, 4 * duration))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        again = hfc.load_compressed(folder).state_dict()
+        found = [same_bits(again, state) for state in states]
+        assert sum(found) == 1
+        seen.add(found.index(True))
+    assert seen == {0, 1}  # some saves did get through
+    hfc.save_compressed(models[0], folder)
+    assert os.listdir(tmp_path) == ["model"]  # what the killed ones left is gone
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_of_two_processes_that_save_to_one_folder_one_wins_whole(tmp_path):
+    folder = tmp_path / "model"
+    models = [pruned(amount=0.3), pruned(amount=0.8)]
+    states = [state_of(model) for model in models]
+    children = []
+    for model in models:
+        child = os.fork()
+        if child == 0:
+            try:
+                for _ in range(10):
+                    hfc.save_compressed(model, folder)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    again = hfc.load_compressed(folder).state_dict()
+    assert sum(same_bits(again, state) for state in states) == 1
+    assert os.listdir(tmp_path) == ["model"]
+
+
+# What cannot be saved
+
+
+def test_what_cannot_be_saved_is_refused_by_name(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    with pytest.raises(hfc.CompressionError, match="Linear is no Hugging Face model"):
+        hfc.save_compressed(torch.nn.Linear(2, 2), tmp_path / "model")
+    with pytest.raises(hfc.CompressionError, match="sparse='always' is unknown"):
+        hfc.save_compressed(build(), tmp_path / "model", sparse="always")
+    with pytest.raises(hfc.CompressionError, match="PEFT adapter; merge it first"):
+        hfc.save_compressed(get_peft_model(build(), LoraConfig(target_modules=["query"])), tmp_path / "model")
+    with pytest.raises(hfc.CompressionError, match="is on the meta device"):
+        hfc.save_compressed(build().to("meta"), tmp_path / "model")
+    quantized = build()
+    quantized.config.quantization_config = {"quant_method": "fp8"}
+    with pytest.raises(hfc.CompressionError, match="is quantized"):
+        hfc.save_compressed(quantized, tmp_path / "model")
+    assert os.listdir(tmp_path) == []
