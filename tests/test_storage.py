@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModel, AutoModelForSequenceClassification, BertTokenizerFast, Trainer, TrainingArguments, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 import hfcompress as hfc
 from hfcompress.storage import pack_folder, unpack_folder
@@ -344,7 +351,7 @@ def test_a_save_that_fails_leaves_the_old_folder_and_no_debris(when, tmp_path, m
         "exchange": "hfcompress.folders._exchange",
     }[when]
     monkeypatch.setattr(target, fail)
-    with pytest.raises(hfc.CompressionError, match="cannot be written.*No space left"):
+    with pytest.raises(hfc.CompressionError, match=r"cannot be written.*No space left"):
         hfc.save_compressed(pruned(amount=0.7), tmp_path / "model")
     monkeypatch.undo()
     assert contents(tmp_path) == before
@@ -377,8 +384,6 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
         hfc.save_compressed(build(), tmp_path / "file" / "inside")
     with pytest.raises(hfc.CompressionError, match="cannot be written"):
         hfc.save_compressed(build(), "/proc/nothing/model")
-
-
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")

@@ -166,6 +166,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         raise CompressionError(f"{path} cannot be read: {error}.") from error
     with opened as file:
+        _refuse_duplicates(path)
         version = (file.metadata() or {}).get(METADATA, str(VERSION))
         if version != str(VERSION):
             raise CompressionError(
@@ -173,3 +174,19 @@ def _opened(path: Path) -> Iterator[Any]:
                 "Update it: pip install -U hfcompress"
             )
         yield file
+
+
+def _refuse_duplicates(path: Path) -> None:
+    """Refuse a header with a name twice, of which readers would choose one silently."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise CompressionError(f"{path} cannot be read: {twice!r} stands twice in its header.")
+        return found
+
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        json.loads(file.read(length), object_pairs_hook=unique)

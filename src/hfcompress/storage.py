@@ -142,8 +142,8 @@ def load_compressed(
     options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True} | kwargs
     try:
         model, info = kind.from_pretrained(folder, **options)
-    except CompressionError:
-        raise
+    except CompressionError as error:
+        raise CompressionError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
     except Exception as error:  # whatever a config that was tampered with leads to
         raise CompressionError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
