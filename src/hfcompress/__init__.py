@@ -12,7 +12,8 @@ from hfcompress.errors import CompressionError
 from hfcompress.storage import register_loader
 
 if TYPE_CHECKING:
-    from hfcompress import importance, losses
+    from hfcompress import importance as importance
+    from hfcompress import losses as losses
     from hfcompress.arguments import DistillationArguments
     from hfcompress.cache import cache_teacher_logits
     from hfcompress.distillation import DistillationTrainer
