@@ -14,26 +14,24 @@ import sys
 import torch, transformers.modeling_utils
 before = set(sys.modules)
 import hfcompress
-heavy = {"transformers.trainer", "torch_pruning", "datasets", "pandas", "pyarrow", "matplotlib", "sklearn", "scipy"}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
+heavy = {"transformers.trainer", "torch_pruning", "datasets"} & set(sys.modules)
+assert not heavy, heavy
 others = {name.partition(".")[0] for name in set(sys.modules) - before} - {"hfcompress"} - sys.stdlib_module_names
 assert not others - {"torch", "transformers", "safetensors"}, others
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 assert "hfcompress" in AUTO_QUANTIZER_MAPPING
 
-# `measure` is a module and a function; in the package the name is the function, in each order.
-from hfcompress.measure import wilson_interval
-assert not isinstance(hfcompress.measure, type(sys)), "module first"
-for first in ("hfcompress.measure", "hfcompress.compare", "import hfcompress.measure"):
-    for name in [name for name in sys.modules if name.startswith("hfcompress")]:
-        del sys.modules[name]
-    import hfcompress
-    eval(first) if not first.startswith("import") else exec(first)
-    from hfcompress import measure
+# `measure` is a module and a function; in the package the name is the function, whatever comes first.
+for first in ("from hfcompress.measure import wilson_interval", "import hfcompress.measure", "hfcompress.measure"):
+    sys.modules.pop("hfcompress.measure", None)
+    for name in ("measure", "compare"):
+        vars(hfcompress).pop(name, None)
+    exec(first)
+    from hfcompress import compare, measure
     from hfcompress.measure import wilson_interval
-    import hfcompress.measure
-    assert measure is hfcompress.measure is sys.modules["hfcompress.measure"].measure, first
-    assert callable(measure), first
+    module = sys.modules["hfcompress.measure"]
+    assert measure is hfcompress.measure is module.measure, first
+    assert compare is hfcompress.compare is module.compare, first
 """
 
 

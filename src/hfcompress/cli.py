@@ -85,7 +85,9 @@ def training_parser(light: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = HfArgumentParser(
         hfc.DistillationArguments, prog=light.prog, description=light.description, parents=[light], **options
     )
-    parser.set_defaults(verb="distill", output_dir=None, save_strategy="no")
+    # To pin memory where there is no accelerator only brings a warning.
+    pin = torch.accelerator.is_available()
+    parser.set_defaults(verb="distill", output_dir=None, save_strategy="no", dataloader_pin_memory=pin)
     return parser
 
 
@@ -239,6 +241,9 @@ def _student(
     else:
         student, own = _load(arguments.student, labels_of=teacher)
         tokenizer = _needed(own, arguments.student)
+        names, taught = student.config.id2label, teacher.config.id2label
+        if len(names) == len(taught) and all(name == f"LABEL_{index}" for index, name in names.items()):
+            student.config.id2label, student.config.label2id = dict(taught), dict(teacher.config.label2id)
     _set_padding(student, tokenizer)
     return student.float(), tokenizer  # half precision is for autocast, not for the weights that learn
 
