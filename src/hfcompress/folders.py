@@ -43,6 +43,7 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
     target = Path(os.path.realpath(directory))
     if target.exists() and not target.is_dir():
         raise CompressionError(f"{str(directory)!r} is a file; name a folder.")
+    missing = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -58,7 +59,12 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
             shutil.rmtree(new, ignore_errors=True)  # after an exchange, this is the old folder
             if lock is not None:
                 os.close(lock)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
+        for parent in missing:
+            with suppress(OSError):  # something else is in it by now
+                parent.rmdir()
+        if not isinstance(error, (OSError, SafetensorError)):
+            raise
         raise CompressionError(f"{str(directory)!r} cannot be written, it is as it was before: {error}") from error
 
 

@@ -180,6 +180,11 @@ def unpack_folder(source: Folder, out: Folder) -> None:
     _copy(source, out, unpack_file)
 
 
+def is_weight_file(name: str) -> bool:
+    """Whether transformers calls its safetensors weights, or their index, so."""
+    return _WEIGHTS.fullmatch(name) is not None
+
+
 def _copy(source: Folder, out: Folder, rewrite: Rewrite) -> None:
     folder = Path(source)
     if not folder.is_dir():
@@ -187,7 +192,7 @@ def _copy(source: Folder, out: Folder, rewrite: Rewrite) -> None:
     _check_folder(folder)
     with replacing(out, _is_obsolete(out)) as new:
         for entry in os.scandir(folder):
-            if entry.is_file() and not _WEIGHTS.fullmatch(entry.name):
+            if entry.is_file() and not is_weight_file(entry.name):
                 shutil.copy2(entry.path, new / entry.name)
         _rewrite_weights(folder, new, rewrite)
 
@@ -232,7 +237,7 @@ def _savable(model: nn.Module) -> PreTrainedModel:
 def _is_obsolete(directory: Folder) -> Callable[[str], bool]:
     """Which files of an old folder go: weights, which must not mix with new ones, and a card that we wrote."""
     own_card = is_ours(Path(directory) / CARD)
-    return lambda name: bool(_WEIGHTS.fullmatch(name)) or (name == CARD and own_card)
+    return lambda name: is_weight_file(name) or (name == CARD and own_card)
 
 
 def _downloaded(
@@ -303,7 +308,7 @@ def _weight_files(folder: Path) -> list[Path]:
         inside.append(folder.resolve().parents[1] / "blobs")
     for name in names:
         path = folder / name
-        if not _WEIGHTS.fullmatch(name) or not any(path.resolve().is_relative_to(place) for place in inside):
+        if not is_weight_file(name) or not any(path.resolve().is_relative_to(place) for place in inside):
             raise CompressionError(f"{folder} names weights outside of itself: {name!r}.")
         if not path.is_file():
             raise CompressionError(f"{path} is missing; there are no safetensors weights to load.")

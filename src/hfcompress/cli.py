@@ -1,0 +1,483 @@
+"""The verbs of the command ``hfcompress``; what it understands is in `hfcompress_cli`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    logging,
+    set_seed,
+)
+
+import hfcompress as hfc
+from hfcompress.errors import CompressionError
+from hfcompress.folders import replacing
+from hfcompress.storage import is_weight_file, pack_folder, unpack_folder
+from hfcompress.teacher import inputs_of, same_tokenizer
+from hfcompress.texts import Row, encode, longest_text, read_rows, reason_of, split_rows
+
+_HELD_OUT = 0.2
+_TIMED = 16  # rows to measure speed with, where none were held out
+_WEIGHTS = (".safetensors", ".bin")
+# Where none of these is in a folder, transformers makes an empty tokenizer.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what was asked: results on standard output, everything else on standard error.
+
+    Args:
+        arguments: As `hfcompress_cli` understood them.
+
+    Returns:
+        The exit status: 2 for input that cannot be used, told in one sentence.
+    """
+    verbs: dict[str, Callable[[argparse.Namespace], tuple[str, dict[str, Any]]]] = {
+        "report": _report,
+        "prune": _prune,
+        "shrink": _shrink,
+        "distill": _distill,
+        "compare": _compare,
+        "pack": _pack,
+        "unpack": _pack,
+    }
+    try:
+        with _quiet(), redirect_stdout(sys.stderr):  # the Trainer prints its log
+            text, values = verbs[arguments.verb](arguments)
+    except (CompressionError, OSError, ImportError) as error:
+        print(f"hfcompress {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(json.dumps(values, indent=2) if arguments.json else text)
+    return 0
+
+
+def training_parser(light: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Make the parser of ``distill``, every field of `DistillationArguments` included.
+
+    Args:
+        light: The parser without them.
+    """
+    # Columns of the text are in both; the fields win.
+    options: dict[str, Any] = {"allow_abbrev": False, "conflict_handler": "resolve", "usage": light.format_usage()[7:]}
+    parser: argparse.ArgumentParser = HfArgumentParser(
+        hfc.DistillationArguments, prog=light.prog, description=light.description, parents=[light], **options
+    )
+    # To pin memory where there is no accelerator only brings a warning.
+    pin = torch.accelerator.is_available()
+    parser.set_defaults(verb="distill", output_dir=None, save_strategy="no", dataloader_pin_memory=pin)
+    return parser
+
+
+def _report(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    model, _ = _load(arguments.model)
+    sparsity = hfc.sparsity_report(model, include=arguments.include, exclude=arguments.exclude)
+    size = hfc.measure(model)
+    folder = Path(arguments.model).expanduser()
+    stored = _stored(folder) if folder.is_dir() else None
+    lines = {
+        "model": arguments.model,
+        "class": type(model).__name__,
+        "parameters": f"{size.parameters:,}",
+        "weights": f"{size.bytes / 1e6:,.1f} MB" + ("" if stored is None else f", in files {stored / 1e6:,.1f} MB"),
+    }
+    text = _lines(lines | _zeros(sparsity))
+    values = {"model": arguments.model, "class": type(model).__name__, "parameters": size.parameters}
+    values |= {"bytes": size.bytes, "bytes_in_files": stored, "sparsity": sparsity.to_dict()}
+    return f"{text}\n\n{sparsity}" if arguments.verbose else text, values
+
+
+def _prune(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    with _new_folder(arguments) as folder:
+        model, tokenizer = _load(arguments.model)
+        report = hfc.prune_global_l1(model, arguments.amount, include=arguments.include, exclude=arguments.exclude)
+        _save(folder, model, tokenizer)
+    return str(report) if arguments.verbose else _lines(_zeros(report)), report.to_dict()
+
+
+def _shrink(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    if arguments.importance != "l1" and arguments.data is None:
+        raise CompressionError(f"--importance {arguments.importance} needs labelled texts: name them with --data.")
+    with _new_folder(arguments) as folder:
+        model, tokenizer = _load(arguments.model, trained=arguments.importance != "l1")
+        rows = None
+        if arguments.importance != "l1":
+            model.to(_device(arguments.device))
+            read = read_rows(arguments.data, _columns(arguments), arguments.label_column, rows=arguments.rows, seed=0)
+            rows = _encoded(read, arguments, model, _needed(tokenizer, arguments.model), arguments.label_column)
+        report = hfc.prune_structured(
+            model,
+            heads=arguments.heads,
+            neurons=arguments.neurons,
+            flops=arguments.flops,
+            parameters=arguments.parameters,
+            latency=arguments.latency,
+            drop_layers=arguments.drop_layers,
+            importance=arguments.importance,
+            scope=arguments.scope,
+            dataset=rows,
+            round_to=arguments.round_to,
+        )
+        _save(folder, model, tokenizer)
+    return str(report), report.to_dict()
+
+
+def _distill(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CompressionError(
+            "distill runs in one process; for several, use hfcompress.DistillationTrainer in Python."
+        )
+    if arguments.eval_data is not None and arguments.held_out:
+        raise CompressionError("--eval-data and --held-out exclude each other: both say what to measure with.")
+    with _new_folder(arguments) as folder, tempfile.TemporaryDirectory(dir=folder, prefix="training-") as training:
+        args = _training_arguments(arguments, training)
+        set_seed(args.seed)
+        label = None if args.alpha == 1 else arguments.label_column
+        rows, held_out = _rows_to_learn(arguments, label, args.seed)
+
+        teacher, teacher_tokenizer = _load(arguments.teacher, trained=True)
+        teacher_tokenizer = _needed(teacher_tokenizer, arguments.teacher)
+        student, tokenizer = _student(arguments, teacher, teacher_tokenizer)
+        own_ids = not same_tokenizer(tokenizer, teacher_tokenizer)
+        limit = longest_text(teacher, teacher_tokenizer, None)
+        if own_ids:
+            args.teacher_max_length = args.teacher_max_length or limit
+        elif arguments.max_length is None:
+            arguments.max_length = min(limit, longest_text(student, tokenizer, None))
+        known = inputs_of(student) | inputs_of(teacher) | {"labels"}
+        texts = _columns(arguments) if own_ids else []  # which the teacher then reads
+
+        def prepared(part: Sequence[Row]) -> list[Row]:
+            encoded = _encoded(part, arguments, student, tokenizer, label) if part else []
+            return [
+                {name: value for name, value in row.items() if name in known} | {name: own[name] for name in texts}
+                for row, own in zip(encoded, part, strict=True)
+            ]
+
+        try:
+            trainer = hfc.DistillationTrainer(
+                model=student,
+                args=args,
+                teacher=teacher,
+                teacher_processing_class=teacher_tokenizer,
+                train_dataset=prepared(rows),
+                eval_dataset=prepared(held_out) or None,
+                processing_class=tokenizer,
+            )
+        except CompressionError:
+            raise
+        except ValueError as error:  # transformers', about arguments that do not go together
+            raise CompressionError(str(error)) from error
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        metrics = trainer.evaluate() if held_out else {}
+        measured, known_label = (held_out, label) if held_out else (rows[:_TIMED], None)
+        comparison = hfc.compare(
+            {"teacher": teacher, "student": student},
+            {
+                "teacher": _batch(
+                    measured, arguments, teacher, teacher_tokenizer, known_label, args.teacher_max_length
+                ),
+                "student": _batch(measured, arguments, student, tokenizer, known_label),
+            },
+        )
+        _save(folder, student, tokenizer)
+    agreement = metrics.get("eval_agreement")
+    text = f"{comparison}\ntrained on {len(rows):,} rows, measured on {len(held_out):,} others"
+    if agreement is not None:
+        text += f"; there the student answers like its teacher {agreement:.1%} of the time"
+    values = {"models": comparison.to_dict(), "examples": {"train": len(rows), "held_out": len(held_out)}}
+    return text, values | {"evaluation": metrics, "output": arguments.output}
+
+
+def _training_arguments(arguments: argparse.Namespace, folder: str) -> hfc.DistillationArguments:
+    names = [field.name for field in dataclasses.fields(hfc.DistillationArguments) if field.init]
+    given = {name: getattr(arguments, name) for name in names}
+    given["output_dir"] = given["output_dir"] or folder
+    if given["disable_tqdm"] is None:
+        given["disable_tqdm"] = not sys.stderr.isatty()
+    try:
+        return hfc.DistillationArguments(**given)
+    except CompressionError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise CompressionError(f"These training arguments do not go together: {error}") from error
+
+
+def _rows_to_learn(arguments: argparse.Namespace, label: str | None, seed: int) -> tuple[list[Row], list[Row]]:
+    """The rows to train on, and those to measure with."""
+    rows = read_rows(arguments.data, _columns(arguments), label, rows=arguments.rows, seed=seed)
+    if arguments.eval_data is not None:
+        return rows, read_rows(arguments.eval_data, _columns(arguments), label, rows=arguments.rows, seed=seed)
+    return split_rows(rows, _HELD_OUT if arguments.held_out is None else arguments.held_out, seed)
+
+
+def _student(
+    arguments: argparse.Namespace, teacher: PreTrainedModel, teacher_tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if arguments.student is None:
+        student, tokenizer = hfc.student_from_teacher(teacher, arguments.student_layers), teacher_tokenizer
+    else:
+        student, own = _load(arguments.student, labels_of=teacher)
+        tokenizer = _needed(own, arguments.student)
+        names, taught = student.config.id2label, teacher.config.id2label
+        if len(names) == len(taught) and all(name == f"LABEL_{index}" for index, name in names.items()):
+            student.config.id2label, student.config.label2id = dict(taught), dict(teacher.config.label2id)
+    _set_padding(student, tokenizer)
+    return student.float(), tokenizer  # half precision is for autocast, not for the weights that learn
+
+
+def _compare(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    names = arguments.models
+    if len(set(names)) < len(names):
+        raise CompressionError(f"{', '.join(names)} name a model twice; name each once.")
+    if arguments.html is not None:
+        _check_file(Path(arguments.html), arguments.overwrite)
+    rows = None
+    if arguments.data is not None:
+        rows = read_rows(arguments.data, _columns(arguments), arguments.label_column, rows=arguments.rows, seed=0)
+    models: dict[str, PreTrainedModel] = {}
+    inputs: dict[str, dict[str, torch.Tensor]] = {}
+    for name in names:
+        model, tokenizer = _load(name, trained=rows is not None)
+        models[name] = model.to(_device(arguments.device))
+        if rows is not None:
+            inputs[name] = _batch(rows, arguments, model, _needed(tokenizer, name), arguments.label_column)
+    found = hfc.compare(models, inputs or None, batch_size=arguments.batch_size, repeats=arguments.repeats)
+    if arguments.html is not None:
+        page: Any = found
+        _write_file(Path(arguments.html), page.to_html(), arguments.overwrite)
+    return found.to_markdown() if arguments.markdown else str(found), found.to_dict()
+
+
+def _pack(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    source, output = (Path(folder).expanduser() for folder in (arguments.folder, arguments.output))
+    if not (source / "config.json").is_file():
+        raise CompressionError(f"{source} is no folder of a model: there is no config.json in it.")
+    _check_folder(output, arguments.overwrite)
+    (pack_folder if arguments.verb == "pack" else unpack_folder)(source, output)
+    print(f"Written to {arguments.output}.", file=sys.stderr)
+    before, after = _stored(source), _stored(output)
+    values = {"bytes_in_files": {"before": before, "after": after}, "output": arguments.output}
+    return f"files of weights: {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after", values
+
+
+# Models in
+
+
+def _load(
+    name: str, *, trained: bool = False, labels_of: PreTrainedModel | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Load a classifier, and its tokenizer if it has one.
+
+    Args:
+        name: A folder, or an id of the hub.
+        trained: Refuse a model without a trained head.
+        labels_of: Whose labels a new head gets.
+    """
+    folder = Path(name).expanduser()
+    source = str(folder) if folder.is_dir() else name
+    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1):
+        raise CompressionError(f"There is no folder {name}.")
+    model, missing = _from_pretrained(source)
+    if missing and labels_of is not None:
+        taught = labels_of.config
+        labels = {"num_labels": taught.num_labels, "id2label": taught.id2label, "label2id": taught.label2id}
+        model, missing = _from_pretrained(source, **labels, problem_type=taught.problem_type)
+    if missing:
+        message = f"{name} holds no trained classification head ({', '.join(sorted(missing))})"
+        if trained:
+            raise CompressionError(f"{message}; fine-tune it first.")
+        print(f"{message}; it gets a new one.", file=sys.stderr)
+    return model, _tokenizer(source)
+
+
+def _from_pretrained(source: str, **config: Any) -> tuple[PreTrainedModel, list[str]]:
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **config)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        reason = reason_of(error)
+        if os.path.isdir(source):
+            raise CompressionError(f"The folder {source} does not load as a text classifier: {reason}") from error
+        raise CompressionError(f"The model {source} is no folder, and cannot be had from the hub: {reason}") from error
+    return model.eval(), list(info["missing_keys"])
+
+
+def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+    if os.path.isdir(source) and not any(os.path.exists(os.path.join(source, file)) for file in _TOKENIZER_FILES):
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        print(f"{source} has no tokenizer that loads: {reason_of(error)}", file=sys.stderr)
+        return None
+    return tokenizer
+
+
+def _needed(tokenizer: PreTrainedTokenizerBase | None, name: str) -> PreTrainedTokenizerBase:
+    if tokenizer is None:
+        raise CompressionError(f"{name} has no tokenizer; save one there with tokenizer.save_pretrained().")
+    return tokenizer
+
+
+def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """See that texts of different lengths can be put into one batch: GPT-2 has no token for that."""
+    if tokenizer.pad_token is None:
+        index = model.config.pad_token_id
+        tokenizer.pad_token = tokenizer.eos_token if index is None else tokenizer.convert_ids_to_tokens(index)
+        if tokenizer.pad_token is None:
+            raise CompressionError("The tokenizer has no token for padding and none for the end of a text; add one.")
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.accelerator.current_accelerator(check_available=True) if name is None else torch.device(name)
+        device = device or torch.device("cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CompressionError(f"The device {name} cannot be used: {reason_of(error)}") from error
+    return device
+
+
+# Texts in
+
+
+def _columns(arguments: argparse.Namespace) -> list[str]:
+    return [name for name in (arguments.text_column, arguments.text_pair_column) if name is not None]
+
+
+def _encoded(
+    rows: Sequence[Row],
+    arguments: argparse.Namespace,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    label: str | None,
+    max_length: int | None = None,
+) -> list[Row]:
+    _set_padding(model, tokenizer)
+    length = longest_text(model, tokenizer, max_length or arguments.max_length)
+    return encode(rows, _columns(arguments), label, model, tokenizer, length)
+
+
+def _batch(
+    rows: Sequence[Row],
+    arguments: argparse.Namespace,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    label: str | None,
+    max_length: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """All rows as tensors, padded to the longest."""
+    known = inputs_of(model) | {"labels"}
+    encoded = _encoded(rows, arguments, model, tokenizer, label, max_length)
+    batch = dict(tokenizer.pad(encoded, return_tensors="pt"))
+    return {name: value for name, value in batch.items() if name in known}
+
+
+# Folders and files out
+
+
+@contextmanager
+def _new_folder(arguments: argparse.Namespace) -> Iterator[Path]:
+    """A folder that becomes the output at the end, whole; before that, nothing is there."""
+    output = Path(arguments.output).expanduser()
+    _check_folder(output, arguments.overwrite)
+    with replacing(output, is_weight_file) as folder:
+        try:
+            yield folder
+        except OSError as error:  # not always about the output
+            raise CompressionError(str(error)) from error
+        _check_folder(output, arguments.overwrite)  # it may have come since
+    print(f"Written to {arguments.output}.", file=sys.stderr)
+
+
+def _check_folder(output: Path, overwrite: bool) -> None:
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise CompressionError(f"{output} is a file; name another folder to write.")
+    if not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise CompressionError(f"{output} exists already; name another folder, or replace it with --overwrite.")
+    if not (output / "config.json").is_file():
+        raise CompressionError(f"{output} holds no model, so --overwrite does not replace it; name another folder.")
+
+
+def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    model.save_pretrained(folder)
+    if tokenizer is None:
+        print("The model has no tokenizer, so none was saved with it.", file=sys.stderr)
+    else:
+        tokenizer.save_pretrained(folder)
+
+
+def _check_file(file: Path, overwrite: bool) -> None:
+    if file.exists() and not (overwrite and file.is_file()):
+        raise CompressionError(f"{file} exists already; name another file, or replace it with --overwrite.")
+
+
+def _write_file(file: Path, text: str, overwrite: bool) -> None:
+    _check_file(file, overwrite)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _stored(folder: Path) -> int:
+    """Bytes of the files of weights in a folder."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in _WEIGHTS)
+
+
+# Text out
+
+
+def _zeros(report: hfc.SparsityReport) -> dict[str, str]:
+    lines = {"prunable": f"{report.weights:,} weights, {report.zeros:,} of them zero ({report.sparsity:.2%})"}
+    return lines | ({"not covered": ", ".join(report.not_covered)} if report.not_covered else {})
+
+
+def _lines(values: dict[str, str]) -> str:
+    return "\n".join(f"{name:<11}  {value}" for name, value in values.items())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave the screen to progress and to what this program says."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
