@@ -2,10 +2,11 @@
 
 from hfcompress.arguments import DistillationArguments
 from hfcompress.cache import cache_teacher_logits
+from hfcompress.comparison import Comparison, Measurement
 from hfcompress.distillation import DistillationTrainer
 from hfcompress.errors import CompressionError
 from hfcompress.magnitude import prune_global_l1
-from hfcompress.measure import Comparison, Measurement, compare, measure
+from hfcompress.measure import compare, measure
 from hfcompress.report import LayerSparsity, SparsityReport, sparsity_report
 from hfcompress.storage import register_loader
 from hfcompress.structured import BlockStructure, StructureReport, prune_structured
