@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MB = 1e6
+_SURE = 0.99  # of a speed-up; rounds are not quite independent of each other, so 95 % would claim too much
 _APART = 1.02  # sizes further apart than this are drawn apart
 
 _PAGE = Template("""<!DOCTYPE html>
@@ -207,7 +208,7 @@ class Speedup:
 
     Attributes:
         ratio: Median over the rounds of the first model's time divided by this one's, of passes that followed closely.
-        interval: Its 95 % interval (sign test), or None with fewer than six rounds.
+        interval: Its 99 % interval (sign test), or None with fewer than eight rounds.
     """
 
     ratio: float
@@ -253,7 +254,7 @@ class Comparison:
             return None
         rounds = zip(*(one[0].times_ms for one in passes), strict=True)
         ratios = [first / this for first, this in rounds]
-        return Speedup(statistics.median(ratios), median_interval(ratios))
+        return Speedup(statistics.median(ratios), median_interval(ratios, _SURE))
 
     def ratios(self, name: str) -> dict[str, float | None]:
         """Divide each figure of a model by that of the first; None where there is none, or it is zero."""
@@ -410,7 +411,7 @@ class Comparison:
             speedups = [None if row is self._first else self.speedup(name, index) for name, row in self.rows.items()]
             add(f"speed-up{of}", speedups, str, ratio=False)
             intervals = (one and one.interval for one in speedups)
-            add(f"speed-up, 95 % interval{of}", intervals, lambda i: f"{i[0]:.2f}x to {i[1]:.2f}x", ratio=False)
+            add(f"speed-up, 99 % interval{of}", intervals, lambda i: f"{i[0]:.2f}x to {i[1]:.2f}x", ratio=False)
             add(f"examples a second{of}", (one and one.throughput for one in ones), _number)
             add(f"peak memory in MB{of}", (one and one.peak_bytes / _MB for one in ones), _number)
         add("labelled examples", (row.examples for row in models), "{:,}".format, ratio=False)
@@ -441,9 +442,10 @@ class Comparison:
             )
             if verbose:
                 notes.append(
-                    "FLOPs: of the matrix products, attention included, two for a multiplication with addition; softmax, "
-                    "norms and other operations by element are not counted. Peak memory: the model, its inputs and what "
-                    "a pass allocates. Packed: non-zero values and their places, or dense where that is smaller."
+                    "FLOPs: of the matrix products, attention included, two for a multiplication with addition; "
+                    "softmax, norms and other operations by element are not counted. Peak memory: the model, its "
+                    "inputs and what a pass allocates. Packed: non-zero values and their places, or dense where that "
+                    "is smaller."
                 )
             if any(row.zeros for row in timed):
                 notes.append(
@@ -452,7 +454,7 @@ class Comparison:
         others = [name for name, row in self.rows.items() if row is not self._first]
         for speedup, meaning in (
             (", noise", "the interval of the speed-up holds 1: a difference is not shown"),
-            (", few rounds", "fewer than six rounds cannot show a difference"),
+            (", few rounds", "fewer than eight rounds cannot show a difference"),
         ):
             if any(str(self.speedup(name)).endswith(speedup) for name in others):
                 notes.append(f"{speedup[2:]}: {meaning}.")

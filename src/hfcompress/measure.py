@@ -52,7 +52,7 @@ def measure(
         batch_size: Examples of the batch that is timed, or several numbers to time several batches.
         length: Tokens of the texts that are timed, or several numbers. The texts are made up, without padding. If None,
             the first rows of the inputs are timed as they are.
-        repeats: How often each batch is timed, after three passes that warm up. Six or more can show a difference.
+        repeats: How often each batch is timed, after three passes that warm up; a difference needs eight to be shown.
         processing_class: The tokenizer that pads the rows of a data set. Without it, they are padded on the right with
             the model's ``pad_token_id``.
         reference: Another model, which reads the same inputs; the agreement with its answers is measured.

@@ -84,10 +84,11 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return an interval that holds the median with at least 95 % confidence, whatever the distribution.
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Return an interval that holds the median with at least this confidence, whatever the distribution.
 
-    Two of the values in order, by the sign test (Conover 1999, section 3.2). Fewer than six values have none.
+    Two of the values in order, by the sign test (Conover 1999, section 3.2). Too few values have none: at 95 %, fewer
+    than six; at 99 %, fewer than eight.
 
     Example:
         >>> median_interval([3.0, 1.0, 2.0, 6.0, 5.0, 4.0])
@@ -97,7 +98,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
     tail, rank = 0, 0
     while rank < count:
         tail += math.comb(count, rank)
-        if 2 * tail > SIGNIFICANT * 2**count:
+        if 2 * tail > (1 - confidence) * 2**count:
             break
         rank += 1
     if not rank:
