@@ -1,23 +1,25 @@
 """Sizes, FLOPs and quality against independent counts."""
 
 import copy
-import json
 import math
 
 import pytest
 import torch
 from architectures import ARCHITECTURES, batch, build, same_bits, state_of
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest
+from datasets import Dataset
+from scipy.stats import entropy
+from sklearn import metrics
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BatchEncoding
+from transformers import BatchEncoding, BertConfig, BertForSequenceClassification
 
-from hfcompress import Comparison, CompressionError, Measurement, compare, measure, prune_global_l1
+from hfcompress import CompressionError, compare, measure, prune_global_l1, student_from_teacher
 from hfcompress.layers import select_matrices
-from hfcompress.measure import wilson_interval
+from hfcompress.measure import packed_bytes
+from hfcompress.memory import peak_bytes
+from hfcompress.probe import count_flops
+from hfcompress.quality import calibration_error, wilson_interval
 
 DATA = batch(19, num_labels=5)
 INPUTS = {key: value for key, value in DATA.items() if key != "labels"}
@@ -55,8 +57,54 @@ def test_a_shared_parameter_counts_once():
 
 def test_without_inputs_only_the_size_is_measured():
     result = measure(build("bert"))
-    missing = ["flops", "latency_ms", "latency_iqr_ms", "batch_size", "examples", "accuracy", "accuracy_interval"]
-    assert [getattr(result, name) for name in [*missing, "cross_entropy"]] == [None] * 8
+    timed = ("flops", "latency_ms", "latency_iqr_ms", "batch_size", "throughput", "peak_bytes")
+    quality = ("examples", "accuracy", "accuracy_interval", "f1", "cross_entropy", "calibration_error", "agreement")
+    assert [getattr(result, name) for name in (*timed, *quality, "mcnemar")] == [None] * 14
+    assert result.passes == ()
+    assert (result.device, result.dtype, result.threads) == ("cpu", "float32", torch.get_num_threads())
+
+
+def test_packed_bytes_are_values_and_the_entropy_of_their_places():
+    model = build("bert")
+    prune_global_l1(model, 0.9)
+    wanted = 0
+    for tensor in model.state_dict().values():
+        density = float((tensor != 0).double().mean())
+        bits = tensor.numel() * entropy([density, 1 - density], base=2)
+        wanted += min(tensor.nbytes, int((tensor != 0).sum()) * tensor.itemsize + math.ceil(bits / 8))
+    result = measure(model)
+    assert result.bytes_packed == packed_bytes(model) == wanted < result.bytes
+    assert result.nonzeros == sum(int((parameter != 0).sum()) for parameter in model.parameters())
+
+
+def test_packed_bytes_are_never_more_than_dense():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    assert packed_bytes(model) == measure(model).bytes == 4 * (16 + 72)
+    model[2].weight.data.zero_()
+    assert packed_bytes(model) == 4 * (16 + 8)
+    model[2].weight = nn.Parameter(torch.empty(0, 8))
+    assert packed_bytes(model) == 4 * (16 + 8)
+
+
+def transformer_flops(tokens, width, inner, layers):
+    projections, feed_forward = 4 * width * width, 2 * width * inner
+    attention = 2 * tokens * width  # for each token: the products of queries and keys, and the sums of values
+    return layers * tokens * 2 * (projections + feed_forward + attention)
+
+
+def test_flops_of_bert_base_are_those_of_arithmetic_by_hand():
+    with torch.device("meta"):  # its shapes alone, no numbers
+        model = BertForSequenceClassification(BertConfig())
+        ids = torch.ones(3, 128, dtype=torch.long)
+    pooler, head = 2 * 768 * 768, 2 * 768 * 2
+    assert count_flops(model, {"input_ids": ids}) == 3 * (transformer_flops(128, 768, 3072, 12) + pooler + head)
+
+
+def test_flops_of_gpt2_are_those_of_arithmetic_by_hand():
+    model = build("gpt2")
+    head = 16 * 2 * 32 * 2  # at every token
+    assert measure(model, length=16, batch_size=3, repeats=1).flops == 3 * (transformer_flops(16, 32, 64, 2) + head)
 
 
 def eager_flops(model, inputs):
@@ -102,6 +150,9 @@ def test_quality_is_that_of_a_plain_loop_over_all_examples(architecture):
     assert result.accuracy == correct / 19
     assert result.cross_entropy == pytest.approx(float(cross_entropy(logits, DATA["labels"])), rel=1e-5)
     assert result.accuracy_interval == pytest.approx(wilson_interval(correct, 19))
+    predictions, probabilities = logits.argmax(-1), logits.double().softmax(-1)
+    assert result.f1 == pytest.approx(metrics.f1_score(DATA["labels"], predictions, average="macro"))
+    assert result.calibration_error == pytest.approx(calibration_error(probabilities, DATA["labels"]), rel=1e-4)
 
 
 def test_without_labels_there_is_no_accuracy():
@@ -120,12 +171,105 @@ def test_times_are_positive_and_the_batch_is_no_larger_than_the_data():
     assert once.latency_ms > 0
 
 
-@given(st.data())
-def test_the_interval_is_that_of_scipy(data):
-    trials = data.draw(st.integers(1, 10_000))
-    successes = data.draw(st.integers(0, trials))
-    wanted = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
-    assert wilson_interval(successes, trials) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+def test_every_batch_size_and_length_that_was_asked_is_timed():
+    model = build("bert", 5)
+    result = measure(model, batch_size=[1, 3], length=[8, 64], repeats=2)
+    assert [(one.batch_size, one.tokens) for one in result.passes] == [(1, 8), (1, 64), (3, 8), (3, 64)]
+    for one in result.passes:
+        ids = torch.full((one.batch_size, one.tokens), 7)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        assert one.flops == eager_flops(model, inputs)
+        assert one.peak_bytes == peak_bytes(model, inputs)
+        assert len(one.times_ms) == 2
+        assert one.latency_ms == sum(one.times_ms) / 2
+        assert one.throughput == pytest.approx(1000 * one.batch_size / one.latency_ms)
+    assert (result.flops, result.peak_bytes) == (result.passes[0].flops, result.passes[0].peak_bytes)
+    assert result.accuracy is None
+
+
+def test_the_models_are_timed_in_turns_and_the_order_turns_round():
+    order = []
+    models = {name: build("bert", 5) for name in ("one", "two", "three")}
+    for name, model in models.items():
+        model.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+    compare(models, INPUTS, repeats=3)
+    rounds = [order[start : start + 3] for start in range(0, 18, 3)]
+    assert rounds == [list(models), list(models)[::-1]] * 3  # three to warm up, three to count
+
+
+def test_a_data_set_is_padded_and_answered_like_one_text_at_a_time():
+    model = build("bert", 5)
+    lengths = DATA["attention_mask"].sum(-1).tolist()
+    data = [
+        {"input_ids": ids[:length], "label": label, "text": "unread", "idx": 7}
+        for ids, label, length in zip(DATA["input_ids"].tolist(), DATA["labels"].tolist(), lengths, strict=True)
+    ]
+    wanted = measure(model, DATA, **QUICK)
+    for given in (data, Dataset.from_list(data), Dataset.from_list(data).with_format("torch")):
+        found = measure(model, given, **QUICK)
+        assert (found.examples, found.accuracy, found.f1) == (19, wanted.accuracy, wanted.f1)
+        assert found.cross_entropy == pytest.approx(wanted.cross_entropy, rel=1e-5)
+        assert found.passes[0].tokens == max(lengths[:8])
+
+
+class Collating:
+    """Stands for a tokenizer: pads on the left, with an id of its own."""
+
+    padding_side = "left"
+
+    def pad(self, rows, **_):
+        longest = max(len(row["input_ids"]) for row in rows)
+        return {
+            key: torch.tensor([[9 * (key == "input_ids")] * (longest - len(r[key])) + r[key] for r in rows])
+            for key in rows[0]
+        }
+
+
+def test_the_tokenizer_pads_where_it_is_given():
+    model = build("gpt2", 5)
+    seen = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
+    data = [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [5, 6]}]
+    for tokenizer in (Collating(), {"a": Collating()}):
+        compare({"a": model}, data, processing_class=tokenizer, repeats=1)
+        assert seen.pop().tolist() == [[5, 6, 7, 8], [9, 9, 5, 6]]
+    compare({"a": model}, data, repeats=1)
+    assert seen.pop().tolist() == [[5, 6, 7, 8], [5, 6, 0, 0]]
+
+
+def answers(model):
+    with torch.no_grad():
+        return model.eval()(**INPUTS).logits.argmax(-1)
+
+
+def test_answers_are_compared_with_those_of_the_first_model_or_the_reference():
+    first, other = build("bert", 5), build("bert", 5, seed=1)
+    wanted = answers(first) == DATA["labels"], answers(other) == DATA["labels"]
+    agreement = float((answers(first) == answers(other)).double().mean())
+    found = compare({"first": first, "other": other}, DATA, **QUICK).rows
+    assert (found["first"].agreement, found["first"].mcnemar) == (None, None)
+    for row in (found["other"], measure(other, DATA, reference=first, **QUICK)):
+        assert row.agreement == agreement
+        assert row.mcnemar.only_first == int((wanted[0] & ~wanted[1]).sum())
+        assert row.mcnemar.only_this == int((wanted[1] & ~wanted[0]).sum())
+    assert measure(other, DATA, reference=other, **QUICK).agreement == 1
+
+
+def test_answers_to_other_examples_are_not_compared():
+    models = {"first": build("bert", 5), "other": build("bert", 5, seed=1)}
+    own = {"first": DATA, "other": {key: value[:11] for key, value in DATA.items()}}
+    assert compare(models, own, **QUICK).rows["other"].agreement is None
+    own["first"] = INPUTS
+    assert compare(models, own, **QUICK).rows["other"].mcnemar is None
+
+
+def test_a_smaller_model_has_smaller_figures():
+    model = build("bert", 5)
+    found = compare({"whole": model, "half": student_from_teacher(model, 1)}, DATA, **QUICK)
+    ratios = found.ratios("half")
+    assert all(ratios[name] < 1 for name in ("parameters", "nonzeros", "bytes", "bytes_packed", "bytes_in_memory"))
+    assert all(ratios[name] < 1 for name in ("flops", "peak_bytes"))
+    assert ratios["parameters"] == found.rows["half"].parameters / found.rows["whole"].parameters
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -187,6 +331,18 @@ def test_each_model_may_have_inputs_of_its_own():
         ({"a": "bert"}, DATA | {"labels": DATA["labels"][:3]}, {}, "inputs for 'a'.*'labels': 3"),
         ({"a": "bert"}, {"input_ids": DATA["input_ids"].tolist()}, {}, "inputs for 'a'"),
         ({"a": "bert", "b": "bert"}, {"a": DATA}, {}, "inputs has none for 'b'; it has 'a'"),
+        ({"a": "bert"}, DATA, {"processing_class": {"b": None}}, "processing_class has none for 'a'; it has 'b'"),
+        ({"a": "bert"}, None, {"length": [8, 0]}, r"length=\[8, 0\]"),
+        ({"a": "bert"}, None, {"batch_size": []}, r"batch_size=\[\]"),
+        ({"a": "bert"}, None, {"length": 65}, "length=65 is more than the 64 tokens that the model 'a' reads"),
+        ({"a": "bert"}, [], {}, "inputs for 'a' .* found list of 0 rows with no columns"),
+        ({"a": "bert"}, [{"text": "a"}], {}, "found list of 1 rows with text"),
+        ({"a": "bert"}, [{"input_ids": [1] * 65}], {}, "'a' has 65 tokens, and the model reads 1 to 64"),
+        ({"a": "bert"}, [{"input_ids": [1]}, {"input_ids": []}], {}, "'a' has 0 tokens"),
+        ({"a": "bert"}, [{"input_ids": [1], "label": "good"}], {}, "column 'label' of the inputs for 'a'"),
+        ({"a": "bert"}, DATA | {"labels": DATA["labels"].float()}, {}, "labels .* for 'a' must be class indices"),
+        ({"a": "bert"}, DATA | {"labels": DATA["labels"] - 9}, {}, "labels .* for 'a' must be class indices"),
+        ({"a": "bert"}, DATA | {"labels": DATA["labels"] + 9}, {}, "labels of the inputs for 'a' go up to 13"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_by_name(models, inputs, numbers, message):
@@ -194,52 +350,14 @@ def test_what_cannot_be_measured_is_refused_by_name(models, inputs, numbers, mes
         compare({name: build(kind, 5) for name, kind in models.items()}, inputs, **numbers)
 
 
-ROWS = Comparison(
-    {
-        "BERT": Measurement(
-            22_700_000, 0, 0.0, 90_800_000, 5_000_000_000, 20.0, 1.0, 16, 800, 0.84, (0.813, 0.864), 0.4
-        ),
-        "pruned": Measurement(22_700_000, 2, 0.2, 90_800_000),
-        "small": Measurement(100, 0, 0.0, 400, 10, 5.0, 1.0, 16),
-    }
-)
-
-
-def test_printing_shows_an_aligned_row_a_model():
-    lines = str(ROWS).splitlines()
-    squeezed = [" ".join(line.split()) for line in lines]
-    assert len(lines) == 4
-    assert squeezed[0] == "model parameters sparsity MB GFLOPs ms a batch speed-up accuracy 95 % interval"
-    assert squeezed[1] == "BERT 22,700,000 0.0% 90.8 5.00 20.0 1.00x 0.840 0.813 to 0.864"
-    assert squeezed[2] == "pruned 22,700,000 20.0% 90.8 - - - - -"
-    assert squeezed[3] == "small 100 0.0% 0.0 0.00 5.0 4.00x - -"
-    assert len({len(line) for line in lines}) == 1
-
-
-def test_columns_of_what_was_not_measured_are_left_out():
-    table = str(Comparison({"a": Measurement(100, 0, 0.0, 400), "b": Measurement(50, 0, 0.0, 200)}))
-    assert table.splitlines()[0].split() == ["model", "parameters", "sparsity", "MB"]
-    assert "-" not in table
-
-
-def test_markdown_has_as_many_columns_in_every_row():
-    lines = ROWS.to_markdown().splitlines()
-    assert lines[1] == "|---" + "|---:" * 8 + "|"
-    assert {line.count("|") for line in lines} == {10}
-    assert lines[2].startswith("| BERT | 22,700,000 | 0.0% | 90.8 |")
-
-
-def test_json_holds_everything():
-    found = json.loads(ROWS.to_json())
-    assert list(found) == ["BERT", "pruned", "small"]
-    assert found["BERT"]["accuracy_interval"] == [0.813, 0.864]
-    assert found["pruned"]["latency_ms"] is None
-    assert ROWS.to_dict()["small"] == ROWS.rows["small"].to_dict()
-
-
-def test_a_real_measurement_prints_and_is_json():
-    result = measure(build("bert", 5), DATA, **QUICK)
-    assert f"{result.parameters:,}" in str(result)
-    assert json.loads(json.dumps(result.to_dict()))["cross_entropy"] == result.cross_entropy
-    assert math.isfinite(result.cross_entropy)
-    assert result.examples == 19
+def test_a_model_without_values_or_padding_is_refused_by_name():
+    with torch.device("meta"):
+        model = build("bert")
+    with pytest.raises(CompressionError, match=r"'model' has bert\.embeddings\..* on the meta device"):
+        measure(model)
+    with pytest.raises(CompressionError, match="'model' has no parameters"):
+        measure(nn.ReLU())
+    with pytest.raises(CompressionError, match="No text can be made up"):
+        measure(nn.Sequential(nn.Linear(2, 2)), length=4)
+    with pytest.raises(CompressionError, match=r"GPT2ForSequenceClassification has no config\.pad_token_id"):
+        measure(build("gpt2", pad_token_id=None), [{"input_ids": [5]}, {"input_ids": [5, 6]}])

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from hfcompress import losses as losses
     from hfcompress.arguments import DistillationArguments
     from hfcompress.cache import cache_teacher_logits
+    from hfcompress.comparison import Comparison, Measurement
     from hfcompress.distillation import DistillationTrainer
     from hfcompress.magnitude import prune_global_l1
-    from hfcompress.measure import Comparison, Measurement, compare, measure
+    from hfcompress.measure import compare, measure
     from hfcompress.report import LayerSparsity, SparsityReport, sparsity_report
     from hfcompress.storage import load_compressed, save_compressed
     from hfcompress.structured import BlockStructure, StructureReport, prune_structured
@@ -55,13 +56,13 @@ __all__ = [
 
 _LAZY = {  # where each name is; what is imported above for type checkers must be here
     "BlockStructure": "structured",
-    "Comparison": "measure",
+    "Comparison": "comparison",
     "DistillationArguments": "arguments",
     "DistillationTrainer": "distillation",
     "GradualPruning": "training",
     "KeepSparsity": "training",
     "LayerSparsity": "report",
-    "Measurement": "measure",
+    "Measurement": "comparison",
     "SparsityReport": "report",
     "StructureReport": "structured",
     "cache_teacher_logits": "cache",

@@ -106,7 +106,7 @@ def prune_global_l1(
     for cut in cuts:
         _apply(cut)
         zeros[cut.piece.matrix.name] += cut.below + cut.ties
-    return report_of(selection, zeros, int(amount) if isinstance(amount, Integral) else float(amount))
+    return report_of(model, selection, zeros, int(amount) if isinstance(amount, Integral) else float(amount))
 
 
 def check_amount(amount: float | int) -> None:

@@ -1,136 +1,68 @@
-"""What a model costs and how well it answers: parameters, bytes, FLOPs, latency, accuracy; several side by side."""
+"""Measures what a model costs and how well it answers; several models in turns."""
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
 
+from hfcompress.batches import Batch, Examples, examples_of
+from hfcompress.comparison import Comparison, ForwardPass, Measurement
 from hfcompress.errors import CompressionError
-from hfcompress.layers import select_matrices
+from hfcompress.intermediate import logits_of
+from hfcompress.layers import select_matrices, unwrap
+from hfcompress.memory import bytes_in_memory, peak_bytes
 from hfcompress.probe import count_flops, evaluating, wait_for
-from hfcompress.report import align, count_zeros, report_of
+from hfcompress.quality import calibration_error, f1_score, mcnemar, wilson_interval
+from hfcompress.report import count_zeros, report_of
+from hfcompress.teacher import config_of
 
-Inputs = Mapping[str, Tensor]
+_WARM_UP = 3  # rounds that are not counted
+_FIRST_ID = 3  # of made-up texts; the ids before it often mean padding
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was measured of one model. A value that could not be measured without inputs or labels is None.
-
-    Attributes:
-        parameters: Number of parameters; a shared one counts once.
-        zeros: How many of the prunable weights are zero.
-        sparsity: The same as a fraction of the prunable weights (see `sparsity_report`).
-        bytes: Bytes of the distinct tensors that ``save_pretrained`` writes. Zeros take as much as other numbers.
-        flops: Floating-point operations of one forward pass of ``batch_size`` examples, attention included; two for a
-            multiplication with addition. Zeros are multiplied like other numbers.
-        latency_ms: Median milliseconds of such a pass.
-        latency_iqr_ms: Interquartile range of those times.
-        batch_size: Examples in that pass.
-        examples: Labelled examples that the next values are about.
-        accuracy: Fraction answered correctly.
-        accuracy_interval: Its 95 % Wilson interval.
-        cross_entropy: Mean of -log of the label's probability, in nats.
-    """
-
-    parameters: int
-    zeros: int
-    sparsity: float
-    bytes: int
-    flops: int | None = None
-    latency_ms: float | None = None
-    latency_iqr_ms: float | None = None
-    batch_size: int | None = None
-    examples: int | None = None
-    accuracy: float | None = None
-    accuracy_interval: tuple[float, float] | None = None
-    cross_entropy: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain Python values, ready for JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return str(Comparison({"model": self}))
+# A batch of tensors, or a sequence of rows.
+Inputs = Mapping[str, Tensor] | Sequence[Mapping[str, Any]] | Any
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Several models side by side. ``print`` shows a table of what was measured; ratios are against the first.
-
-    Attributes:
-        rows: A `Measurement` a name, in the order given.
-    """
-
-    rows: dict[str, Measurement]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain Python values, ready for JSON."""
-        return {name: row.to_dict() for name, row in self.rows.items()}
-
-    def to_json(self) -> str:
-        """Return the comparison as JSON text."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def to_markdown(self) -> str:
-        """Return the comparison as a Markdown table."""
-        table = [f"| {' | '.join(row)} |" for row in self._table()]
-        return "\n".join([table[0], "|---" + "|---:" * (table[0].count("|") - 2) + "|", *table[1:]])
-
-    def __str__(self) -> str:
-        table = self._table()
-        return "\n".join(align(table, "<" + ">" * (len(table[0]) - 1)))
-
-    def _table(self) -> list[tuple[str, ...]]:
-        base = next(iter(self.rows.values()))
-        table: list[tuple[str, ...]] = [
-            ("model", "parameters", "sparsity", "MB", "GFLOPs", "ms a batch", "speed-up", "accuracy", "95 % interval")
-        ]
-        for name, row in self.rows.items():
-            speedup = None if row.latency_ms is None or not base.latency_ms else base.latency_ms / row.latency_ms
-            interval = row.accuracy_interval
-            table.append(
-                (
-                    name,
-                    f"{row.parameters:,}",
-                    f"{row.sparsity:.1%}",
-                    f"{row.bytes / 1e6:.1f}",
-                    "-" if row.flops is None else f"{row.flops / 1e9:.2f}",
-                    "-" if row.latency_ms is None else f"{row.latency_ms:.1f}",
-                    "-" if speedup is None else f"{speedup:.2f}x",
-                    "-" if row.accuracy is None else f"{row.accuracy:.3f}",
-                    "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}",
-                )
-            )
-        measured = [index for index, column in enumerate(zip(*table[1:], strict=True)) if set(column) != {"-"}]
-        return [tuple(row[index] for index in measured) for row in table]
-
-
-def measure(model: nn.Module, inputs: Inputs | None = None, *, batch_size: int = 16, repeats: int = 20) -> Measurement:
+def measure(
+    model: nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    batch_size: int | Sequence[int] = 16,
+    length: int | Sequence[int] | None = None,
+    repeats: int = 20,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    reference: nn.Module | None = None,
+) -> Measurement:
     """Measure one model. It is not changed: its mode and gradients are as before.
 
     Args:
         model: A Hugging Face classifier.
-        inputs: What the model reads, tensors with one row an example, as a tokenizer returns them with
-            ``return_tensors="pt"``. With class indices under ``"labels"``, accuracy and cross-entropy are measured over
-            all of them. Without inputs only the size is measured.
-        batch_size: Examples of the batch that is timed: the first ones of the inputs.
-        repeats: How often it is timed, after three unmeasured passes.
+        inputs: What the model reads: tensors with one row an example, as a tokenizer returns them with
+            ``return_tensors="pt"``; or a data set, a sequence of rows each with ``input_ids``. With class indices under
+            ``"labels"``, the quality of the answers to all of them is measured. Without inputs, and without a length,
+            only the size is measured.
+        batch_size: Examples of the batch that is timed, or several numbers to time several batches.
+        length: Tokens of the texts that are timed, or several numbers. The texts are made up, without padding. If None,
+            the first rows of the inputs are timed as they are.
+        repeats: How often each batch is timed, after three passes that warm up; a difference needs eight to be shown.
+        processing_class: The tokenizer that pads the rows of a data set. Without it, they are padded on the right with
+            the model's ``pad_token_id``.
+        reference: Another model, which reads the same inputs; the agreement with its answers is measured.
 
     Returns:
         The measurement.
 
     Raises:
-        CompressionError: The inputs are empty or of different lengths, or a number is not positive.
+        CompressionError: The inputs are empty, of different lengths or cannot be read, labels are no classes of the
+            model, a number is not positive, or the model is on the meta device.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -141,23 +73,34 @@ def measure(model: nn.Module, inputs: Inputs | None = None, *, batch_size: int =
         >>> result.flops, result.examples
         (565760, 4)
     """
-    return compare({"model": model}, inputs, batch_size=batch_size, repeats=repeats).rows["model"]
+    options: Any = {"batch_size": batch_size, "length": length, "repeats": repeats}
+    tokenizers = None if processing_class is None else {"model": processing_class}
+    found = _compare({"model": model}, {"model": inputs}, processing_class=tokenizers, reference=reference, **options)
+    return found.rows["model"]
 
 
 def compare(
     models: Mapping[str, nn.Module],
     inputs: Inputs | Mapping[str, Inputs] | None = None,
     *,
-    batch_size: int = 16,
+    batch_size: int | Sequence[int] = 16,
+    length: int | Sequence[int] | None = None,
     repeats: int = 20,
+    processing_class: PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase] | None = None,
 ) -> Comparison:
-    """Measure several models side by side, timed in turn so that a machine's change of pace hits all alike.
+    """Measure several models side by side, in turns: a machine's change of pace hits all alike.
+
+    Each round times every model once, the next round in the opposite order. Ratios are to the first model, and its
+    answers are what the others' are compared with (agreement, McNemar's test).
 
     Args:
-        models: Models by name; ratios are against the first.
-        inputs: As for `measure`, for all models; or by the same names where each has its own tokenizer.
-        batch_size: Examples of the batch that is timed.
+        models: Models by name.
+        inputs: As for `measure`, for all models; or by the same names where each has its own tokenizer. The answers are
+            compared where the labels are the same, example by example.
+        batch_size: As for `measure`.
+        length: As for `measure`.
         repeats: Rounds of timing.
+        processing_class: As for `measure`, for all models or by the same names.
 
     Returns:
         The measurements by name.
@@ -170,108 +113,198 @@ def compare(
     """
     if not models:
         raise CompressionError("models is empty; pass at least one, as {name: model}.")
-    if batch_size < 1 or repeats < 1:
-        raise CompressionError(f"batch_size={batch_size} and repeats={repeats} must be at least 1.")
-    batches = {name: _inputs_of(name, models, inputs) for name in models}
-
-    fields: dict[str, dict[str, Any]] = {name: _size(model) for name, model in models.items()}
-    timed = {}
-    for name, (inputs_of, labels) in batches.items():
-        if inputs_of is None:
-            continue
-        first = {key: value[:batch_size] for key, value in inputs_of.items()}
-        timed[name] = first
-        fields[name]["batch_size"] = len(next(iter(first.values())))
-        fields[name]["flops"] = count_flops(models[name], first)
-        if labels is not None:
-            fields[name] |= _quality(models[name], inputs_of, labels, batch_size)
-    for name, times in _latencies({name: models[name] for name in timed}, timed, repeats).items():
-        quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
-        fields[name] |= {"latency_ms": statistics.median(times), "latency_iqr_ms": quartiles[2] - quartiles[0]}
-    return Comparison({name: Measurement(**values) for name, values in fields.items()})
+    own: Any = inputs
+    if not (isinstance(own, Mapping) and (set(own) & set(models) or any(isinstance(v, Mapping) for v in own.values()))):
+        own = dict.fromkeys(models, inputs)
+    tokenizers: Any = processing_class
+    if not isinstance(tokenizers, Mapping):
+        tokenizers = dict.fromkeys(models, processing_class)
+    for name in models:
+        for argument, given in (("inputs", own), ("processing_class", tokenizers)):
+            if name not in given:
+                raise CompressionError(f"{argument} has none for {name!r}; it has {', '.join(map(repr, given))}.")
+    return _compare(
+        models, own, batch_size=batch_size, length=length, repeats=repeats, processing_class=tokenizers, reference=None
+    )
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a proportion (Wilson 1927), which stays within [0, 1].
+def packed_bytes(model: nn.Module) -> int:
+    """Bytes of a model's distinct tensors, each stored densely or packed, whichever is smaller.
+
+    Packed, a tensor takes its non-zero values and their places. The places cost at least the binary entropy of the
+    density, in bits, for each number, which a good coder comes close to.
 
     Args:
-        successes: How many of the trials succeeded.
-        trials: How many there were, at least 1.
+        model: Any module.
 
     Example:
-        >>> low, high = wilson_interval(672, 800)
-        >>> round(low, 3), round(high, 3)
-        (0.813, 0.864)
+        >>> layer = nn.Linear(100, 10, bias=False)
+        >>> layer.weight.data[:9] = 0  # of 1000, 100 are not zero, and 0.469 bits each say where they are
+        >>> packed_bytes(layer)
+        459
     """
-    z, p = statistics.NormalDist().inv_cdf(0.975), successes / trials
-    centre = p + z * z / (2 * trials)
-    spread = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    total = 0
+    for tensor in _stored(model):
+        size, kept = tensor.numel(), int(torch.count_nonzero(tensor))
+        entropy = -sum(p * math.log2(p) for p in (kept / size, 1 - kept / size) if p) if size else 0.0
+        packed = kept * tensor.element_size() + math.ceil(size * entropy / 8)
+        total += min(size * tensor.element_size(), packed)
+    return total
 
 
-def _inputs_of(
-    name: str, models: Mapping[str, nn.Module], inputs: Inputs | Mapping[str, Inputs] | None
-) -> tuple[dict[str, Tensor] | None, Tensor | None]:
-    """The inputs of one model on its device, without the labels, and the labels."""
-    if inputs is None:
-        return None, None
-    own: Any = inputs
-    if any(isinstance(value, Mapping) for value in inputs.values()):
-        if name not in inputs:
-            raise CompressionError(f"inputs has none for {name!r}; it has {', '.join(map(repr, inputs))}.")
-        own = inputs[name]
-    device = next(models[name].parameters()).device
-    tensors = {key: value.to(device) for key, value in own.items() if isinstance(value, Tensor)}
-    labels = tensors.pop("labels", None)
-    lengths = {key: len(value) for key, value in tensors.items()} | ({} if labels is None else {"labels": len(labels)})
-    if not tensors or len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise CompressionError(
-            f"inputs for {name!r} must be tensors with one row an example, at least one: found {lengths}."
-        )
-    return tensors, labels
+def _compare(
+    models: Mapping[str, nn.Module],
+    inputs: Mapping[str, Inputs | None],
+    *,
+    batch_size: int | Sequence[int],
+    length: int | Sequence[int] | None,
+    repeats: int,
+    processing_class: Mapping[str, PreTrainedTokenizerBase | None] | None,
+    reference: nn.Module | None,
+) -> Comparison:
+    sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
+    lengths: list[int | None] = [length] if length is None or isinstance(length, int) else list(length)
+    if not sizes or not lengths or min(*sizes, repeats, *(one for one in lengths if one is not None)) < 1:
+        raise CompressionError(f"batch_size={batch_size}, length={length} and repeats={repeats} must be at least 1.")
+    for name, model in models.items():
+        _check(name, model, max(tokens or 0 for tokens in lengths))
+    tokenizers = processing_class or {}
+    examples = {
+        name: examples_of(name, model, inputs[name], tokenizers.get(name))
+        for name, model in models.items()
+        if inputs[name] is not None
+    }
+
+    fields = {name: _size(model) for name, model in models.items()}
+    answers: dict[str, tuple[Tensor, Tensor]] = {}  # logits and labels
+    for name, one in examples.items():
+        if one.labels is None:
+            continue
+        labels = one.labels.cpu()
+        logits = _logits(models[name], one, max(sizes))
+        answers[name] = logits, labels
+        fields[name] |= _quality(name, logits, labels)
+        if reference is not None:
+            others = examples_of("reference", reference, inputs[name], tokenizers.get(name))
+            fields[name] |= _against(_logits(reference, others, max(sizes)), logits, labels)
+        elif len(answers) > 1 and (first := next(iter(models))) in answers and torch.equal(answers[first][1], labels):
+            fields[name] |= _against(answers[first][0], logits, labels)
+
+    passes: dict[str, list[ForwardPass]] = {name: [] for name in models}
+    for size, tokens in product(sizes, lengths):
+        batches: dict[str, Batch] = {}
+        for name, model in models.items():
+            if tokens is not None:
+                batches[name] = _made_up(model, size, tokens)
+            elif name in examples:
+                batches[name] = examples[name].take(range(min(size, len(examples[name].lengths))))
+        times = _times({name: models[name] for name in batches}, batches, repeats)
+        for name, batch in batches.items():
+            flops, peak = count_flops(models[name], batch), peak_bytes(models[name], batch)
+            ids = batch.get("input_ids", next(iter(batch.values())))
+            rows, columns = (*ids.shape, 1)[:2]
+            passes[name].append(ForwardPass(rows, columns, flops, peak, tuple(times[name])))
+    return Comparison({name: Measurement(**found, passes=tuple(passes[name])) for name, found in fields.items()})
+
+
+def _check(name: str, model: nn.Module, longest: int) -> None:
+    meta = next((where for where, parameter in model.named_parameters() if parameter.is_meta), None)
+    if meta is not None or next(model.parameters(), None) is None:
+        what = "no parameters" if meta is None else f"{meta} on the meta device, without values"
+        raise CompressionError(f"The model {name!r} has {what}, so it cannot be measured; load its weights first.")
+    limit = getattr(config_of(model), "max_position_embeddings", None)
+    if longest and not hasattr(unwrap(model), "get_input_embeddings"):
+        raise CompressionError(f"No text can be made up for the model {name!r}; leave out length= and pass inputs.")
+    if limit is not None and longest > limit:
+        raise CompressionError(f"length={longest} is more than the {limit} tokens that the model {name!r} reads.")
+
+
+def _stored(model: nn.Module) -> list[Tensor]:
+    """The distinct tensors that are written to disk."""
+    found = {(t.device, t.data_ptr(), t.shape) if t.numel() else id(t): t for t in model.state_dict().values()}
+    return list(found.values())
 
 
 def _size(model: nn.Module) -> dict[str, Any]:
     selection = select_matrices(model)
-    report = report_of(selection, count_zeros(selection.matrices))
-    stored = {(t.device, t.data_ptr(), t.shape) if t.numel() else id(t): t for t in model.state_dict().values()}
+    report = report_of(model, selection, count_zeros(selection.matrices))
+    device = next(model.parameters()).device
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": report.whole_model.weights,
+        "nonzeros": report.whole_model.weights - report.whole_model.zeros,
         "zeros": report.zeros,
         "sparsity": report.sparsity,
-        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in stored.values()),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in _stored(model)),
+        "bytes_packed": packed_bytes(model),
+        "bytes_in_memory": bytes_in_memory(model),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": ", ".join(sorted(dtypes)),
+        "threads": torch.get_num_threads(),
     }
 
 
-def _quality(model: nn.Module, inputs: dict[str, Tensor], labels: Tensor, batch_size: int) -> dict[str, Any]:
-    logits = []
+def _logits(model: nn.Module, examples: Examples, batch_size: int) -> Tensor:
+    """Answers to all examples, in their order, on the CPU in float64."""
+    order = sorted(range(len(examples.lengths)), key=examples.lengths.__getitem__)  # little padding
     with evaluating(model):
-        for start in range(0, len(labels), batch_size):
-            logits.append(model(**{k: v[start : start + batch_size] for k, v in inputs.items()}).logits.float())
-    scores = torch.cat(logits)
-    correct = int((scores.argmax(-1) == labels).sum())
+        found = [
+            logits_of(model(**examples.take(order[start : start + batch_size]))).cpu()
+            for start in range(0, len(order), batch_size)
+        ]
+    return torch.cat(found)[torch.tensor(order).argsort()].double()
+
+
+def _quality(name: str, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    if logits.dim() != 2 or logits.shape[1] < 2 or int(labels.max()) >= logits.shape[1]:
+        raise CompressionError(
+            f"The labels of the inputs for {name!r} go up to {int(labels.max())}, and the model's answers are of shape "
+            f"{tuple(logits.shape)}: one number for each of two or more classes is needed; leave out the labels to "
+            "measure size and speed only."
+        )
+    predictions = logits.argmax(-1)
+    correct = int((predictions == labels).sum())
     return {
         "examples": len(labels),
         "accuracy": correct / len(labels),
         "accuracy_interval": wilson_interval(correct, len(labels)),
-        "cross_entropy": float(cross_entropy(scores, labels)),
+        "f1": f1_score(predictions, labels, logits.shape[1]),
+        "cross_entropy": float(cross_entropy(logits, labels)),
+        "calibration_error": calibration_error(logits.softmax(-1), labels),
     }
 
 
-def _latencies(
-    models: dict[str, nn.Module], inputs: dict[str, dict[str, Tensor]], repeats: int
-) -> dict[str, list[float]]:
+def _against(reference: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    first, this = reference.argmax(-1), logits.argmax(-1)
+    return {
+        "agreement": int((first == this).sum()) / len(labels),
+        "mcnemar": mcnemar(first == labels, this == labels),
+    }
+
+
+def _made_up(model: nn.Module, batch_size: int, tokens: int) -> Batch:
+    """A batch of texts of so many tokens; which ones they are does not matter to the time."""
+    embeddings: Any = unwrap(model)
+    ids = _FIRST_ID + torch.arange(batch_size * tokens, device=next(model.parameters()).device)
+    ids = (ids % embeddings.get_input_embeddings().weight.shape[0]).view(batch_size, tokens)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _times(models: Mapping[str, nn.Module], batches: Mapping[str, Batch], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each model's passes, in rounds; the order turns round from one to the next."""
     times: dict[str, list[float]] = {name: [] for name in models}
-    for repeat in range(-3, repeats):
-        for name, model in models.items():
-            device = next(iter(inputs[name].values())).device
+    order = list(models)
+    for repeat in range(-_WARM_UP, repeats):
+        for name in order:
+            model, batch = models[name], batches[name]
+            device = next(iter(batch.values())).device
             with evaluating(model):
                 wait_for(device)
                 start = time.perf_counter()
-                model(**inputs[name])
+                model(**batch)
                 wait_for(device)
                 elapsed = time.perf_counter() - start
             if repeat >= 0:
                 times[name].append(1000 * elapsed)
+        order.reverse()
     return times

@@ -1,16 +1,54 @@
-"""How sparse a model is, matrix by matrix."""
+"""How sparse a model is, matrix by matrix, and in all."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-from hfcompress.layers import PRUNABLE_DTYPES, Selection, WeightMatrix, check_prunable, select_matrices
+from hfcompress.layers import PRUNABLE_DTYPES, Selection, WeightMatrix, check_prunable, select_matrices, unwrap
+from hfcompress.plots import draw_sparsity, new_axes
 from hfcompress.scan import common_dtype, pieces_of, scan
+from hfcompress.tables import align, html, markdown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What transformers calls the modules of each kind of block; the first that is found in a name decides.
+_KINDS = {
+    "pooler": re.compile("pooler"),
+    "embeddings": re.compile("embed"),
+    "attention": re.compile("attn|attention"),
+    "feed-forward": re.compile(r"\b(mlp|ffn?\w*|feed_?forward|intermediate|output|fc\d|densereludense)\b"),
+}
+_LAYER = re.compile(r"(?:.*?\.)?\d+(?=\.)")  # of a name, the part up to the first number
+_LONG = 30  # matrices: more are shown layer by layer
+
+
+@dataclass(frozen=True)
+class ZeroCount:
+    """How many numbers there are, and how many of them are exactly 0.
+
+    Attributes:
+        weights: How many there are.
+        zeros: How many of them are 0.
+    """
+
+    weights: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction that is zero; 0.0 of none."""
+        return self.zeros / self.weights if self.weights else 0.0
 
 
 @dataclass(frozen=True)
@@ -23,6 +61,8 @@ class LayerSparsity:
         dtype: Its dtype, for example ``"float32"``.
         weights: How many weights it has.
         zeros: How many of them are exactly 0.
+        kind: The kind of block that it belongs to: ``"attention"``, ``"feed-forward"``, ``"pooler"``,
+            ``"embeddings"``, ``"head"`` (outside the body) or ``"other"``.
     """
 
     name: str
@@ -30,78 +70,168 @@ class LayerSparsity:
     dtype: str
     weights: int
     zeros: int
+    kind: str = "other"
 
     @property
     def sparsity(self) -> float:
         """Fraction of the weights that are zero; 0.0 for an empty matrix."""
-        return self.zeros / self.weights if self.weights else 0.0
+        return ZeroCount(self.weights, self.zeros).sparsity
 
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """Zeros of a model's prunable weights. ``print`` shows a table.
+    """Zeros of a model's prunable weights, and of all its parameters. ``print`` shows a table, a notebook too.
 
     Attributes:
-        layers: One entry a weight matrix, in the order of ``model.named_modules()``.
+        layers: One entry a weight matrix in scope, in the order of ``model.named_modules()``.
+        whole_model: All parameters of the model, whether in scope or not; a shared one counts once. Of parameters that
+            are no plain tensors (quantized, sharded, without values) no zeros are counted.
         not_covered: Matrices of the body held in kinds of module that the library cannot prune; never touched.
         amount: What was asked of the call that made this report, or None for a plain report.
     """
 
     layers: tuple[LayerSparsity, ...]
+    whole_model: ZeroCount
     not_covered: tuple[str, ...] = ()
     amount: float | int | None = None
 
     @property
     def weights(self) -> int:
         """Number of prunable weights."""
-        return sum(layer.weights for layer in self.layers)
+        return _total(self.layers).weights
 
     @property
     def zeros(self) -> int:
         """Number of prunable weights that are exactly 0."""
-        return sum(layer.zeros for layer in self.layers)
+        return _total(self.layers).zeros
 
     @property
     def sparsity(self) -> float:
         """Fraction of the prunable weights that are zero; 0.0 if there are none."""
-        return self.zeros / self.weights if self.weights else 0.0
+        return _total(self.layers).sparsity
+
+    @property
+    def kinds(self) -> dict[str, ZeroCount]:
+        """Zeros by kind of block, in the order in which the kinds first appear."""
+        return {kind: _total(layers) for kind, layers in _by_kind(self.layers).items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain Python values, ready for JSON."""
-        layers = [asdict(layer) | {"sparsity": layer.sparsity} for layer in self.layers]
         totals = {"weights": self.weights, "zeros": self.zeros, "sparsity": self.sparsity, "amount": self.amount}
-        return totals | {"layers": layers, "not_covered": list(self.not_covered)}
+        return totals | {
+            "whole_model": _with_sparsity(self.whole_model),
+            "kinds": {kind: _with_sparsity(count) for kind, count in self.kinds.items()},
+            "layers": [_with_sparsity(layer) for layer in self.layers],
+            "not_covered": list(self.not_covered),
+        }
 
     def to_json(self) -> str:
         """Return the report as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
 
-    def to_markdown(self) -> str:
-        """Return the report as a Markdown table."""
-        lines = [f"| {' | '.join(row)} |" for row in self._rows()]
+    def to_text(self, *, verbose: bool = False) -> str:
+        """Return the report as a table for a terminal.
+
+        Args:
+            verbose: Show every matrix; otherwise models of more than 30 matrices are shown layer by layer.
+
+        Example:
+            >>> count = ZeroCount(12, 3)
+            >>> layer = LayerSparsity("layer.0.mlp.up", (4, 3), "float32", 12, 3, "feed-forward")
+            >>> print(SparsityReport((layer,), count).to_text())
+            matrix                block         shape  weights  zeros  sparsity
+            layer.0.mlp.up        feed-forward  4 x 3       12      3    25.00%
+            all prunable weights                            12      3    25.00%
+            all parameters                                  12      3    25.00%
+        """
+        rows, alignment, _ = self._table(verbose)
+        return "\n".join([*align(rows, alignment), *self._notes()])
+
+    def to_markdown(self, *, verbose: bool = True) -> str:
+        """Return the report as a Markdown table; ``verbose`` as for `to_text`."""
+        rows, alignment, _ = self._table(verbose)
         notes = [line for note in self._notes() for line in ("", note)]
-        return "\n".join([lines[0], "|---|---|---:|---:|---:|", *lines[1:], *notes])
+        return "\n".join([*markdown(rows, alignment), *notes])
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a data frame with one row a matrix.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_pandas needs the package pandas: pip install pandas") from error
+        columns = ["name", "kind", "shape", "dtype", "weights", "zeros", "sparsity"]
+        return pd.DataFrame([_with_sparsity(layer) for layer in self.layers], columns=columns)
+
+    def plot(self, axes: Axes | None = None, *, verbose: bool = False) -> tuple[Figure, Axes]:
+        """Draw the sparsity of each layer as bars, one for each kind of block.
+
+        Args:
+            axes: Where to draw; a new figure if None.
+            verbose: One bar for each matrix instead.
+
+        Returns:
+            The figure and its axes.
+
+        Raises:
+            ImportError: matplotlib is not installed: ``pip install 'hfcompress[plots]'``.
+        """
+        groups = {layer.name: [layer] for layer in self.layers} if verbose else _by_layer(self.layers)
+        bars = {name: {k: _total(o).sparsity for k, o in _by_kind(part).items()} for name, part in groups.items()}
+        axes = new_axes(height=1.6 + 0.22 * sum(len(kinds) for kinds in bars.values())) if axes is None else axes
+        return draw_sparsity(axes, bars, list(self.kinds), self.sparsity)
 
     def __str__(self) -> str:
-        return "\n".join([*align(self._rows(), "<<>>>"), *self._notes()])
+        return self.to_text()
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [("matrix", "shape", "weights", "zeros", "sparsity")]
+    def _repr_html_(self) -> str:
+        rows, alignment, totals = self._table(verbose=False)
+        return "\n".join([html(rows, alignment, totals), *(f"<p>{escape(note)}</p>" for note in self._notes())])
+
+    def _table(self, verbose: bool) -> tuple[list[tuple[str, ...]], str, int]:
+        """The rows, how their columns are aligned, and how many of them are totals."""
+        if verbose or len(self.layers) <= _LONG:
+            return self._matrices()
+        return self._layers()
+
+    def _matrices(self) -> tuple[list[tuple[str, ...]], str, int]:
+        rows: list[tuple[str, ...]] = [("matrix", "block", "shape", "weights", "zeros", "sparsity")]
         for layer in self.layers:
-            shape = " x ".join(map(str, layer.shape))
-            rows.append((layer.name, shape, f"{layer.weights:,}", f"{layer.zeros:,}", f"{layer.sparsity:.2%}"))
-        rows.append(("all prunable weights", "", f"{self.weights:,}", f"{self.zeros:,}", f"{self.sparsity:.2%}"))
-        return rows
+            rows.append((layer.name, layer.kind, " x ".join(map(str, layer.shape)), *_cells(layer)))
+        kinds = self.kinds if len(self.kinds) > 1 else {}
+        totals = [(f"all {kind}", kind, "", *_cells(count)) for kind, count in kinds.items()]
+        totals.append(("all prunable weights", "", "", *_cells(_total(self.layers))))
+        totals.append(("all parameters", "", "", *_cells(self.whole_model)))
+        return rows + totals, "<<<>>>", len(totals)
+
+    def _layers(self) -> tuple[list[tuple[str, ...]], str, int]:
+        groups = _by_layer(self.layers)
+        # The others (a pooler) are a row of their own already.
+        shown = [kind for kind in self.kinds if any({one.kind for one in part} > {kind} for part in groups.values())]
+        rows: list[tuple[str, ...]] = [("layer", "matrices", "weights", "zeros", "sparsity", *shown)]
+        for name, part in [*groups.items(), ("all prunable weights", list(self.layers))]:
+            by_kind = {kind: _total(ones) for kind, ones in _by_kind(part).items()}
+            kinds = [f"{by_kind[kind].sparsity:.2%}" if kind in by_kind else "" for kind in shown]
+            rows.append((name, str(len(part)), *_cells(_total(part)), *kinds))
+        rows.append(("all parameters", "", *_cells(self.whole_model), *("" for _ in shown)))
+        return rows, "<" + ">" * (4 + len(shown)), 2
 
     def _notes(self) -> list[str]:
-        notes = [] if self.amount is None else [f"asked: {self.amount}"]
+        notes = []
+        if isinstance(self.amount, int):
+            notes.append(f"asked: {self.amount:,} zeros; actual: {self.zeros:,}")
+        elif self.amount is not None:
+            notes.append(f"asked: {self.amount:.2%} of the prunable weights; actual: {self.sparsity:.2%}")
         return notes + ([f"not covered: {', '.join(self.not_covered)}"] if self.not_covered else [])
 
 
 def sparsity_report(
     model: nn.Module, *, include: Sequence[str] | str | None = None, exclude: Sequence[str] | str | None = None
 ) -> SparsityReport:
-    """Count the zeros of a model's prunable weights. Changes nothing.
+    """Count the zeros of a model's prunable weights, and of all its parameters. Changes nothing.
 
     Args:
         model: A Hugging Face classifier, or any module with ``nn.Linear`` or ``Conv1D`` in it.
@@ -109,7 +239,7 @@ def sparsity_report(
         exclude: Shell patterns for modules to leave out.
 
     Returns:
-        Zeros by matrix and in all; ``-0.0`` is a zero.
+        Zeros by matrix, by kind of block and in all; ``-0.0`` is a zero.
 
     Raises:
         CompressionError: A pattern matches nothing, nothing is prunable, or a weight is quantized, sharded or on the
@@ -121,10 +251,12 @@ def sparsity_report(
         >>> report = sparsity_report(BertForSequenceClassification(config))
         >>> report.weights, report.zeros, report.sparsity
         (9216, 0, 0.0)
+        >>> {kind: count.weights for kind, count in report.kinds.items()}
+        {'attention': 4096, 'feed-forward': 4096, 'pooler': 1024}
     """
     selection = select_matrices(model, include, exclude)
     check_prunable(model, selection)
-    return report_of(selection, count_zeros(selection.matrices))
+    return report_of(model, selection, count_zeros(selection.matrices))
 
 
 def count_zeros(matrices: Iterable[WeightMatrix]) -> dict[str, int]:
@@ -137,19 +269,66 @@ def count_zeros(matrices: Iterable[WeightMatrix]) -> dict[str, int]:
     return zeros
 
 
-def report_of(selection: Selection, zeros: Mapping[str, int], amount: float | int | None = None) -> SparsityReport:
+def report_of(
+    model: nn.Module, selection: Selection, zeros: Mapping[str, int], amount: float | int | None = None
+) -> SparsityReport:
     """Make the report of matrices whose zeros were counted, by name; an empty matrix may be left out."""
+    inner = unwrap(model)
+    body = {id(module) for module in getattr(inner, "base_model", inner).modules()}
     layers = []
     for matrix in selection.matrices:
         weight = matrix.weight
         dtype = str(weight.dtype).removeprefix("torch.")
-        layers.append(LayerSparsity(matrix.name, tuple(weight.shape), dtype, weight.numel(), zeros.get(matrix.name, 0)))
-    return SparsityReport(tuple(layers), selection.not_covered, amount)
+        kind = kind_of(matrix.name, in_body=id(model.get_submodule(matrix.name)) in body)
+        shape, count = tuple(weight.shape), zeros.get(matrix.name, 0)
+        layers.append(LayerSparsity(matrix.name, shape, dtype, weight.numel(), count, kind))
+    chosen = {id(matrix.weight) for matrix in selection.matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    found = _total(layers)
+    whole = ZeroCount(found.weights + sum(other.numel() for other in others), found.zeros + sum(map(_zeros_of, others)))
+    return SparsityReport(tuple(layers), whole, selection.not_covered, amount)
 
 
-def align(rows: Iterable[Sequence[str]], alignment: str) -> list[str]:
-    """Pad the cells of a table for a terminal; one ``<`` or ``>`` a column says to which side."""
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    pairs = list(zip(alignment, widths, strict=True))
-    return ["  ".join(f"{c:{a}{w}}" for c, (a, w) in zip(row, pairs, strict=True)).rstrip() for row in rows]
+def kind_of(name: str, *, in_body: bool = True) -> str:
+    """Tell the kind of block that a matrix belongs to from the name of its module.
+
+    Example:
+        >>> kind_of("bert.encoder.layer.0.attention.output.dense"), kind_of("bert.encoder.layer.0.output.dense")
+        ('attention', 'feed-forward')
+    """
+    found = (kind for kind, pattern in _KINDS.items() if pattern.search(name.lower()))
+    return next(found, "other") if in_body else "head"
+
+
+def _zeros_of(parameter: nn.Parameter) -> int:
+    plain = type(parameter.data) is torch.Tensor and not parameter.is_meta
+    return parameter.numel() - int(torch.count_nonzero(parameter.detach())) if plain else 0
+
+
+def _cells(count: LayerSparsity | ZeroCount) -> tuple[str, str, str]:
+    return f"{count.weights:,}", f"{count.zeros:,}", f"{count.sparsity:.2%}"
+
+
+def _with_sparsity(count: LayerSparsity | ZeroCount) -> dict[str, Any]:
+    return asdict(count) | {"sparsity": count.sparsity}
+
+
+def _total(layers: Iterable[LayerSparsity]) -> ZeroCount:
+    layers = list(layers)
+    return ZeroCount(sum(layer.weights for layer in layers), sum(layer.zeros for layer in layers))
+
+
+def _by_kind(layers: Iterable[LayerSparsity]) -> dict[str, list[LayerSparsity]]:
+    return _grouped((layer.kind, layer) for layer in layers)
+
+
+def _by_layer(layers: Iterable[LayerSparsity]) -> dict[str, list[LayerSparsity]]:
+    names = ((_LAYER.match(layer.name), layer) for layer in layers)
+    return _grouped((found.group() if found else layer.name, layer) for found, layer in names)
+
+
+def _grouped(pairs: Iterable[tuple[str, LayerSparsity]]) -> dict[str, list[LayerSparsity]]:
+    groups: dict[str, list[LayerSparsity]] = {}
+    for key, layer in pairs:
+        groups.setdefault(key, []).append(layer)
+    return groups

@@ -20,8 +20,8 @@ from hfcompress.importance import IMPORTANCES, Importance, batches_of, importanc
 from hfcompress.layers import PRUNABLE_DTYPES, layer_stack
 from hfcompress.plan import is_plan, own_configs, write_plan
 from hfcompress.probe import TOKENS, answer, calls_of, in_float32, milliseconds, short_text, sizes
-from hfcompress.report import align
 from hfcompress.student import keep_layers
+from hfcompress.tables import align
 
 _TRIES = 8
 _BUDGETS = ("flops", "parameters", "latency")

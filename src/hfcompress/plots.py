@@ -1,0 +1,138 @@
+"""Pictures of sparsity, and of accuracy against time and size. Needs matplotlib, the extra ``plots``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart; the yellow is left out.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = "osD^vPX<>p"
+_TEXT = 9
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in a picture of accuracy against a cost.
+
+    Attributes:
+        name: The model's name.
+        cost: Where it is on the horizontal axis.
+        accuracy: Where it is on the vertical axis.
+        accuracy_interval: Between which accuracies its true one is.
+        cost_interval: Between which costs its true one is, or None if the cost is exact.
+        other_cost: A second cost, drawn hollow, or None.
+    """
+
+    name: str
+    cost: float
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    cost_interval: tuple[float, float] | None = None
+    other_cost: float | None = None
+
+
+def pyplot() -> Any:
+    """Import matplotlib's pyplot.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        from matplotlib import pyplot as plt
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: pip install 'hfcompress[plots]'") from error
+    return plt
+
+
+def new_axes(height: float) -> Axes:
+    """Make a figure with one pair of axes, so many inches high."""
+    axes: Axes = pyplot().subplots(figsize=(7.5, height), layout="constrained")[1]
+    return axes
+
+
+def draw_sparsity(
+    axes: Axes, bars: Mapping[str, Mapping[str, float]], kinds: Sequence[str], total: float
+) -> tuple[Figure, Axes]:
+    """Draw sparsities as horizontal bars, from the top in their order.
+
+    Args:
+        axes: Where to draw.
+        bars: By name of a layer or matrix, the sparsity of each kind of block in it.
+        kinds: All kinds, in the order of the legend.
+        total: Sparsity of all, drawn as a line.
+    """
+    ticks, place = [], 0.0
+    for name, by_kind in bars.items():
+        ticks.append((place + (len(by_kind) - 1) / 2, name))
+        for kind, sparsity in by_kind.items():
+            axes.barh(place, 100 * sparsity, height=0.9, color=COLOURS[kinds.index(kind) % len(COLOURS)])
+            place += 1
+        place += 0.4
+    axes.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks], fontsize=_TEXT)
+    axes.set_ylim(place - 0.4 - 0.2, -0.8)
+    axes.set_xlim(left=0)
+    line = axes.axvline(100 * total, color="#444444", linestyle="--", linewidth=1)
+    axes.set_xlabel("zeros, % of the weights")
+    axes.xaxis.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    figure: Any = axes.figure
+    patches = [pyplot().Rectangle((0, 0), 1, 1, color=COLOURS[index % len(COLOURS)]) for index in range(len(kinds))]
+    entries = [*patches, line], [*kinds, f"all prunable weights: {total:.2%}"]
+    axes.legend(*entries, fontsize=_TEXT, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    return figure, axes
+
+
+def draw_points(axes: Axes, points: Sequence[Point], front: Sequence[str], label: str, hollow: str | None) -> None:
+    """Draw models by cost and accuracy, with their intervals and the Pareto front.
+
+    Args:
+        axes: Where to draw.
+        points: The models.
+        front: Names of those on the front.
+        label: Of the horizontal axis.
+        hollow: What the second cost is, for the legend, or None.
+    """
+    for index, point in enumerate(points):
+        colour, marker = COLOURS[index % len(COLOURS)], _MARKERS[index % len(_MARKERS)]
+        low, high = point.accuracy_interval
+        left, right = point.cost_interval or (point.cost, point.cost)
+        if point.other_cost is not None:
+            ends = [point.cost, point.other_cost], [point.accuracy] * 2
+            axes.plot(*ends, ":", color=colour, linewidth=1)
+            axes.plot(ends[0][1:], ends[1][1:], marker, color=colour, markerfacecolor="white", markersize=8)
+        axes.errorbar(
+            point.cost,
+            point.accuracy,
+            yerr=[[point.accuracy - low], [high - point.accuracy]],
+            xerr=[[point.cost - left], [right - point.cost]],
+            fmt=marker,
+            color=colour,
+            capsize=3,
+            markersize=8,
+            alpha=0.85,
+            label=point.name,
+        )
+    steps = sorted((point.cost, point.accuracy) for point in points if point.name in front)
+    axes.step(*zip(*steps, strict=True), where="post", color="#888888", linewidth=1, zorder=0, label="Pareto front")
+    if hollow is not None and any(point.other_cost is not None for point in points):
+        axes.plot([], [], "o", color="#444444", markerfacecolor="white", markersize=8, label=hollow)
+    axes.set(xlabel=label, ylabel="accuracy, 95 % interval")
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def svg(figure: Figure) -> str:
+    """Write a figure as an ``<svg>`` element that stands for itself, and close it."""
+    plt, text = pyplot(), io.StringIO()
+    with plt.rc_context({"svg.hashsalt": "hfcompress"}):  # the same picture gives the same text
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]
