@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
+from transformers.utils import logging
 
 import hfcompress as hfc
 from hfcompress.storage import pack_folder, unpack_folder
@@ -386,6 +387,15 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
         hfc.save_compressed(build(), "/proc/nothing/model")
 
 
+@pytest.fixture
+def no_progress_bars():
+    """tqdm's bars share a lock with forked processes, which one that is killed may take with it."""
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+@pytest.mark.usefixtures("no_progress_bars")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_at_any_moment_the_folder_is_the_old_or_the_new_one(tmp_path):
     """A child that holds two models saves them in turn until it is killed; HFCOMPRESS_KILLS=100 for a long run."""
@@ -418,6 +428,7 @@ def test_killed_at_any_moment_the_folder_is_the_old_or_the_new_one(tmp_path):
     assert os.listdir(tmp_path) == ["model"]  # what the killed ones left is gone
 
 
+@pytest.mark.usefixtures("no_progress_bars")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 def test_of_two_processes_that_save_to_one_folder_one_wins_whole(tmp_path):
     folder = tmp_path / "model"
