@@ -294,6 +294,9 @@ def test_an_existing_output_is_replaced_only_if_asked_and_if_it_holds_a_model(mo
     assert contents(out) == before
     run(*command, out, "--overwrite")
     assert (out / "notes.txt").read_text() == "mine"  # not the model's
+    (out / "vocab.txt").write_text("of another tokenizer")
+    run("prune", models / "gpt2", "--amount", 0.5, "-o", out, "--overwrite")
+    assert not (out / "vocab.txt").exists()
     run("prune", out, "--amount", 0.6, "-o", out, "--overwrite")  # onto itself
     assert hfc.sparsity_report(load(out)).sparsity == pytest.approx(0.6, abs=1e-4)
 

@@ -45,6 +45,14 @@ _TOKENIZER_FILES = (
     "sentencepiece.model",
     "sentencepiece.bpe.model",
 )
+# What else belongs to a model that is replaced, and must not be taken for a part of the new one.
+_COMPANIONS = (
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -406,13 +414,17 @@ def _new_folder(arguments: argparse.Namespace) -> Iterator[Path]:
     """A folder that becomes the output at the end, whole; before that, nothing is there."""
     output = Path(arguments.output).expanduser()
     _check_folder(output, arguments.overwrite)
-    with replacing(output, is_weight_file) as folder:
+    with replacing(output, _belongs_to_a_model) as folder:
         try:
             yield folder
         except OSError as error:  # not always about the output
             raise CompressionError(str(error)) from error
         _check_folder(output, arguments.overwrite)  # it may have come since
     print(f"Written to {arguments.output}.", file=sys.stderr)
+
+
+def _belongs_to_a_model(name: str) -> bool:
+    return is_weight_file(name) or name in _TOKENIZER_FILES or name in _COMPANIONS
 
 
 def _check_folder(output: Path, overwrite: bool) -> None:
