@@ -17,7 +17,10 @@ PAGES = {
     "comparison/protocol.md": ROOT / "examples" / "imdb" / "README.md",
     "comparison/paper.md": RESULTS / "paper" / "results.md",
     "comparison/quick.md": RESULTS / "quick" / "results.md",
-} | {f"benchmarks/{path.name}": path for path in sorted((ROOT / "benchmarks" / "results").glob("*.md"))}
+} | {
+    f"benchmarks/{path.name}": path
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -31,6 +34,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             text = re.sub(r"\]\((\S+\.png)\)", rf"]({name}/\1)", text)
             for picture in sorted(path.parent.glob("*.png")):
                 at = f"comparison/{name}/{picture.name}"
-                files.append(File.generated(config, at, abs_src_path=str(picture)))
+                files.append(
+                    File.generated(config, at, abs_src_path=str(picture))
+                )
+        if folder:  # wide tables
+            text = "---\nhide:\n  - toc\n---\n\n" + text
         files.append(File.generated(config, where, content=text))
     return files

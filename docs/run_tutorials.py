@@ -1,7 +1,7 @@
 """Run the notebooks in docs/tutorials and write what they print into them: ``python -m docs.run_tutorials``.
 
 A notebook is JSON, and these print only text: no Jupyter is needed to run them. The tests run them in the same way and
-compare; of cells tagged "varies" (times, accuracies) they compare all but the numbers.
+compare; of cells tagged "numbers vary" (times, accuracies) they compare all but the numbers.
 """
 
 from __future__ import annotations
@@ -33,19 +33,26 @@ def run(notebook: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             printed = io.StringIO()
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
-                exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+            with (
+                contextlib.redirect_stdout(printed),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
+                exec(
+                    compile("".join(cell["source"]), cell["id"], "exec"), names
+                )
             yield cell, printed.getvalue()
 
 
 def written(cell: dict[str, Any]) -> str:
     """What a cell says that it printed."""
-    return "".join(line for output in cell["outputs"] for line in output["text"])
+    return "".join(
+        line for output in cell["outputs"] for line in output["text"]
+    )
 
 
 def comparable(cell: dict[str, Any], text: str) -> list[str]:
     """The words of what a cell printed; of a cell that varies, those without digits."""
-    if "varies" in cell["metadata"].get("tags", []):
+    if "numbers vary" in cell["metadata"].get("tags", []):
         text = re.sub(r"\S*\d\S*", " ", text)
     return text.split()
 
@@ -60,10 +67,16 @@ def main() -> None:
             os.chdir(folder)
             for count, (cell, printed) in enumerate(run(notebook), 1):
                 lines = printed.splitlines(keepends=True)
-                cell["outputs"] = [{"name": "stdout", "output_type": "stream", "text": lines}] if lines else []
+                cell["outputs"] = (
+                    [{"name": "stdout", "output_type": "stream", "text": lines}]
+                    if lines
+                    else []
+                )
                 cell["execution_count"] = count
             os.chdir(here)
-        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        path.write_text(
+            json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+        )
 
 
 if __name__ == "__main__":

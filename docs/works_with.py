@@ -28,7 +28,15 @@ from transformers import (
 import hfcompress as hfc
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from architectures import SHRINKABLE, arguments, batch, build, rows, same_bits, state_of
+from architectures import (
+    SHRINKABLE,
+    arguments,
+    batch,
+    build,
+    rows,
+    same_bits,
+    state_of,
+)
 
 PAGE = Path(__file__).with_name("works-with.md")
 _HEAD = """# Works with
@@ -62,17 +70,26 @@ it came from, and refuses what it cannot cut correctly
 
 
 def _small(kind: type[Any], **more: Any) -> PreTrainedModel:
-    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    tokens = {
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+    }
     config = kind(**({"vocab_size": 100, "num_labels": 2} | tokens | more))
     config.initializer_range = 0.2
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config).train()
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+        config
+    ).train()
     return model
 
 
 # Not in the tests' matrix, because they are built in other ways: here to show what is said of them.
 _OTHERS: dict[str, Callable[[], PreTrainedModel]] = {
-    "xlnet": lambda: _small(XLNetConfig, d_model=32, n_layer=2, n_head=4, d_inner=64),
+    "xlnet": lambda: _small(
+        XLNetConfig, d_model=32, n_layer=2, n_head=4, d_inner=64
+    ),
     "mixtral": lambda: _small(
         MixtralConfig,
         hidden_size=32,
@@ -92,14 +109,18 @@ _OTHERS: dict[str, Callable[[], PreTrainedModel]] = {
         encoder_ffn_dim=64,
         decoder_ffn_dim=64,
     ),
-    "t5": lambda: _small(T5Config, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
+    "t5": lambda: _small(
+        T5Config, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4
+    ),
 }
 
 
 def _inputs(seed: int = 0) -> dict[str, torch.Tensor]:
     inputs: dict[str, torch.Tensor] = batch(8, seed=seed)
     inputs["input_ids"] = inputs["input_ids"].clone()
-    inputs["input_ids"][:, -1] = 2  # encoder-decoders want exactly one end in each text
+    inputs["input_ids"][:, -1] = (
+        2  # encoder-decoders want exactly one end in each text
+    )
     inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
     return inputs
 
@@ -116,12 +137,17 @@ def _loads_again(model: PreTrainedModel) -> None:
         model.save_pretrained(folder)
         again = AutoModelForSequenceClassification.from_pretrained(folder)
     one, other = (each.eval()(**inputs).logits for each in (model, again))
-    _check(torch.allclose(one, other, rtol=0, atol=1e-5), "the loaded folder answers differently")
+    _check(
+        torch.allclose(one, other, rtol=0, atol=1e-5),
+        "the loaded folder answers differently",
+    )
 
 
 def _prune(model: PreTrainedModel) -> str:
     report = hfc.prune_global_l1(model, 0.2)
-    _check(report.zeros == round(0.2 * report.weights), "another number of zeros")
+    _check(
+        report.zeros == round(0.2 * report.weights), "another number of zeros"
+    )
     return "in part" if report.not_covered else "yes"
 
 
@@ -141,7 +167,10 @@ def _keep(model: PreTrainedModel) -> str:
 
 def _shrink(model: PreTrainedModel) -> str:
     report = hfc.prune_structured(model, heads=0.5, neurons=0.5)
-    _check(report.removed("heads") == report.removed("neurons") == 0.5, "another fraction removed")
+    _check(
+        report.removed("heads") == report.removed("neurons") == 0.5,
+        "another fraction removed",
+    )
     _loads_again(model)
     return "yes"
 
@@ -161,21 +190,42 @@ def _distil(model: PreTrainedModel) -> str:
     before = state_of(student)
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(hfc.DistillationArguments, folder, max_steps=1)
-        hfc.DistillationTrainer(model=student, teacher=model, args=args, train_dataset=rows(_inputs())).train()
+        hfc.DistillationTrainer(
+            model=student,
+            teacher=model,
+            args=args,
+            train_dataset=rows(_inputs()),
+        ).train()
     _check(not same_bits(before, state_of(student)), "nothing was trained")
     return "yes"
 
 
 def _report(model: PreTrainedModel) -> str:
-    result = hfc.measure(model, {key: value for key, value in _inputs().items() if key != "labels"}, repeats=1)
-    _check(bool(result.parameters and result.bytes and result.flops), "something was not counted")
+    result = hfc.measure(
+        model,
+        {key: value for key, value in _inputs().items() if key != "labels"},
+        repeats=1,
+    )
+    _check(
+        bool(result.parameters and result.bytes and result.flops),
+        "something was not counted",
+    )
     return "yes"
 
 
-_VERBS = {"prune": _prune, "keep": _keep, "shrink": _shrink, "student": _student, "distil": _distil, "report": _report}
+_VERBS = {
+    "prune": _prune,
+    "keep": _keep,
+    "shrink": _shrink,
+    "student": _student,
+    "distil": _distil,
+    "report": _report,
+}
 
 
-MODELS: dict[str, Callable[[], PreTrainedModel]] = {n: functools.partial(build, n) for n in SHRINKABLE} | _OTHERS
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    n: functools.partial(build, n) for n in SHRINKABLE
+} | _OTHERS
 
 
 def row(name: str) -> tuple[str, list[str]]:
@@ -201,8 +251,19 @@ def row(name: str) -> tuple[str, list[str]]:
 
 def page(rows: list[tuple[str, list[str]]]) -> str:
     """Put the rows together."""
-    table = [f"| architecture | {' | '.join(_VERBS)} |", "|---" * (len(_VERBS) + 1) + "|", *(line for line, _ in rows)]
-    return _HEAD + "\n".join(table) + "\n" + _TAIL + "\n".join(note for _, notes in rows for note in notes) + "\n"
+    table = [
+        f"| architecture | {' | '.join(_VERBS)} |",
+        "|---" * (len(_VERBS) + 1) + "|",
+        *(line for line, _ in rows),
+    ]
+    return (
+        _HEAD
+        + "\n".join(table)
+        + "\n"
+        + _TAIL
+        + "\n".join(note for _, notes in rows for note in notes)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":
