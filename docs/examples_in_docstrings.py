@@ -1,0 +1,18 @@
+"""Shows what stands under "Example:" in a docstring as code; griffe knows only "Examples:"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import griffe
+
+
+class Examples(griffe.Extension):
+    """Calls the section by the name that griffe knows."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Change a docstring before it is read."""
+        if obj.docstring:
+            obj.docstring.value = obj.docstring.value.replace(
+                "\nExample:\n", "\nExamples:\n"
+            )

@@ -1,0 +1,120 @@
+"""Pages, tutorials and figures say what is true: blocks run, outputs compare, numbers are those measured."""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from docs import run_tutorials, works_with
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
+BLOCK = re.compile(r"^```python(?P<title> title=\"Not run here: [^\"\n]+\")?\n(?P<code>.*?)^```\n"
+                   r"(?:\n```text\n(?P<printed>.*?)^```$)?", re.DOTALL | re.MULTILINE)  # fmt: skip
+
+
+def blocks_of(page):
+    return [found for found in BLOCK.finditer(page.read_text()) if not found["title"]]
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")  # torch's
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run_in_order_and_print_what_they_say(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for block in blocks_of(page):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+            exec(compile(block["code"], page.name, "exec"), names)
+        if block["printed"] is not None:
+            assert printed.getvalue().split() == block["printed"].split()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_python_block_of_a_page_is_one_that_the_test_above_sees(page):
+    assert len(re.findall(r"^\s*`{3,}\s*\{?\s*\.?py", page.read_text(), re.MULTILINE)) == len(
+        BLOCK.findall(page.read_text())
+    )
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_tutorial_prints_what_it_says(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for cell, printed in run_tutorials.run(json.loads(path.read_text())):
+        said = run_tutorials.comparable(cell, run_tutorials.written(cell))
+        assert run_tutorials.comparable(cell, printed) == said, f"{cell['id']}: python -m docs.run_tutorials"
+
+
+# Works with
+
+
+@pytest.fixture(scope="module")
+def table():
+    return works_with.PAGE.read_text()
+
+
+def test_the_table_has_a_row_for_each_architecture_and_nothing_else(table):
+    found = [(line, []) for line in table.splitlines() if line.split(" ")[1:2] and line.split(" ")[1] in WORKS]
+    notes = [line for line in table.splitlines() if line.startswith("[^")]
+    assert [line.split(" ")[1] for line, _ in found] == list(works_with.MODELS)
+    assert works_with.page([*found[:-1], (found[-1][0], notes)]) == table
+
+
+@pytest.mark.parametrize("name", works_with.MODELS)
+def test_a_row_of_the_table_says_what_happens(name, table):
+    line, notes = works_with.row(name)
+    written = [one for one in table.splitlines() if one.startswith((f"| {name} |", f"[^{name}-"))]
+    assert written == [line, *notes], "python -m docs.works_with"
+
+
+WORKS = set(works_with.MODELS)
+
+
+# Figures
+
+
+def column(result, heading, **chosen):
+    """The numbers of a column of a committed result, in the rows whose first cells are those chosen."""
+    lines = (ROOT / "benchmarks" / "results" / f"{result}.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    titles = rows[0]
+    kept = [row for row in rows[2:] if all(row[titles.index(title)] == value for title, value in chosen.items())]
+    assert kept
+    return [float(row[titles.index(heading)].rstrip("%")) for row in kept]
+
+
+FASTER = column("prune_global", "times faster")
+OURS = column("prune_global", "hfcompress, MB above the model")
+TORCHS = column("prune_global", "torch, MB above the model")
+SPEEDUPS = column("structured_speed", "speed-up", model="BERT-base")
+# What is cited, as it must stand there, and as computed from what was measured.
+CITED = {
+    "README.md": [
+        (r"on BERT-base (\d+) to (\d+) times faster than", (f"{min(FASTER):.0f}", f"{max(FASTER):.0f}")),
+        (r"in (\d+) MB beside the model", (f"{max(OURS):.0f}",)),
+        (r"instead of ([\d.]+) GB and more", (f"{min(TORCHS) / 1000:.1f}",)),
+        (r"BERT-base runs ([\d.]+) to ([\d.]+) times as fast", (f"{min(SPEEDUPS):.1f}", f"{max(SPEEDUPS):.1f}")),
+    ],
+    "docs/choose.md": [
+        (r"ran ([\d.]+) to ([\d.]+) times as fast", (f"{min(SPEEDUPS):.1f}", f"{max(SPEEDUPS):.1f}")),
+    ],
+}
+
+
+@pytest.mark.parametrize(("path", "sentence", "figures"), [(p, *one) for p, many in CITED.items() for one in many])
+def test_a_figure_is_the_one_that_was_measured(path, sentence, figures):
+    text = re.sub(r"\s+", " ", (ROOT / path).read_text())
+    assert [found.groups() for found in re.finditer(sentence, text)] == [figures]
+
+
+@pytest.mark.parametrize("path", ["README.md", *[str(page.relative_to(ROOT)) for page in PAGES]])
+def test_every_comparison_of_speed_is_among_the_figures_compared(path):
+    """A new "n times as fast" has to be added above, with the result that it comes from."""
+    text = re.sub(r"\s+", " ", (ROOT / path).read_text())
+    cited = [figure for sentence, _ in CITED.get(path, []) for figure in re.findall(sentence, text)]
+    claims = re.findall(r"[\d.]+ (?:to [\d.]+ )?times (?:as fast|faster)", text)
+    assert len(claims) <= len(cited)
