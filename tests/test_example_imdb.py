@@ -19,7 +19,7 @@ from examples.imdb.data import load_reviews
 from examples.imdb.settings import PRESETS, SYSTEMS
 
 ROOT = Path(__file__).parents[1]
-TIMES = ("seconds", "latency_ms", "latency_iqr_ms")
+TIMES = ("seconds", "latency_ms", "latency_iqr_ms", "throughput", "times_ms", "speedups")
 
 
 def run(*arguments):
