@@ -16,6 +16,25 @@ from hypothesis import settings
 settings.register_profile("repeatable", max_examples=60, deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("repeatable")
 
+# There is no GPU; seeding those of each kind for later would only format three stack traces, 20 ms, wherever a model or
+# a Trainer is made.
+torch.cuda.manual_seed_all = torch.xpu.manual_seed_all = torch.mtia.manual_seed_all = lambda seed: None
+
+TOGETHER = ("test_example_imdb.py", "test_two_processes.py")  # their tests share a preparation of many seconds
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Deal the tests out one by one, but those of a file that prepares much in one piece, and first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(TOGETHER) else nodeid
+
+    return Scheduling(config, log)
+
 
 def pytest_collection_finish():
     """Take what the imports made out of the garbage collector's sight: every Trainer collects, 0.3 s each otherwise."""
