@@ -4,6 +4,11 @@ import copy
 import dataclasses
 
 import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, normalizers
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AlbertConfig,
     AutoModelForSequenceClassification,
@@ -16,6 +21,7 @@ from transformers import (
     LlamaConfig,
     ModernBertConfig,
     MPNetConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     RobertaConfig,
     TrainingArguments,
@@ -98,6 +104,31 @@ def rows(tensors):
     """Return a batch as a list of examples, a dataset that the Trainer takes."""
     count = len(next(iter(tensors.values())))
     return [{key: value[index].tolist() for key, value in tensors.items()} for index in range(count)]
+
+
+WORDS = ("a", "film", "good", "bad", "very", "not", "long", "plot")
+
+
+def word_tokenizer(words=WORDS, *, lowercase=False, marked=False):
+    """Return a tokenizer whose vocabulary is these words; marked, it puts a token in front of every text."""
+    vocabulary = {"[PAD]": PAD, "[UNK]": 1, "[CLS]": 2} | {word: index for index, word in enumerate(words, start=3)}
+    core = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    core.pre_tokenizer = Whitespace()
+    if lowercase:
+        core.normalizer = normalizers.Lowercase()
+    if marked:
+        core.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", model_max_length=32
+    )
+
+
+def texts(count=23):
+    """Return a dataset of short texts made of the words, and their labels."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 9, (count,), generator=generator).tolist()
+    words = [[WORDS[i] for i in torch.randint(0, len(WORDS), (length,), generator=generator)] for length in lengths]
+    return Dataset.from_dict({"text": [" ".join(part) for part in words], "labels": [n % 2 for n in range(count)]})
 
 
 def arguments(kind, directory, **overrides):

@@ -12,9 +12,30 @@ import pytest
 import torch
 from hypothesis import settings
 
-# Models are built inside the tests, so a first example may be slow; the same examples on every run.
-settings.register_profile("repeatable", max_examples=60, deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("repeatable")
+# Models are built inside the tests, so a first example may be slow. A few examples, the same on every run, or very many
+# and others each time: HYPOTHESIS_PROFILE=long python -m pytest tests/test_magnitude.py tests/test_losses.py
+settings.register_profile("repeatable", max_examples=40, deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("long", max_examples=3000, deadline=None, derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+# There is no GPU; seeding those of each kind for later would only format three stack traces, 20 ms, wherever a model or
+# a Trainer is made.
+torch.cuda.manual_seed_all = torch.xpu.manual_seed_all = torch.mtia.manual_seed_all = lambda seed: None
+
+TOGETHER = ("test_example_imdb.py", "test_two_processes.py")  # their tests share a preparation of many seconds
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Deal the tests out one by one, but those of a file that prepares much in one piece, and first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(TOGETHER) else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish():

@@ -1,39 +1,19 @@
 """A teacher's answers from files: the same as online, computed once, and anew when anything changed."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from architectures import arguments, build
+from architectures import arguments, build, texts, word_tokenizer
 from datasets import Dataset, load_from_disk
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 import hfcompress.cache
 from hfcompress import CompressionError, DistillationArguments, DistillationTrainer, cache_teacher_logits
 
-WORDS = ["a", "film", "good", "bad", "very", "not", "long", "plot"]
-
 
 @pytest.fixture
 def tokenizer():
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
-    backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
-
-
-def texts(count=23):
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, 9, (count,), generator=generator).tolist()
-    words = [[WORDS[i] for i in torch.randint(0, len(WORDS), (length,), generator=generator)] for length in lengths]
-    return Dataset.from_dict({"text": [" ".join(part) for part in words], "labels": [n % 2 for n in range(count)]})
+    return word_tokenizer()
 
 
 @torch.no_grad()
@@ -223,22 +203,6 @@ def test_training_from_the_cache_is_training_with_the_teacher(tokenizer, tmp_pat
     assert (losses[0] - losses[1]).abs().max() < 1e-6
 
 
-def test_two_processes_share_the_work(tokenizer, tmp_path):
-    """Each computes what the other does not; both see all of it."""
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, __file__, str(tmp_path)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    assert [one["calls"] for one in found] == [3, 3]
-    expected = online(build(num_labels=3), tokenizer, texts())
-    for one in found:
-        torch.testing.assert_close(one["logits"], expected, rtol=1e-5, atol=1e-6)
-
-
 def test_data_that_the_teacher_cannot_read_are_refused_by_column(tokenizer, tmp_path):
     teacher = build()
     data = Dataset.from_dict({"review": ["good"]})
@@ -254,19 +218,3 @@ def test_answers_that_are_there_are_not_computed_again(tmp_path):
     data = Dataset.from_dict({"input_ids": [[1]], "teacher_logits": [[0.0, 1.0]]})
     with pytest.raises(CompressionError, match="have a column 'teacher_logits' already"):
         cache_teacher_logits(build(), data, cache_dir=tmp_path)
-
-
-def _share(folder):
-    hfcompress.cache._SHARD = 4
-    teacher = build(num_labels=3)
-    count = Count(teacher)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-    cached = cache_teacher_logits(teacher, texts(), processing_class=tokenizer, cache_dir=folder / "cache")
-    rank = torch.distributed.get_rank()
-    torch.save({"calls": count.calls, "logits": logits_of(cached)}, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    _share(Path(sys.argv[1]))

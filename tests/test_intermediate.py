@@ -219,11 +219,10 @@ COMPOSED = {
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile's own access
 @pytest.mark.parametrize("name", COMPOSED)
-@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
-def test_layers_compose_with(name, architecture, tmp_path):
-    gradients = []
+def test_layers_compose_with(name, tmp_path):
+    architecture, gradients = "gpt2" if name == "torch.compile" else "bert", []
     for settings in ({}, COMPOSED[name]):
-        teacher, student = build(architecture, LABELS, layers=4, seed=2), build(architecture, LABELS, seed=1)
+        teacher, student = build(architecture, LABELS, seed=2), build(architecture, LABELS, layers=1, seed=1)
         before = state_of(student)
         make(student, teacher, tmp_path, args=BOTH | {"max_steps": 1} | settings).train()
         gradients.append(torch.cat([(student.state_dict()[k] - before[k]).flatten() for k in before]))

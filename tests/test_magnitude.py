@@ -141,8 +141,10 @@ def test_a_misleading_sample_costs_time_but_not_exactness(weights, amount, start
         assert_pruned_like_the_reference(stack(*weights), amount)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("amount", [0.0001, 0.2, 0.5, 0.9999])
+@pytest.mark.parametrize(
+    ("dtype", "amount"),
+    [*((torch.float32, amount) for amount in (0.0001, 0.5, 0.9999)), *((dtype, 0.2) for dtype in DTYPES)],
+)
 def test_millions_of_weights_of_different_scale(dtype, amount):
     """Larger than the sample, with columns, rows and matrices of very different size, and many zeros already."""
     generator = torch.Generator().manual_seed(0)

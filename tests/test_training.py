@@ -1,11 +1,7 @@
 """KeepSparsity in a stock Trainer: the zeros survive whatever the optimizer does."""
 
 import copy
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import peft
 import pytest
@@ -23,8 +19,8 @@ from hfcompress.layers import select_matrices
 DATA = rows(batch(40))
 
 
-def pruned(architecture="bert", amount=0.5):
-    model = build(architecture)
+def pruned(architecture="bert", amount=0.5, **sizes):
+    model = build(architecture, **sizes)
     prune_global_l1(model, amount)
     return model
 
@@ -205,12 +201,11 @@ def settings_that_move_weights():
     }
 
 
-@pytest.mark.parametrize("settings", settings_that_move_weights().values(), ids=settings_that_move_weights())
-@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
-def test_no_setting_brings_a_weight_back(architecture, settings, tmp_path):
-    model = pruned(architecture)
+@pytest.mark.parametrize("name", settings_that_move_weights())
+def test_no_setting_brings_a_weight_back(name, tmp_path):
+    model = pruned("gpt2" if name == "torch.compile" else "bert", layers=1)
     zeros = zeros_of(model)
-    train(model, tmp_path, KeepSparsity(), max_steps=4, **settings)
+    train(model, tmp_path, KeepSparsity(), max_steps=4, **settings_that_move_weights()[name])
     assert come_back(model, zeros) == 0
 
 
@@ -261,19 +256,6 @@ def test_a_loop_of_ones_own_keeps_the_zeros_like_torchs_masks(momentum):
     assert sparsity_report(ours).zeros == 36
 
 
-def test_zeros_of_sharded_weights_are_kept_shard_by_shard(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(Path(__file__).with_name("sharded.py")), str(tmp_path / "found.pt")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    for (_, kept), found in torch.load(tmp_path / "found.pt").items():
-        assert found["zeros"] > 1000
-        assert found["lost"] == 0 if kept else found["lost"] > 0.9 * found["zeros"]
-        assert "prune the model before it is sharded" in found["refusal"]
-
-
 def test_adapters_are_not_frozen_at_the_zero_they_start_from(tmp_path):
     """LoRA's second matrix is zero before training; held at zero, it would learn nothing."""
     model = pruned()
@@ -296,9 +278,13 @@ def ideal(schedule, amount, k, n):
     return amount * {"cubic": 1 - (1 - k / n) ** 3, "linear": k / n, "one-shot": 1}[schedule]
 
 
-@pytest.mark.parametrize("schedule", ["cubic", "linear", "one-shot"])
-@pytest.mark.parametrize("lasting", [{"max_steps": 10}, {"num_train_epochs": 2, "per_device_train_batch_size": 8}])
-@pytest.mark.parametrize("amount", [0.6, 1000])
+STEPS, EPOCHS = {"max_steps": 10}, {"num_train_epochs": 2, "per_device_train_batch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lasting", "amount"),
+    [("cubic", STEPS, 0.6), ("cubic", EPOCHS, 1000), ("linear", EPOCHS, 0.6), ("one-shot", STEPS, 1000)],
+)
 def test_the_sparsity_follows_the_schedule_and_ends_at_the_amount(schedule, lasting, amount, tmp_path):
     model = build()
     weights = sparsity_report(model).weights

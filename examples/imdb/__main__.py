@@ -100,8 +100,8 @@ def _run(arguments: argparse.Namespace) -> None:
             print(f"[seed {run.seed}, {number}/{len(SYSTEMS)}] {system.title}", flush=True)
             train_system(system, run)
             test_system(system, run)
-            report.write(runs, arguments.output)
-    print(report.write(runs, arguments.output, final=True))
+            report.write(runs, arguments.output, system)
+    print(report.write(runs, arguments.output))
     print(f"\nWritten to {arguments.output}: results.md, results.json and the figures.")
 
 

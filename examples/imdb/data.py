@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -38,7 +39,7 @@ def load_reviews(source: str, count: int, test_count: int, seed: int) -> Reviews
     Raises:
         UsageError: The source cannot be read, or holds too few reviews, or only one class.
     """
-    frame = _clean(_read(source), source)
+    frame = _packaged() if source == "packaged" else _clean(_read(source), source)
     if len(frame) < count:
         raise UsageError(f"{source} holds {len(frame)} different reviews, {count} were asked; lower --reviews.")
     shuffled = frame.iloc[np.random.default_rng(seed).permutation(len(frame))]
@@ -61,10 +62,13 @@ def encode(data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_lengt
     ).rename_column("label", "labels")
 
 
+@cache  # 25,000 reviews take seconds to clean, and every seed draws from them
+def _packaged() -> pd.DataFrame:
+    frame = pd.read_csv(_packaged_file(), usecols=["text", "label", "source"])
+    return _clean(frame[frame["source"] == "imdb"], "packaged")
+
+
 def _read(source: str) -> pd.DataFrame:
-    if source == "packaged":
-        frame = pd.read_csv(_packaged_file(), usecols=["text", "label", "source"])
-        return frame[frame["source"] == "imdb"]
     path = Path(source)
     try:
         if path.suffix in (".csv", ".jsonl"):

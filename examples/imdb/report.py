@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from tabulate import tabulate
 
 import hfcompress as hfc
-from examples.imdb.settings import SYSTEMS, Ends, System
+from examples.imdb.settings import SYSTEMS, Ends, PaperFigure, System
 from examples.imdb.systems import Run, load_system, write_json
 
 mpl.use("Agg")
@@ -37,20 +37,21 @@ def describe(run: Run, data: str) -> str:
     return f"{sizes}, at most {run.preset.max_length} tokens\n{starts}"
 
 
-def write(runs: list[Run], output: Path, final: bool = False) -> str:
+def write(runs: list[Run], output: Path, new: System | None = None) -> str:
     """Write ``results.json`` and ``results.md`` of all that is finished.
 
     Args:
         runs: One a seed.
         output: The results folder.
-        final: All systems are trained: also measure size and speed of the first seed's models.
+        new: The system that was just trained: its figure is drawn. None when all are, each with its figure: then size
+            and speed of the first seed's models are measured, and drawn.
 
     Returns:
         The table, for the terminal.
     """
     results = {system.key: _finished(system, runs) for system in SYSTEMS}
     measured_file = runs[0].folder / "measured.json"
-    if final and not measured_file.exists():
+    if new is None and not measured_file.exists():
         write_json(measured_file, _measure(runs[0]).to_dict())
     measured = json.loads(measured_file.read_text()) if measured_file.exists() else {}
     done = [system for system in SYSTEMS if results[system.key]]
@@ -75,7 +76,11 @@ def write(runs: list[Run], output: Path, final: bool = False) -> str:
         ],
     }
     write_json(output / "results.json", content)
-    figures = [*_figures(done, results, output), *([_size_picture(done, results, output)] if final else [])]
+    figures = [f"figure-{number}.png" for number in sorted(system.paper.number for system in done if system.paper)]
+    if new is None:
+        figures.append(_size_picture(done, results, output))
+    elif new.paper:
+        _figure(new, new.paper, results[new.key], output)
     table = _table(done, results, measured)
     text = _markdown(content, table, results, figures)
     (output / "results.md").write_text(text)
@@ -177,21 +182,18 @@ def interval(accuracy: float, count: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _figures(done: list[System], results: dict[str, list[Result]], output: Path) -> list[str]:
-    """Figures 1 to 5 as the paper drew them: accuracy and loss of both sets over the epochs."""
-    drawn = {system.paper.number: (system, system.paper) for system in done if system.paper}
-    for number, (system, paper) in drawn.items():
-        histories = [one["history"] for one in results[system.key]]
-        accuracy = {"train_accuracy": paper.train_accuracy, "eval_accuracy": paper.validation_accuracy}
-        loss = {"train_loss": paper.train_loss, "eval_distillation_loss": paper.validation_loss}
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-        _panel(left, "accuracy", histories, accuracy)
-        _panel(right, "loss", histories, loss)
-        figure.suptitle(f"Figure {number}: {system.title}, accuracy and loss over the epochs")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        figure.savefig(output / f"figure-{number}.png", dpi=120)
-        plt.close(figure)
-    return [f"figure-{number}.png" for number in sorted(drawn)]
+def _figure(system: System, paper: PaperFigure, found: list[Result], output: Path) -> None:
+    """A figure as the paper drew it: accuracy and loss of both sets over the epochs."""
+    histories = [one["history"] for one in found]
+    accuracy = {"train_accuracy": paper.train_accuracy, "eval_accuracy": paper.validation_accuracy}
+    loss = {"train_loss": paper.train_loss, "eval_distillation_loss": paper.validation_loss}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+    _panel(left, "accuracy", histories, accuracy)
+    _panel(right, "loss", histories, loss)
+    figure.suptitle(f"Figure {paper.number}: {system.title}, accuracy and loss over the epochs")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.savefig(output / f"figure-{paper.number}.png", dpi=120)
+    plt.close(figure)
 
 
 def _panel(axes: Axes, name: str, histories: list[list[dict[str, float]]], paper: dict[str, Ends]) -> None:
