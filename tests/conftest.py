@@ -1,6 +1,5 @@
 """Settings that must be in place before anything imports torch or transformers, and fixtures for all modules."""
 
-import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -8,6 +7,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from threads, and pytest-xdist uses the cores
 
+import accelerate.utils.memory
 import pytest
 import torch
 from hypothesis import settings
@@ -21,6 +21,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 # There is no GPU; seeding those of each kind for later would only format three stack traces, 20 ms, wherever a model or
 # a Trainer is made.
 torch.cuda.manual_seed_all = torch.xpu.manual_seed_all = torch.mtia.manual_seed_all = lambda seed: None
+
+# Every training would end with a search for garbage among all that was ever imported, longer than its steps take.
+accelerate.utils.memory.clear_device_cache = lambda garbage_collection=False: None
 
 TOGETHER = ("test_example_imdb.py", "test_two_processes.py")  # their tests share a preparation of many seconds
 
@@ -36,12 +39,6 @@ def pytest_xdist_make_scheduler(config, log):
             return file if file.endswith(TOGETHER) else nodeid
 
     return Scheduling(config, log)
-
-
-def pytest_collection_finish():
-    """Take what the imports made out of the garbage collector's sight: every Trainer collects, 0.3 s each otherwise."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

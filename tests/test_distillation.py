@@ -138,8 +138,9 @@ def test_label_smoothing_reaches_the_label_loss(tmp_path):
     torch.testing.assert_close(make(student, None, tmp_path, args=args).compute_loss(student, dict(DATA)), expected)
 
 
-@pytest.mark.parametrize("examples", [16, 17, 19, 21])
-@pytest.mark.parametrize("accumulated", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("accumulated", "examples"), [(1, 17), (1, 19), (2, 16), (2, 17), (2, 21), (4, 16), (4, 17), (4, 19), (4, 21)]
+)
 def test_gradients_are_those_of_whole_updates_however_they_are_accumulated(examples, accumulated, tmp_path):
     data = part(DATA, 0, examples)
     student, teacher = student_and_teacher()
@@ -775,13 +776,12 @@ def test_arguments_out_of_range_are_refused_by_value(name, value, tmp_path):
         arguments(DistillationArguments, tmp_path, **{name: value})
 
 
-# Composition
+# Composition; with torch.compile in test_intermediate, where hooks are in its way
 
 
 COMPOSED = {
     "gradual pruning": ({}, lambda: [GradualPruning(0.5)]),
     "gradient checkpointing": ({CHECKPOINTING: True}, list),
-    "torch.compile": ({"torch_compile": True, "torch_compile_backend": "eager"}, list),
     "length-grouped sampling": ({"train_sampling_strategy": "group_by_length"}, list),
     "bf16": ({"bf16": True}, list),
 }

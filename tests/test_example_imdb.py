@@ -131,7 +131,7 @@ def test_killed_and_started_again_ends_with_the_same_numbers(finished, tmp_path,
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (output / "seed-0" / "gpt2" / "result.json").exists()
-    keys = ("bert", "gpt2", "pruned-10", "student")
+    keys = ("bert", "gpt2", "pruned-10")
     only(monkeypatch, *keys)
     assert run("--output", output) == 0
     whole = systems_of(finished)

@@ -96,9 +96,8 @@ def test_all_layers_are_a_copy(architecture):
 
 
 @everywhere
-@pytest.mark.parametrize("layers", [2, [0, 1, 3]], ids=str)
-def test_what_the_student_saves_loads_as_it_is(architecture, layers, tmp_path):
-    student = student_from_teacher(build(architecture, 5, layers=4), layers)
+def test_what_the_student_saves_loads_as_it_is(architecture, tmp_path):
+    student = student_from_teacher(build(architecture, 5, layers=4), [0, 1, 3])
     student.save_pretrained(tmp_path)
     loaded, notes = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not notes["missing_keys"]

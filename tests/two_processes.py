@@ -167,7 +167,7 @@ def work(rank, folder, port):
     found = {
         "shared": share(folder),  # first: nothing has set up the processes' group yet
         "distilled": {scenario: distil(scenario, folder, processes=2) for scenario in SCENARIOS},
-        "sharded": {(name, keep): shard(name, keep) for name in ("bert", "gpt2") for keep in (True, False)},
+        "sharded": {one: shard(*one) for one in (("bert", True), ("gpt2", True), ("bert", False))},
     }
     if rank == 0:
         torch.save(found, folder / "two_processes.pt")
