@@ -11,7 +11,6 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from hfcompress.errors import CompressionError
 MOST_EXPANSION = 1024  # what is packed unpacks to at most so many times its own bytes
 THREADS = min(4, os.cpu_count() or 1)
 _BITMASK, _GAPS = 0, 1
+_LEAST_SAVED = 0.019  # of the packed tensor
 _FAR = 255  # a gap of so many zeros that is not followed by a non-zero
 _PIECE = 1 << 17  # elements; a multiple of 8
 _HEAD = struct.Struct("<BB6x")
@@ -87,7 +87,7 @@ def pack(tensor: Tensor) -> Packed | None:
     bitmask = np.concatenate(masks)
     codings = [(_GAPS, _gaps_of(bitmask))] if 8 * values.size <= flat.size else []  # fewer bytes than the bitmask has
     for coding, plain in [*codings, (_BITMASK, bitmask)]:
-        packed = Packed(torch.from_numpy(values).view(tensor.dtype), _positions_of(coding, tensor.shape, plain))
+        packed = Packed(torch.from_numpy(values).view(tensor.dtype), _positions_of(coding, tensor.shape, plain, values))
         if packed.nbytes < tensor.nbytes <= MOST_EXPANSION * packed.nbytes:
             return packed
     return None
@@ -118,16 +118,12 @@ def unpack(packed: Packed) -> Tensor:
     if coding == _GAPS:
         to.scatter_(0, torch.from_numpy(_indices_of(plain)), values)
         return out
-    starts = range(0, len(plain), _PIECE // 8)
-    ends = np.cumsum([0, *(_count(plain[start : start + _PIECE // 8]) for start in starts)])
-
-    def fill(number: int) -> None:
-        start, mine = starts[number], values[ends[number] : ends[number + 1]]
+    end = 0
+    for start in range(0, len(plain), _PIECE // 8):  # in one thread: several would wait for each other's turn in Python
         mask = _BYTE_TO_BITS.take(plain[start : start + _PIECE // 8]).view(np.bool_)
-        to[8 * start : 8 * start + _PIECE].scatter_(0, torch.from_numpy(np.flatnonzero(mask)), mine)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(fill, range(len(starts))))
+        places = torch.from_numpy(np.flatnonzero(mask))
+        begin, end = end, end + len(places)
+        to[8 * start : 8 * start + _PIECE].scatter_(0, places, values[begin:end])
     return out
 
 
@@ -136,8 +132,12 @@ def check(packed: Packed) -> tuple[int, ...]:
     return _read(packed.positions, packed.values)[0]
 
 
-def _positions_of(coding: int, shape: Iterable[int], plain: Bytes) -> Tensor:
-    packer = zlib.compressobj(1, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
+def _positions_of(coding: int, shape: Iterable[int], plain: Bytes, values: NDArray[Any]) -> Tensor:
+    density = values.size / math.prod(shape)
+    entropy = -sum(p * math.log2(p) for p in (density, 1 - density) if p)
+    # Few zeros or very many make Huffman codes worth their time; about as many as not, they save next to nothing.
+    worth = coding == _GAPS or (1 - entropy) * len(plain) > _LEAST_SAVED * (values.nbytes + len(plain))
+    packer = zlib.compressobj(1 if worth else 0, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
     stream = packer.compress(plain.data) + packer.flush()
     sizes = [*shape]
     head = _HEAD.pack(coding, len(sizes)) + struct.pack(f"<{len(sizes) + 1}Q", *sizes, len(stream))
