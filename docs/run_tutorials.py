@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_EXPLAINS = re.compile("noise:|few rounds:")
 FOLDER = Path(__file__).with_name("tutorials")
 
 
@@ -51,9 +52,13 @@ def written(cell: dict[str, Any]) -> str:
 
 
 def comparable(cell: dict[str, Any], text: str) -> list[str]:
-    """The words of what a cell printed; of a cell that varies, those without digits."""
+    """The words of what a cell printed; of a cell that varies, those before the first number of each line.
+
+    What follows depends on the numbers: whether a difference is noise, say, and the line that explains the word.
+    """
     if "numbers vary" in cell["metadata"].get("tags", []):
-        text = re.sub(r"\S*\d\S*", " ", text)
+        lines = (re.split(r"\S*\d", line)[0] for line in text.splitlines())
+        text = "\n".join(line for line in lines if not _EXPLAINS.match(line))
     return text.split()
 
 
