@@ -238,7 +238,7 @@ def test_the_card_says_what_was_done(tmp_path):
     hfc.save_compressed(model, tmp_path, results=results, notes={"teacher": "a larger BERT"})
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.pipeline_tag == "text-classification"
-    assert card.data.library_name == "transformers"
+    assert card.data["library_name"] == "transformers"
     report = hfc.sparsity_report(model)
     assert f"{report.zeros:,} of {report.weights:,}" in card.text
     assert "teacher: a larger BERT" in card.text

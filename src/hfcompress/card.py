@@ -25,7 +25,7 @@ _TEXT = """\
 
 # {name}
 
-A {kind}, saved with [hfcompress](https://pypi.org/project/hfcompress/).
+A {kind}, saved with hfcompress.
 
 {facts}
 
