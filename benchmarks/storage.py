@@ -114,7 +114,8 @@ def _rows(seconds: dict[str, list[float]], dense: Path) -> dict[str, str]:
 def _sizes(dense: Path, packed: Path) -> dict[str, str]:
     reference = held = 0.0
     with safe_open(packed / "model.safetensors", "pt") as file, safe_open(dense / "model.safetensors", "pt") as whole:
-        for name in [key.removesuffix(".positions") for key in file.keys() if key.endswith(".positions")]:  # noqa: SIM118
+        names: list[str] = file.keys()
+        for name in [key.removesuffix(".positions") for key in names if key.endswith(".positions")]:
             tensor = whole.get_tensor(name)
             p = float((tensor == 0).double().mean())
             entropy = -p * math.log2(p) - (1 - p) * math.log2(1 - p)

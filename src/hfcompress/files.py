@@ -69,7 +69,8 @@ def check_file(path: Path) -> dict[str, tuple[int, ...]]:
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a safetensors file as it stands there."""
     with _opened(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        names: list[str] = file.keys()
+        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
 
 
 def is_packed(path: Path) -> bool:
@@ -91,7 +92,8 @@ def _whole(name: str, pieces: Pieces) -> Tensor:
 def _rewrite(source: Path, target: Path, change: Callable[[str, Pieces], Pieces]) -> bool:
     """Write what `change` makes of each tensor of `source`; a few tensors at a time are in memory."""
     with _opened(source) as file, open(target, "wb") as out, ThreadPoolExecutor(THREADS) as pool:
-        names = [name for name in file.keys() if not name.endswith(POSITIONS)]  # noqa: SIM118 (not a dict)
+        present = set(file.keys())
+        names = [name for name in present if not name.endswith(POSITIONS)]
         dtypes = {name: file.get_slice(name).get_dtype() for name in names}
         # The widest elements first, as safetensors itself does, so that each tensor is aligned for its dtype.
         names.sort(key=lambda name: (-_bits_of(dtypes[name]), name))
@@ -99,7 +101,6 @@ def _rewrite(source: Path, target: Path, change: Callable[[str, Pieces], Pieces]
         def made(name: str) -> tuple[str, Pieces]:
             return name, change(name, {n: file.get_tensor(n) for n in (name, name + POSITIONS) if n in present})
 
-        present = set(file.keys())
         metadata = {k: v for k, v in (file.metadata() or {}).items() if k != METADATA}
         writer = _Writer(out, metadata, [(name, dtypes[name], file.get_slice(name).get_shape()) for name in names])
         for name, pieces in _a_few_ahead(pool, made, names):

@@ -57,11 +57,11 @@ def peak_bytes(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
         return _distinct(held) + int(torch.cuda.max_memory_allocated(device)) - before
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch does not type it
     """Follows the memory behind tensors: how much is alive, and how much was at most."""
 
     def __init__(self, held: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # likewise
         held = list(held)
         self._known = WeakIdKeyDictionary({tensor.untyped_storage(): True for tensor in held})
         self.live = self.peak = _distinct(held)
