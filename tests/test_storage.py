@@ -347,7 +347,7 @@ def test_a_save_that_fails_leaves_the_old_folder_and_no_debris(when, tmp_path, m
 
     target = {
         "save_pretrained": "transformers.PreTrainedModel.save_pretrained",
-        "pack": "hfcompress.storage.pack_file",
+        "pack": "hfcompress.storage.pack_tensors",
         "flush": "os.fsync",
         "exchange": "hfcompress.folders._exchange",
     }[when]

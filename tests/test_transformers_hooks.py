@@ -10,9 +10,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
 from architectures import arguments, batch, build, rows
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 DATA = batch(19)
 
@@ -297,4 +301,25 @@ def test_the_stock_trainer_scales_the_loss_of_bert_by_the_accumulation_steps(tmp
         norms[accumulated] = callback.found[0]
     assert norms[4] == pytest.approx(4 * norms[1], rel=1e-3), (
         "Trainer no longer multiplies; see hfcompress.distillation."
+    )
+
+
+@pytest.mark.parametrize("shard_size", ["50GB", "20KB"])
+def test_the_weights_that_save_pretrained_writes_are_told_by_two_functions(shard_size, tmp_path):
+    model = BertForMaskedLM(build().config)  # its output embeddings are tied
+    model.save_pretrained(tmp_path, max_shard_size=shard_size)
+    written = {path.name: set(load_file(path)) for path in tmp_path.glob("*.safetensors")}
+    state = revert_weight_conversion(model, remove_tied_weights_from_state_dict(model.state_dict(), model))
+    pattern = "model{suffix}.safetensors"
+    split = split_torch_state_dict_into_shards(state, max_shard_size=shard_size, filename_pattern=pattern)
+    assert {file: set(names) for file, names in split.filename_to_tensors.items()} == written, (
+        "save_pretrained no longer writes what remove_tied_weights_from_state_dict and revert_weight_conversion leave; "
+        "hfcompress.storage packs that."
+    )
+
+
+def test_save_pretrained_takes_a_state_dict_that_is_not_the_model_s(tmp_path):
+    build().save_pretrained(tmp_path, state_dict={"none": torch.empty(0)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"], (
+        "save_pretrained no longer writes the state dict that it is given; hfcompress.storage gives an empty one."
     )

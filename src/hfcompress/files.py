@@ -7,7 +7,7 @@ import math
 import re
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from hfcompress.errors import CompressionError
@@ -25,6 +26,18 @@ METADATA = "hfcompress"  # whose value, in the file's own metadata, is the versi
 POSITIONS = ".positions"  # X.positions says where the values of X stand
 
 Pieces = dict[str, Tensor]
+Dense = list[tuple[str, str, list[int]]]  # name, dtype and shape
+
+
+def pack_tensors(tensors: Mapping[str, Tensor], target: Path) -> bool:
+    """Write tensors as a safetensors file, packed where that makes them smaller; return whether any is.
+
+    They may be on any device: a few at a time are on the CPU.
+    """
+    names = {dtype: _name_of(dtype) for dtype in {tensor.dtype for tensor in tensors.values()}}
+    dense = [(name, names[tensor.dtype], list(tensor.shape)) for name, tensor in tensors.items()]
+    metadata = {"format": "pt"}  # as transformers writes and expects it
+    return _write(target, metadata, dense, lambda name: _packed(name, {name: tensors[name].detach().cpu()}))
 
 
 def pack_file(source: Path, target: Path) -> bool:
@@ -90,31 +103,35 @@ def _whole(name: str, pieces: Pieces) -> Tensor:
 
 
 def _rewrite(source: Path, target: Path, change: Callable[[str, Pieces], Pieces]) -> bool:
-    """Write what `change` makes of each tensor of `source`; a few tensors at a time are in memory."""
-    with _opened(source) as file, open(target, "wb") as out, ThreadPoolExecutor(THREADS) as pool:
+    """Write what `change` makes of each tensor of `source`."""
+    with _opened(source) as file:
         present = set(file.keys())
-        names = [name for name in present if not name.endswith(POSITIONS)]
-        dtypes = {name: file.get_slice(name).get_dtype() for name in names}
-        # The widest elements first, as safetensors itself does, so that each tensor is aligned for its dtype.
-        names.sort(key=lambda name: (-_bits_of(dtypes[name]), name))
-
-        def made(name: str) -> tuple[str, Pieces]:
-            return name, change(name, {n: file.get_tensor(n) for n in (name, name + POSITIONS) if n in present})
-
+        slices = {name: file.get_slice(name) for name in present if not name.endswith(POSITIONS)}
+        dense = [(name, one.get_dtype(), one.get_shape()) for name, one in slices.items()]
         metadata = {k: v for k, v in (file.metadata() or {}).items() if k != METADATA}
-        writer = _Writer(out, metadata, [(name, dtypes[name], file.get_slice(name).get_shape()) for name in names])
-        for name, pieces in _a_few_ahead(pool, made, names):
+
+        def make(name: str) -> Pieces:
+            return change(name, {n: file.get_tensor(n) for n in (name, name + POSITIONS) if n in present})
+
+        return _write(target, metadata, dense, make)
+
+
+def _write(target: Path, metadata: dict[str, str], dense: Dense, make: Callable[[str], Pieces]) -> bool:
+    """Write what `make` gives for each name; a few tensors at a time are in memory."""
+    # The widest elements first, as safetensors itself does, so that each tensor is aligned for its dtype.
+    dense = sorted(dense, key=lambda one: (-_bits_of(one[1]), one[0]))
+    with open(target, "wb") as out, ThreadPoolExecutor(THREADS) as pool:
+        writer = _Writer(out, metadata, dense)
+        for (name, dtype, _), pieces in zip(dense, _a_few_ahead(pool, make, [name for name, *_ in dense]), strict=True):
             for key, tensor in pieces.items():
-                writer.add(key, dtypes[name] if key == name else "U8", tensor)
+                writer.add(key, dtype if key == name else "U8", tensor)
         return writer.finish()
 
 
-def _a_few_ahead(
-    pool: ThreadPoolExecutor, made: Callable[[str], tuple[str, Pieces]], names: list[str]
-) -> Iterator[tuple[str, Pieces]]:
-    waiting: deque[Future[tuple[str, Pieces]]] = deque()
+def _a_few_ahead(pool: ThreadPoolExecutor, make: Callable[[str], Pieces], names: Iterable[str]) -> Iterator[Pieces]:
+    waiting: deque[Future[Pieces]] = deque()
     for name in names:
-        waiting.append(pool.submit(made, name))
+        waiting.append(pool.submit(make, name))
         if len(waiting) > THREADS:
             yield waiting.popleft().result()
     while waiting:
@@ -124,8 +141,8 @@ def _a_few_ahead(
 class _Writer:
     """Writes tensors as they come, and last the header that stands before them."""
 
-    def __init__(self, out: BinaryIO, metadata: dict[str, str], dense: list[tuple[str, str, list[int]]]) -> None:
-        """`dense` has name, dtype and shape of every tensor before packing: no header is longer than its own."""
+    def __init__(self, out: BinaryIO, metadata: dict[str, str], dense: Dense) -> None:
+        """No header is longer than that of `dense`, the tensors before packing."""
         self._out, self._metadata = out, metadata
         self._entries: dict[str, dict[str, Any]] = {}
         most = 2 * sum(_bits_of(dtype) // 8 * math.prod(shape) + 64 + 8 * len(shape) for _, dtype, shape in dense)
@@ -152,6 +169,13 @@ class _Writer:
         self._out.seek(0)
         self._out.write(struct.pack("<Q", room) + header.ljust(room))
         return packed
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    """What safetensors calls a dtype."""
+    file = save({"tensor": torch.empty(0, dtype=dtype)})
+    header = json.loads(file[8:])
+    return str(header["tensor"]["dtype"])
 
 
 def _bits_of(dtype: str) -> int:

@@ -24,7 +24,7 @@ from hfcompress.errors import CompressionError
 MOST_EXPANSION = 1024  # what is packed unpacks to at most so many times its own bytes
 THREADS = min(4, os.cpu_count() or 1)
 _BITMASK, _GAPS = 0, 1
-_LEAST_SAVED = 0.019  # of the packed tensor
+_LEAST_SAVED = {1: 0.029, 2: 0.029, 4: 0.019, 8: 0.019}  # of the packed tensor, by the bytes of an element
 _FAR = 255  # a gap of so many zeros that is not followed by a non-zero
 _PIECE = 1 << 17  # elements; a multiple of 8
 _HEAD = struct.Struct("<BB6x")
@@ -77,16 +77,19 @@ def pack(tensor: Tensor) -> Packed | None:
     if (flat.size - sum(counts)) * tensor.element_size() <= flat.size // 16:  # a mask costs more than so few zeros
         return None
     values = np.empty(sum(counts), flat.dtype)
-    masks, end = [], 0
+    few = 8 * values.size <= flat.size  # their gaps are fewer bytes than the bitmask
+    masks, indices, end = [], [], 0
     for start, count in zip(starts, counts, strict=True):
         piece = flat[start : start + _PIECE]
         mask = piece != 0
-        piece.take(np.flatnonzero(mask), out=values[end : end + count], mode="clip")
+        found = np.flatnonzero(mask)
+        piece.take(found, out=values[end : end + count], mode="clip")
         masks.append(np.packbits(mask, bitorder="little"))
+        if few:
+            indices.append(found + start)
         end += count
-    bitmask = np.concatenate(masks)
-    codings = [(_GAPS, _gaps_of(bitmask))] if 8 * values.size <= flat.size else []  # fewer bytes than the bitmask has
-    for coding, plain in [*codings, (_BITMASK, bitmask)]:
+    codings = [(_GAPS, _gaps_of(np.concatenate(indices)))] if few else []
+    for coding, plain in [*codings, (_BITMASK, np.concatenate(masks))]:
         packed = Packed(torch.from_numpy(values).view(tensor.dtype), _positions_of(coding, tensor.shape, plain, values))
         if packed.nbytes < tensor.nbytes <= MOST_EXPANSION * packed.nbytes:
             return packed
@@ -136,7 +139,8 @@ def _positions_of(coding: int, shape: Iterable[int], plain: Bytes, values: NDArr
     density = values.size / math.prod(shape)
     entropy = -sum(p * math.log2(p) for p in (density, 1 - density) if p)
     # Few zeros or very many make Huffman codes worth their time; about as many as not, they save next to nothing.
-    worth = coding == _GAPS or (1 - entropy) * len(plain) > _LEAST_SAVED * (values.nbytes + len(plain))
+    least = _LEAST_SAVED[values.itemsize] * (values.nbytes + len(plain))
+    worth = coding == _GAPS or (1 - entropy) * len(plain) > least
     packer = zlib.compressobj(1 if worth else 0, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
     stream = packer.compress(plain.data) + packer.flush()
     sizes = [*shape]
@@ -195,14 +199,9 @@ def _count(bitmask: Bytes) -> int:
     return int(np.bitwise_count(bitmask).sum(dtype=np.int64))
 
 
-def _gaps_of(bitmask: Bytes) -> Bytes:
+def _gaps_of(indices: Indices) -> Bytes:
     """The number of zeros before each non-zero; 255 for so many of them and no non-zero yet."""
-    step = _PIECE // 8
-    parts: list[Any] = [
-        np.flatnonzero(_BYTE_TO_BITS.take(bitmask[at : at + step]).view(np.bool_)) + 8 * at
-        for at in range(0, len(bitmask), step)
-    ]
-    gaps = np.diff(np.concatenate(parts), prepend=-1) - 1
+    gaps = np.diff(indices, prepend=-1) - 1
     far = gaps // _FAR
     coded = np.full(len(gaps) + int(far.sum()), _FAR, np.uint8)
     coded[np.cumsum(far + 1) - 1] = gaps % _FAR

@@ -6,25 +6,30 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import transformers
-from huggingface_hub import HfApi, snapshot_download
-from torch import nn
+from huggingface_hub import HfApi, snapshot_download, split_torch_state_dict_into_shards
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.utils import logging
 
 from hfcompress.card import CARD, Table, is_ours, write_card
 from hfcompress.errors import CompressionError
-from hfcompress.files import is_packed, pack_file, shapes_of, unpack_file
+from hfcompress.files import is_packed, pack_file, pack_tensors, shapes_of, unpack_file
 from hfcompress.folders import replacing
 from hfcompress.layers import unwrap
 from hfcompress.plan import METHOD, VERSION, is_plan
 
 _CONFIG = "config.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LAYERS = re.compile(r"(num_|n_)?(hidden_|encoder_|decoder_|local_|routed_)?(layers?|experts)")
 _LARGEST_JSON = 1 << 26
@@ -88,11 +93,13 @@ def save_compressed(
         raise CompressionError(f"sparse={sparse!r} is unknown; it must be 'auto' or False.")
     inner = _savable(model)
     with replacing(directory, _is_obsolete(directory)) as new:
-        inner.save_pretrained(new, max_shard_size=max_shard_size)
+        if sparse == "auto":
+            inner.save_pretrained(new, state_dict={"none": torch.empty(0)})  # all but the weights
+            _pack_weights(inner, new, max_shard_size)
+        else:
+            inner.save_pretrained(new, max_shard_size=max_shard_size)
         if processing_class is not None:
             processing_class.save_pretrained(new)
-        if sparse == "auto":
-            _rewrite_weights(new, new, pack_file)
         if is_ours(Path(directory) / CARD) or not (Path(directory) / CARD).exists():
             write_card(inner, new, results=results, notes=notes or {}, name=Path(directory).resolve().name)
     if push_to_hub:
@@ -197,23 +204,38 @@ def _copy(source: Folder, out: Folder, rewrite: Rewrite) -> None:
         _rewrite_weights(folder, new, rewrite)
 
 
+def _pack_weights(model: PreTrainedModel, new: Path, max_shard_size: int | str) -> None:
+    """Write the weights that ``save_pretrained`` would write, in the same files, each tensor packed on its way."""
+    state: dict[str, Tensor] = model.state_dict()
+    for name in model._keys_to_ignore_on_save or ():
+        state.pop(name, None)
+    state = revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
+    pattern = "model{suffix}.safetensors"
+    split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size, filename_pattern=pattern)
+    (new / _ONE_FILE).unlink()  # of no weights
+    packed = False
+    for file, names in logging.tqdm(split.filename_to_tensors.items(), desc="Packing model shards"):
+        packed = pack_tensors({name: state[name] for name in names}, new / file) or packed
+    _describe(new, [*split.filename_to_tensors], split.is_sharded, packed)
+
+
 def _rewrite_weights(source: Path, new: Path, rewrite: Rewrite) -> None:
-    """Write the weight files of one folder into another, or the same, and make index and config say what they are."""
-    packed, total = False, 0
-    places: dict[str, str] = {}
-    for file in _weight_files(source):
-        written = new / f"{file.name}.new"
-        packed = rewrite(file, written) or packed
-        written.replace(new / file.name)
-        names = shapes_of(new / file.name)
-        places |= dict.fromkeys(names, file.name)
-        total += (new / file.name).stat().st_size
-    if (source / _INDEX).exists():
+    """Copy the weight files of one folder into another, rewritten."""
+    files = _weight_files(source)
+    packed = [rewrite(file, new / file.name) for file in files]
+    _describe(new, [file.name for file in files], (source / _INDEX).exists(), any(packed))
+
+
+def _describe(new: Path, files: Iterable[str], is_sharded: bool, is_packed: bool) -> None:
+    """Make index and config say what the weight files hold."""
+    if is_sharded:
+        places = {name: file for file in files for name in shapes_of(new / file)}
+        total = sum((new / file).stat().st_size for file in files)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         (new / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     config = _json(new / _CONFIG)
     plan = {k: v for k, v in (config.pop("quantization_config", None) or {}).items() if k in ("heads", "neurons")}
-    if packed or plan:
+    if is_packed or plan:
         config["quantization_config"] = {"quant_method": METHOD, "version": VERSION, **plan}
     (new / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -297,7 +319,7 @@ def _kind_of(config: Mapping[str, Any]) -> Any:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The files with weights, each in the folder, or in the hub cache that the folder is a part of."""
-    names = ["model.safetensors"]
+    names = [_ONE_FILE]
     if not (folder / names[0]).exists() and (folder / _INDEX).exists():
         places = _json(folder / _INDEX).get("weight_map")
         if not isinstance(places, dict) or not places:
