@@ -176,7 +176,12 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     compare.add_argument("--markdown", action="store_true", help="print a Markdown table")
     compare.add_argument("--html", metavar="FILE", help="also write a page with pictures")
     compare.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-    compare.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts timed together (default: 16)")
+    compare.add_argument(
+        "--batch-size", type=_numbers, default=16, metavar="N", help="texts timed together (default: 16), or 1,16"
+    )
+    compare.add_argument(
+        "--length", type=_numbers, metavar="N", help="time made-up texts of N tokens, or of 64,128, instead of --data"
+    )
     compare.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds of timing (default: 20)")
     _data(compare, "labelled texts")
     _device(compare)
@@ -192,7 +197,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         "Write a packed folder as one that needs no hfcompress to load.",
     )
     for one in (pack, unpack):
-        one.add_argument("folder", metavar="DIR", help="folder of a model")
+        one.add_argument("model", metavar="MODEL", help="folder or hub id")
         one.add_argument("output", metavar="OUT", help="folder to write")
         one.add_argument("--overwrite", action="store_true", help="replace the model in OUT, if there is one")
     return parser, distill
@@ -248,6 +253,13 @@ def _amount(text: str) -> float | int:
         return int(text)
     except ValueError:
         return float(text)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor numbers such as 64,128") from None
 
 
 def _layers(text: str) -> int | list[int]:

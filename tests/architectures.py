@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import shutil
 
 import torch
 from datasets import Dataset
@@ -166,3 +167,15 @@ def _bits(tensor):
         return tensor.shape, tensor.dtype
     plain = tensor.clone(memory_format=torch.contiguous_format).reshape(-1)
     return tensor.shape, tensor.dtype, plain.view(torch.uint8).numpy().tobytes()
+
+
+def cached(folder, cache, repo_id):
+    """Lay a folder into a hub cache, as if it had been downloaded."""
+    repository, commit = cache / f"models--{repo_id.replace('/', '--')}", "0" * 40
+    snapshot = repository / "snapshots" / commit
+    for made in (repository / "blobs", repository / "refs", snapshot):
+        made.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    for path in folder.iterdir():
+        shutil.copy(path, repository / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")

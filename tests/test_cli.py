@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from architectures import build
+from architectures import build, cached
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -238,7 +238,7 @@ def test_a_new_head_takes_the_labels_of_its_teacher(models, data, tmp_path, run)
     assert "fine-tune it first" in run.error
 
 
-def test_compare(models, data, tmp_path, run, monkeypatch):
+def test_compare(models, data, tmp_path, run):
     names = [str(models / name) for name in ("bert", "gpt2")]
     read = ("--data", data / "test.jsonl", *NUMBERS, "--repeats", 1, "--device", "cpu")
     found = run("compare", *names, *read, "--json")
@@ -250,19 +250,24 @@ def test_compare(models, data, tmp_path, run, monkeypatch):
     assert run("compare", *names).startswith("model")
     assert run("compare", *names, "--markdown").startswith("| model |")
 
-    monkeypatch.setattr(hfc.Comparison, "to_html", lambda self: "<html>", raising=False)
+    timed = run("compare", *names, "--length", "4,8", "--batch-size", "1,2", "--repeats", 1, "--json")
+    assert timed[names[0]]["flops"] > 0
+    run("compare", *names, "--length", "12,", status=2)
+
     page = tmp_path / "page.html"
-    run("compare", *names, "--html", page)
-    assert page.read_text() == "<html>"
+    run("compare", *names, *read, "--html", page)
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert all(name in text for name in names)
     page.write_text("mine")
     run("compare", *names, "--html", page, status=2)
     assert page.read_text() == "mine"
     run("compare", *names, "--html", page, "--overwrite")
-    assert page.read_text() == "<html>"
+    assert page.read_text().startswith("<!doctype html>")
     assert list(tmp_path.iterdir()) == [page]
 
 
-def test_pack_and_unpack(models, tmp_path, run):
+def test_pack_and_unpack(models, tmp_path, run, monkeypatch):
     run("prune", models / "bert", "--amount", 0.8, "-o", tmp_path / "pruned")
     size = (tmp_path / "pruned" / "model.safetensors").stat().st_size
     found = run("pack", tmp_path / "pruned", tmp_path / "packed", "--json")
@@ -275,6 +280,10 @@ def test_pack_and_unpack(models, tmp_path, run):
     for name in ("packed", "plain"):
         assert all(map(torch.equal, load(tmp_path / name).parameters(), original))
         assert AutoTokenizer.from_pretrained(tmp_path / name)("good film")["input_ids"] == [4, 3]
+    cached(tmp_path / "packed", tmp_path / "hub", "me/packed")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    run("unpack", "me/packed", tmp_path / "from-hub")
+    assert contents(tmp_path / "from-hub") == contents(tmp_path / "plain")
     before = contents(tmp_path)
     run("pack", tmp_path / "pruned", tmp_path / "packed", status=2)
     assert "exists already" in run.error
@@ -361,7 +370,7 @@ def bad_inputs():
         "device": (["compare", "BERT", "--device", "abacus"], "The device abacus cannot be used"),
         "twice": (["compare", "BERT", "BERT"], "name a model twice"),
         "no tokenizer": (["compare", "BARE", "--data", "TEST", *COLUMNS], "has no tokenizer"),
-        "no folder to pack": (["pack", "EMPTY", "OUT"], "is no folder of a model"),
+        "no folder to pack": (["pack", "EMPTY", "OUT"], "is no model: there is no config.json"),
     }
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from transformers.utils import logging
 
 import hfcompress as hfc
 from hfcompress.storage import pack_folder, unpack_folder
-from tests.architectures import SHRINKABLE, arguments, batch, build, rows, same_bits, state_of
+from tests.architectures import SHRINKABLE, arguments, batch, build, cached, rows, same_bits, state_of
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -282,14 +281,7 @@ def test_the_folder_is_uploaded_whole(tmp_path, monkeypatch):
 def test_a_hub_id_loads_from_the_cache_without_a_network(tmp_path):
     model = pruned()
     hfc.save_compressed(model, tmp_path / "small")
-    repository, commit = tmp_path / "models--me--small", "0" * 40
-    (repository / "blobs").mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    (repository / "snapshots" / commit).mkdir(parents=True)
-    for path in (tmp_path / "small").iterdir():
-        shutil.copy(path, repository / "blobs" / path.name)
-        (repository / "snapshots" / commit / path.name).symlink_to(f"../../blobs/{path.name}")
+    cached(tmp_path / "small", tmp_path, "me/small")
     for again in (
         hfc.load_compressed("me/small", cache_dir=tmp_path, local_files_only=True, revision="main"),
         plain("me/small", cache_dir=tmp_path, local_files_only=True),

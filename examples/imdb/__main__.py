@@ -51,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     seeds.add_argument("--seed", type=int, default=0, help="of the draw, the new weights and the training")
     seeds.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="repeat everything with each of these")
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16", help="of the training (autocast)")
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        choices=[system.key for system in SYSTEMS],
+        metavar="SYSTEM",
+        help=f"only these, and the BERT that others build on: {', '.join(system.key for system in SYSTEMS)}",
+    )
     parser.add_argument("--output", type=Path, help="folder of the results (default: results/PRESET)")
     return parser
 
@@ -95,9 +102,10 @@ def _run(arguments: argparse.Namespace) -> None:
     _claim(arguments.output, _settings(arguments, preset))
 
     print(report.describe(runs[0], arguments.data))
+    chosen = [one for one in SYSTEMS if not arguments.systems or one.key in ("bert", *arguments.systems)]
     for run in runs:
-        for number, system in enumerate(SYSTEMS, start=1):
-            print(f"[seed {run.seed}, {number}/{len(SYSTEMS)}] {system.title}", flush=True)
+        for number, system in enumerate(chosen, start=1):
+            print(f"[seed {run.seed}, {number}/{len(chosen)}] {system.title}", flush=True)
             train_system(system, run)
             test_system(system, run)
             report.write(runs, arguments.output, system)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -50,11 +51,12 @@ def write(runs: list[Run], output: Path, new: System | None = None) -> str:
         The table, for the terminal.
     """
     results = {system.key: _finished(system, runs) for system in SYSTEMS}
-    measured_file = runs[0].folder / "measured.json"
-    if new is None and not measured_file.exists():
-        write_json(measured_file, _measure(runs[0]).to_dict())
-    measured = json.loads(measured_file.read_text()) if measured_file.exists() else {}
     done = [system for system in SYSTEMS if results[system.key]]
+    measured_file = runs[0].folder / "measured.json"
+    measured = json.loads(measured_file.read_text()) if measured_file.exists() else {}
+    if new is None and list(measured) != [system.key for system in done]:
+        measured = _measure(done, runs[0]).to_dict()
+        write_json(measured_file, measured)
 
     content = {
         "settings": json.loads((output / "settings.json").read_text()),
@@ -78,7 +80,12 @@ def write(runs: list[Run], output: Path, new: System | None = None) -> str:
     write_json(output / "results.json", content)
     figures = [f"figure-{number}.png" for number in sorted(system.paper.number for system in done if system.paper)]
     if new is None:
-        figures.append(_size_picture(done, results, output))
+        on_disk = "MB on disk (model.safetensors), equal sizes side by side"
+        sizes = [results[system.key][0]["bytes_on_disk"] / 1e6 for system in done]
+        times = [measured[system.key]["latency_ms"] for system in done]
+        batch = f"milliseconds a batch of {runs[0].preset.batch_size}, on this machine's CPU"
+        figures.append(_against(sizes, on_disk, "size-accuracy.png", done, results, output))
+        figures.append(_against(times, batch, "speed-accuracy.png", done, results, output))
     elif new.paper:
         _figure(new, new.paper, results[new.key], output)
     table = _table(done, results, measured)
@@ -96,11 +103,11 @@ def _finished(system: System, runs: list[Run]) -> list[Result]:
     return found
 
 
-def _measure(run: Run) -> hfc.Comparison:
+def _measure(systems: list[System], run: Run) -> hfc.Comparison:
     """Size and speed of all trained models, each on the same reviews in its own ids, timed in turn."""
     models, inputs = {}, {}
     texts = run.reviews.validation["text"][: run.preset.batch_size]
-    for system in SYSTEMS:
+    for system in systems:
         model, tokenizer = load_system(system, run)
         length = run.preset.max_length
         models[system.key] = model
@@ -217,17 +224,19 @@ def _curve(axes: Axes, by_seed: list[list[float]], colour: str, label: str) -> N
     axes.plot(epochs, [mean(values) for values in zip(*by_seed, strict=True)], "o-", color=colour, label=label)
 
 
-def _size_picture(done: list[System], results: dict[str, list[Result]], output: Path) -> str:
+def _against(
+    values: list[float], name: str, file: str, done: list[System], results: dict[str, list[Result]], output: Path
+) -> str:
+    """Draw accuracy against a cost of each system."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    sizes = [results[system.key][0]["bytes_on_disk"] / 1e6 for system in done]
     part = "test" if all(_tested(results[system.key]) for system in done) else "validation"
-    for index, (system, marker) in enumerate(zip(done, "osD^v*PX<>", strict=False)):
+    for index, (system, marker) in enumerate(zip(done, itertools.cycle("osD^v*PX<>hd"), strict=False)):
         found = results[system.key]
         # Pruned models are exactly as large as BERT; side by side they can be told apart.
-        aside = sizes[:index].count(sizes[index]) * 0.02 * max(sizes)
+        aside = values[:index].count(values[index]) * 0.02 * max(values)
         accuracy, (low, high) = mean(one[f"{part}_accuracy"] for one in found), _interval(found, part)
         axes.errorbar(
-            sizes[index] + aside,
+            values[index] + aside,
             accuracy,
             yerr=[[accuracy - low], [high - accuracy]],
             fmt=marker,
@@ -236,17 +245,13 @@ def _size_picture(done: list[System], results: dict[str, list[Result]], output: 
             alpha=0.8,
             label=system.title,
         )
-    axes.set(
-        xlabel="MB on disk (model.safetensors)",
-        ylabel=f"{part} accuracy, 95 % interval",
-        title="Size against accuracy (models of one size are drawn side by side)",
-    )
+    axes.set(xlabel=name, ylabel=f"{part} accuracy, 95 % interval")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=9)
-    figure.savefig(output / "size-accuracy.png", dpi=120)
+    figure.savefig(output / file, dpi=120)
     plt.close(figure)
-    return "size-accuracy.png"
+    return file
 
 
 def _markdown(content: dict[str, Any], table: list[dict[str, str]], results: dict[str, Any], figures: list[str]) -> str:

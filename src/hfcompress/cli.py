@@ -28,7 +28,7 @@ from transformers import (
 import hfcompress as hfc
 from hfcompress.errors import CompressionError
 from hfcompress.folders import replacing
-from hfcompress.storage import is_weight_file, pack_folder, unpack_folder
+from hfcompress.storage import is_weight_file, model_folder, pack_folder, unpack_folder
 from hfcompress.teacher import inputs_of, same_tokenizer
 from hfcompress.texts import Row, encode, longest_text, read_rows, reason_of, split_rows
 
@@ -273,7 +273,8 @@ def _compare(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         models[name] = model.to(_device(arguments.device))
         if rows is not None:
             inputs[name] = _batch(rows, arguments, model, _needed(tokenizer, name), arguments.label_column)
-    found = hfc.compare(models, inputs or None, batch_size=arguments.batch_size, repeats=arguments.repeats)
+    timing = {"batch_size": arguments.batch_size, "length": arguments.length, "repeats": arguments.repeats}
+    found = hfc.compare(models, inputs or None, **timing)
     if arguments.html is not None:
         page: Any = found
         _write_file(Path(arguments.html), page.to_html(), arguments.overwrite)
@@ -281,10 +282,11 @@ def _compare(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def _pack(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    source, output = (Path(folder).expanduser() for folder in (arguments.folder, arguments.output))
-    if not (source / "config.json").is_file():
-        raise CompressionError(f"{source} is no folder of a model: there is no config.json in it.")
+    output = Path(arguments.output).expanduser()
     _check_folder(output, arguments.overwrite)
+    source = model_folder(_source(arguments.model))
+    if not (source / "config.json").is_file():
+        raise CompressionError(f"{arguments.model} is no model: there is no config.json in it.")
     (pack_folder if arguments.verb == "pack" else unpack_folder)(source, output)
     print(f"Written to {arguments.output}.", file=sys.stderr)
     before, after = _stored(source), _stored(output)
@@ -305,10 +307,7 @@ def _load(
         trained: Refuse a model without a trained head.
         labels_of: Whose labels a new head gets.
     """
-    folder = Path(name).expanduser()
-    source = str(folder) if folder.is_dir() else name
-    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1):
-        raise CompressionError(f"There is no folder {name}.")
+    source = _source(name)
     model, missing = _from_pretrained(source)
     if missing and labels_of is not None:
         taught = labels_of.config
@@ -320,6 +319,14 @@ def _load(
             raise CompressionError(f"{message}; fine-tune it first.")
         print(f"{message}; it gets a new one.", file=sys.stderr)
     return model, _tokenizer(source)
+
+
+def _source(name: str) -> str:
+    """The folder of that name, or else the name as an id of the hub."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1):
+        raise CompressionError(f"There is no folder {name}.")
+    return str(folder) if folder.is_dir() else name
 
 
 def _from_pretrained(source: str, **config: Any) -> tuple[PreTrainedModel, list[str]]:

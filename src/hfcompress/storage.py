@@ -32,6 +32,7 @@ _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LAYERS = re.compile(r"(num_|n_)?(hidden_|encoder_|decoder_|local_|routed_)?(layers?|experts)")
+_FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", CARD]  # vocabularies are texts and models of sentencepiece
 _LARGEST_JSON = 1 << 26
 
 Folder = str | os.PathLike[str]
@@ -141,9 +142,9 @@ def load_compressed(
     Example:
         See `save_compressed`.
     """
-    folder = Path(directory)
-    if not folder.is_dir():
-        folder = _downloaded(str(directory), revision, token, local_files_only, cache_dir)
+    folder = model_folder(
+        directory, revision=revision, token=token, local_files_only=local_files_only, cache_dir=cache_dir
+    )
     config = _check_folder(folder)
     kind = _kind_of(config)
     options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True} | kwargs
@@ -159,6 +160,27 @@ def load_compressed(
             raise CompressionError(f"{folder} does not hold its model: {problem.replace('_', ' ')}, such as {first}.")
     loaded: PreTrainedModel = model
     return loaded
+
+
+def model_folder(directory: Folder, **download: Any) -> Path:
+    """Return a folder as it is, or where a model of the hub is after it was downloaded.
+
+    Args:
+        directory: A folder, or the id of a model on the hub: its config, safetensors and tokenizer are fetched.
+        download: For ``huggingface_hub.snapshot_download``, for example ``revision``.
+
+    Raises:
+        CompressionError: There is neither such a folder nor such a model.
+    """
+    if Path(directory).is_dir():
+        return Path(directory)
+    try:
+        return Path(snapshot_download(str(directory), allow_patterns=_FETCHED, **download))
+    except Exception as error:  # no network, no such model, no access: huggingface_hub says which
+        reason = str(error).strip().partition("\n")[0]
+        raise CompressionError(
+            f"{str(directory)!r} is neither a folder here nor a model that the hub gives: {reason}"
+        ) from error
 
 
 def pack_folder(source: Folder, out: Folder) -> None:
@@ -260,27 +282,6 @@ def _is_obsolete(directory: Folder) -> Callable[[str], bool]:
     """Which files of an old folder go: weights, which must not mix with new ones, and a card that we wrote."""
     own_card = is_ours(Path(directory) / CARD)
     return lambda name: is_weight_file(name) or (name == CARD and own_card)
-
-
-def _downloaded(
-    repo_id: str, revision: str | None, token: str | bool | None, local_files_only: bool, cache_dir: str | Path | None
-) -> Path:
-    try:
-        return Path(
-            snapshot_download(
-                repo_id,
-                revision=revision,
-                token=token,
-                local_files_only=local_files_only,
-                cache_dir=cache_dir,
-                allow_patterns=["*.json", "*.safetensors"],
-            )
-        )
-    except Exception as error:  # no network, no such model, no access: huggingface_hub says which
-        reason = str(error).strip().partition("\n")[0]
-        raise CompressionError(
-            f"{repo_id!r} is neither a folder here nor a model that the hub gives: {reason}"
-        ) from error
 
 
 def _check_folder(folder: Path) -> dict[str, Any]:
