@@ -252,18 +252,19 @@ def test_compare(models, data, tmp_path, run):
 
     timed = run("compare", *names, "--length", "4,8", "--batch-size", "1,2", "--repeats", 1, "--json")
     assert timed[names[0]]["flops"] > 0
-    run("compare", *names, "--length", "12,", status=2)
+    with pytest.raises(SystemExit, match="2"):
+        run("compare", *names, "--length", "12,")
 
     page = tmp_path / "page.html"
     run("compare", *names, *read, "--html", page)
     text = page.read_text()
-    assert text.startswith("<!doctype html>")
+    assert text.startswith("<!DOCTYPE html>")
     assert all(name in text for name in names)
     page.write_text("mine")
     run("compare", *names, "--html", page, status=2)
     assert page.read_text() == "mine"
     run("compare", *names, "--html", page, "--overwrite")
-    assert page.read_text().startswith("<!doctype html>")
+    assert page.read_text().startswith("<!DOCTYPE html>")
     assert list(tmp_path.iterdir()) == [page]
 
 

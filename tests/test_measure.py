@@ -361,3 +361,5 @@ def test_a_model_without_values_or_padding_is_refused_by_name():
         measure(nn.Sequential(nn.Linear(2, 2)), length=4)
     with pytest.raises(CompressionError, match=r"GPT2ForSequenceClassification has no config\.pad_token_id"):
         measure(build("gpt2", pad_token_id=None), [{"input_ids": [5]}, {"input_ids": [5, 6]}])
+    with pytest.raises(CompressionError, match=r"'model' does not read the inputs: .*padding token"):
+        measure(build("gpt2", pad_token_id=None), length=4)

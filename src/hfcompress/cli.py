@@ -271,6 +271,8 @@ def _compare(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     for name in names:
         model, tokenizer = _load(name, trained=rows is not None)
         models[name] = model.to(_device(arguments.device))
+        if tokenizer is not None:
+            _set_padding(model, tokenizer)
         if rows is not None:
             inputs[name] = _batch(rows, arguments, model, _needed(tokenizer, name), arguments.label_column)
     timing = {"batch_size": arguments.batch_size, "length": arguments.length, "repeats": arguments.repeats}

@@ -181,12 +181,12 @@ def _compare(
         if one.labels is None:
             continue
         labels = one.labels.cpu()
-        logits = _logits(models[name], one, max(sizes))
+        logits = _logits(name, models[name], one, max(sizes))
         answers[name] = logits, labels
         fields[name] |= _quality(name, logits, labels)
         if reference is not None:
             others = examples_of("reference", reference, inputs[name], tokenizers.get(name))
-            fields[name] |= _against(_logits(reference, others, max(sizes)), logits, labels)
+            fields[name] |= _against(_logits("reference", reference, others, max(sizes)), logits, labels)
         elif len(answers) > 1 and (first := next(iter(models))) in answers and torch.equal(answers[first][1], labels):
             fields[name] |= _against(answers[first][0], logits, labels)
 
@@ -244,15 +244,22 @@ def _size(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _logits(model: nn.Module, examples: Examples, batch_size: int) -> Tensor:
+def _logits(name: str, model: nn.Module, examples: Examples, batch_size: int) -> Tensor:
     """Answers to all examples, in their order, on the CPU in float64."""
     order = sorted(range(len(examples.lengths)), key=examples.lengths.__getitem__)  # little padding
     with evaluating(model):
         found = [
-            logits_of(model(**examples.take(order[start : start + batch_size]))).cpu()
+            logits_of(_forward(name, model, examples.take(order[start : start + batch_size]))).cpu()
             for start in range(0, len(order), batch_size)
         ]
     return torch.cat(found)[torch.tensor(order).argsort()].double()
+
+
+def _forward(name: str, model: nn.Module, batch: Batch) -> Any:
+    try:
+        return model(**batch)
+    except ValueError as error:  # such as GPT-2's, where no token for padding is set
+        raise CompressionError(f"The model {name!r} does not read the inputs: {error}") from error
 
 
 def _quality(name: str, logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -301,7 +308,7 @@ def _times(models: Mapping[str, nn.Module], batches: Mapping[str, Batch], repeat
             with evaluating(model):
                 wait_for(device)
                 start = time.perf_counter()
-                model(**batch)
+                _forward(name, model, batch)
                 wait_for(device)
                 elapsed = time.perf_counter() - start
             if repeat >= 0:

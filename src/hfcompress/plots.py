@@ -124,6 +124,7 @@ def draw_points(axes: Axes, points: Sequence[Point], front: Sequence[str], label
     if hollow is not None and any(point.other_cost is not None for point in points):
         axes.plot([], [], "o", color="#444444", markerfacecolor="white", markersize=8, label=hollow)
     axes.set(xlabel=label, ylabel="accuracy, 95 % interval")
+    axes.margins(x=0.08)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
