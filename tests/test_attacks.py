@@ -9,12 +9,14 @@ import random
 import resource
 import shutil
 import struct
+import zlib
 
 import pytest
 import torch
 
 import hfcompress as hfc
 from hfcompress.files import shapes_of
+from hfcompress.packing import Packed, unpack
 from hfcompress.storage import unpack_folder
 from tests.architectures import build
 
@@ -99,7 +101,7 @@ HEADERS = {
     ),
     "a negative range": (lambda h: h["classifier.bias"].update(data_offsets=[-8, 0]), "cannot be read"),
     "huge sizes": (lambda h: h["classifier.bias"].update(shape=[2**62, 4]), "cannot be read"),
-    "values without positions": (lambda h: h.update({"x": h.pop(f"{PACKED}.positions")}), "cannot be loaded|its model"),
+    "values without positions": (lambda h: h.update({"x": h.pop(f"{PACKED}.positions")}), "mismatched keys"),
     "positions without values": (lambda h: h.update({"x": h.pop(PACKED)}), "has no values"),
     "exchanged positions": (
         lambda h: h.update(
@@ -114,7 +116,7 @@ HEADERS = {
     "no version": (lambda h: h["__metadata__"].pop("hfcompress"), "no version of the format"),
     "a weight renamed": (
         lambda h: h.update({"classifier.weigth": h.pop("classifier.weight")}),
-        "does not hold its model",
+        "does not hold a Bert",
     ),
 }
 
@@ -159,10 +161,14 @@ CONFIGS = {
     "a newer plan": ({"quantization_config": PLAN | {"version": 99}}, "version"),
     "no plan": ({"quantization_config": None}, "does not say so"),
     "another method": ({"quantization_config": {"quant_method": "bitsandbytes"}}, "not of hfcompress"),
-    "wider than its weights": ({"hidden_size": 64}, "mismatched|cannot be loaded"),
+    "wider than its weights": (
+        {"hidden_size": 64},
+        r"mismatched keys, such as .*LayerNorm.* of shape \(32,\) .*\(64,\)",
+    ),
     "a vocabulary of terabytes": ({"vocab_size": 10**11}, "describes a"),
-    "a billion layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000"),
-    "a billion labels": ({"num_labels": 10**9}, "num_labels=1000000000"),
+    "a billion layers": ({"num_hidden_layers": 10**9}, "a model of more than 1,[0-9]+ parts"),
+    "a billion labels": ({"num_labels": 10**9}, "1,000,000,000 labels"),
+    "names of a million labels": ({"id2label": dict.fromkeys(range(10**6), "")}, "1,000,000 labels"),
     "a kernel from the hub": ({"attn_implementation": "stranger/kernel"}, "outside of the folder"),
     "weights elsewhere": ({"transformers_weights": "../../secret.safetensors"}, "outside of the folder"),
     "no such architecture": ({"model_type": "nothing", "architectures": ["os"]}, "cannot be loaded"),
@@ -186,6 +192,60 @@ def test_configs_that_lie_are_refused(attack, folder):
     change_json(folder / "config.json", **settings)
     refused(folder, message)
     assert not marker.exists()
+
+
+DENSE = {
+    "a vocabulary of gigabytes": ("bert", {"vocab_size": 3 * 10**7}, "describes a BertForSequenceClassification of"),
+    "loops in the constructor": ("albert", {"inner_group_num": 10**9}, "more than 1,[0-9]+ parts"),
+    "another class's loops": (
+        "bert",
+        {"architectures": ["CanineForSequenceClassification"], "model_type": "canine", "num_hash_functions": 10**9},
+        "more than 1,[0-9]+ parts",
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", DENSE)
+def test_configs_of_dense_folders_are_held_to_their_weights_too(attack, tmp_path):
+    architecture, settings, message = DENSE[attack]
+    hfc.save_compressed(build(architecture), tmp_path, sparse=False)
+    change_json(tmp_path / "config.json", **settings)
+    refused(tmp_path, message)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_what_is_no_file_is_not_read(name, folder):
+    (folder / "model.safetensors").unlink()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/dev/zero")  # of no size, and without an end
+    refused(folder, "is no file")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    refused(folder, "is no file")
+
+
+def test_a_newer_plan_is_not_rewritten_as_an_older_one(folder, tmp_path):
+    change_json(folder / "config.json", quantization_config=PLAN | {"version": 2, "groups": [1]})
+    with pytest.raises(hfc.CompressionError, match="version 2"):
+        unpack_folder(folder, tmp_path / "out")
+
+
+def test_links_out_of_a_folder_are_not_followed_into_a_copy(folder, tmp_path):
+    (tmp_path / "secret").write_text("mine")
+    (folder / "vocab.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(hfc.CompressionError, match=r"vocab\.txt is a link out of the folder"):
+        unpack_folder(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shape", [(2**63, 0), (2**40, 2**40, 0), (0,)])
+def test_shapes_of_nothing_are_refused(shape):
+    head = struct.pack(f"<BB6x{len(shape) + 1}Q", 0, len(shape), *shape, 8)
+    stream = zlib.compress(b"")
+    assert len(stream) == 8
+    positions = torch.frombuffer(bytearray(head + stream), dtype=torch.uint8)
+    with pytest.raises(hfc.CompressionError, match="cannot be of shape"):
+        unpack(Packed(torch.empty(0), positions))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000, '{"a": ' * 50_000])

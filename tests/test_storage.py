@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
+    BertModel,
+    BertPreTrainedModel,
     BertTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -23,6 +26,7 @@ from transformers import (
 from transformers.utils import logging
 
 import hfcompress as hfc
+import hfcompress.folders
 from hfcompress.storage import pack_folder, unpack_folder
 from tests.architectures import SHRINKABLE, arguments, batch, build, cached, rows, same_bits, state_of
 
@@ -122,6 +126,71 @@ def test_experts_that_a_checkpoint_keeps_apart_are_unpacked_before_they_are_join
     again.save_pretrained(tmp_path / "dense")  # names as in the original checkpoint, nothing packed
     model.save_pretrained(tmp_path / "expected")
     assert same_bits(tensors_in(tmp_path / "dense"), tensors_in(tmp_path / "expected"))
+
+
+FUSED = {"NomicBert": "Wqkv", "Gte": "qkv_proj", "JinaEmbeddingsV3": "Wqkv"}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_checkpoint_that_fuses_what_the_model_keeps_apart_is_packed_fused(name, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = getattr(transformers, f"{name}Config")(**sizes, vocab_size=50, max_position_embeddings=64, pad_token_id=0)
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    hfc.prune_global_l1(model, 0.5)
+    hfc.save_compressed(model, tmp_path / "small")
+    fused = f"{FUSED[name]}.weight.positions"
+    assert any(key.endswith(fused) for key in tensors_in(tmp_path / "small"))
+    assert same_bits(hfc.load_compressed(tmp_path / "small").state_dict(), model.state_dict())
+    again = plain(tmp_path / "small")
+    assert same_bits(again.state_dict(), model.state_dict())
+    again.save_pretrained(tmp_path / "dense")  # fused again
+    model.save_pretrained(tmp_path / "expected")
+    assert same_bits(tensors_in(tmp_path / "dense"), tensors_in(tmp_path / "expected"))
+
+
+class Mine(BertPreTrainedModel):
+    """A model with tensors that no layer of transformers has, all of them mostly zeros."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bert = BertModel(config)
+        self.rnn = torch.nn.LSTM(32, 32)
+        self.prompt = torch.nn.Parameter(torch.zeros(4, 32))
+        self.places = torch.nn.Module()
+        self.places.positions = torch.nn.Parameter(torch.randn(8, 32))
+        self.register_buffer("table", torch.eye(30, dtype=torch.bool))
+        self.register_buffer("waves", torch.zeros(4, 40, dtype=torch.complex64))
+        self.register_buffer("nothing", torch.zeros(0, 3))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.post_init()
+
+
+def test_only_what_the_loader_can_tell_apart_is_packed(tmp_path):
+    model = Mine(pruned().config).eval()
+    with torch.no_grad():
+        for parameter in model.bert.parameters():
+            parameter.mul_(torch.rand_like(parameter) > 0.9)
+    hfc.save_compressed(model, tmp_path / "small")
+    hfc.save_compressed(model, tmp_path / "dense", sparse=False)
+    pack_folder(tmp_path / "dense", tmp_path / "copy")
+    for folder in ("small", "copy"):
+        tensors = tensors_in(tmp_path / folder)
+        packed = {name.removesuffix(".positions") for name in tensors} - set(model.state_dict())
+        assert {name.removesuffix(".positions") for name in tensors if name.endswith(".weight.positions")}
+        assert packed <= {"places"}  # whose positions are a parameter
+        assert same_bits(Mine.from_pretrained(tmp_path / folder).state_dict(), model.state_dict())
+    with pytest.raises(hfc.CompressionError, match="own from_pretrained"):
+        hfc.load_compressed(tmp_path / "small")
+
+
+def test_half_precision_saved_very_sparse_loads_in_another_dtype(tmp_path):
+    model = build("bert", vocab_size=30_000).bfloat16()
+    embeddings = model.get_input_embeddings().weight.data
+    embeddings.mul_(torch.rand_like(embeddings, dtype=torch.float32) > 0.9994)
+    hfc.save_compressed(model, tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size < embeddings.nbytes
+    again = hfc.load_compressed(tmp_path, dtype=torch.float32)
+    assert same_bits(again.state_dict(), model.float().state_dict())
 
 
 def test_zeros_and_uneven_shapes_together(tmp_path):
@@ -291,7 +360,82 @@ def test_a_hub_id_loads_from_the_cache_without_a_network(tmp_path):
         hfc.load_compressed("me/other", cache_dir=tmp_path, local_files_only=True)
 
 
+def test_a_hub_folder_may_be_reached_by_a_link(tmp_path, monkeypatch):
+    model = pruned()
+    hfc.save_compressed(model, tmp_path / "small")
+    cached(tmp_path / "small", tmp_path, "me/small")
+    snapshot = next((tmp_path / "models--me--small" / "snapshots").iterdir())
+    (tmp_path / "link").symlink_to(snapshot)
+    assert same_bits(hfc.load_compressed(tmp_path / "link").state_dict(), model.state_dict())
+    monkeypatch.chdir(snapshot)
+    assert same_bits(hfc.load_compressed(".").state_dict(), model.state_dict())
+
+
 # Whole or not at all
+
+
+def test_a_save_into_the_working_directory_stays_in_it(tmp_path, monkeypatch):
+    (tmp_path / "model" / "runs").mkdir(parents=True)
+    for place in (tmp_path / "model", tmp_path / "model" / "runs"):
+        monkeypatch.chdir(place)
+        target = os.path.relpath(tmp_path / "model")
+        for amount in (0.3, 0.6):
+            model = pruned(amount=amount)
+            hfc.save_compressed(model, target)
+            assert os.getcwd() == str(place)
+            assert same_bits(hfc.load_compressed(target).state_dict(), model.state_dict())
+
+
+def test_what_others_write_into_the_folder_during_a_save_stays(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    hfc.save_compressed(pruned(), folder)
+    (folder / "runs").mkdir()
+    exchange = hfcompress.folders._exchange
+
+    def meanwhile(one, other):
+        (folder / "notes.txt").write_text("mine")
+        (folder / "runs" / "events").write_text("mine too")
+        return exchange(one, other)
+
+    monkeypatch.setattr("hfcompress.folders._exchange", meanwhile)
+    model = pruned(amount=0.7)
+    hfc.save_compressed(model, folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "runs" / "events").read_text() == "mine too"
+    assert same_bits(hfc.load_compressed(folder).state_dict(), model.state_dict())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
+def test_pipes_and_look_alikes_of_the_user_stay(tmp_path):
+    folder = tmp_path / "model"
+    hfc.save_compressed(pruned(), folder)
+    os.mkfifo(folder / "pipe")
+    (tmp_path / ".model.important.saving").mkdir()
+    hfc.save_compressed(pruned(amount=0.7), folder)
+    assert (folder / "pipe").is_fifo()
+    assert (tmp_path / ".model.important.saving").is_dir()
+
+
+def test_an_adapter_in_the_folder_is_not_left_beside_other_weights(tmp_path):
+    model = pruned()
+    hfc.save_compressed(model, tmp_path / "model", sparse=False)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    for save in (
+        lambda: hfc.save_compressed(model, tmp_path / "adapter"),
+        lambda: pack_folder(tmp_path / "model", tmp_path / "adapter"),
+    ):
+        with pytest.raises(hfc.CompressionError, match="holds a PEFT adapter, which would be applied"):
+            save()
+    assert os.listdir(tmp_path / "adapter") == ["adapter_config.json"]
+
+
+def test_a_copy_has_the_folders_too(tmp_path):
+    hfc.save_compressed(pruned(), tmp_path / "model")
+    (tmp_path / "model" / "1_Pooling").mkdir()
+    (tmp_path / "model" / "1_Pooling" / "config.json").write_text("{}")
+    unpack_folder(tmp_path / "model", tmp_path / "plain")
+    assert (tmp_path / "plain" / "1_Pooling" / "config.json").read_text() == "{}"
 
 
 def test_other_files_stay_and_old_weights_go(tmp_path):
@@ -462,6 +606,12 @@ def test_what_cannot_be_saved_is_refused_by_name(tmp_path):
         hfc.save_compressed(build(), tmp_path / "model", sparse="always")
     with pytest.raises(hfc.CompressionError, match="PEFT adapter; merge it first"):
         hfc.save_compressed(get_peft_model(build(), LoraConfig(target_modules=["query"])), tmp_path / "model")
+    base = build()
+    get_peft_model(base, LoraConfig(target_modules=["query"]))
+    with pytest.raises(hfc.CompressionError, match="PEFT adapter; merge it first"):
+        hfc.save_compressed(base, tmp_path / "model")
+    with pytest.raises(hfc.CompressionError, match="cannot be laid into files"):
+        hfc.save_compressed(build(), tmp_path / "model", max_shard_size="lots")
     with pytest.raises(hfc.CompressionError, match="is on the meta device"):
         hfc.save_compressed(build().to("meta"), tmp_path / "model")
     quantized = build()

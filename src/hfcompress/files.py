@@ -23,6 +23,7 @@ from hfcompress.packing import THREADS, Packed, check, pack, unpack
 
 VERSION = 1
 METADATA = "hfcompress"  # whose value, in the file's own metadata, is the version
+PACKED = ".weight"  # so ends the name of each tensor that may be packed: the loader tells them by it
 POSITIONS = ".positions"  # X.positions says where the values of X stand
 
 Pieces = dict[str, Tensor]
@@ -62,8 +63,8 @@ def check_file(path: Path) -> dict[str, tuple[int, ...]]:
     """
     with _opened(path) as file, ThreadPoolExecutor(THREADS) as pool:
         names = set(file.keys())
-        shapes = {n: tuple(file.get_slice(n).get_shape()) for n in names if not n.endswith(POSITIONS)}
-        packed = [name.removesuffix(POSITIONS) for name in names if name.endswith(POSITIONS)]
+        shapes = {n: tuple(file.get_slice(n).get_shape()) for n in names if not _are_positions(n)}
+        packed = [name.removesuffix(POSITIONS) for name in names if _are_positions(name)]
         for name in packed:
             if name not in shapes:
                 raise CompressionError(f"{path}: {name}{POSITIONS} has no values: there is no tensor {name!r}.")
@@ -94,7 +95,8 @@ def is_packed(path: Path) -> bool:
 
 def _packed(name: str, pieces: Pieces) -> Pieces:
     tensor = pieces[name]
-    packed = pack(tensor) if tensor.dim() > 1 and f"{name}{POSITIONS}" not in pieces else None
+    may_be = name.endswith(PACKED) and tensor.dim() > 1 and f"{name}{POSITIONS}" not in pieces
+    packed = pack(tensor) if may_be else None
     return pieces if packed is None else {name + POSITIONS: packed.positions, name: packed.values}
 
 
@@ -106,7 +108,7 @@ def _rewrite(source: Path, target: Path, change: Callable[[str, Pieces], Pieces]
     """Write what `change` makes of each tensor of `source`."""
     with _opened(source) as file:
         present = set(file.keys())
-        slices = {name: file.get_slice(name) for name in present if not name.endswith(POSITIONS)}
+        slices = {name: file.get_slice(name) for name in present if not _are_positions(name)}
         dense = [(name, one.get_dtype(), one.get_shape()) for name, one in slices.items()]
         metadata = {k: v for k, v in (file.metadata() or {}).items() if k != METADATA}
 
@@ -120,6 +122,10 @@ def _write(target: Path, metadata: dict[str, str], dense: Dense, make: Callable[
     """Write what `make` gives for each name; a few tensors at a time are in memory."""
     # The widest elements first, as safetensors itself does, so that each tensor is aligned for its dtype.
     dense = sorted(dense, key=lambda one: (-_bits_of(one[1]), one[0]))
+    if dense and _bits_of(dense[-1][1]) < 8:
+        raise CompressionError(
+            f"{dense[-1][0]} has several numbers in a byte ({dense[-1][1]}), which cannot be packed."
+        )
     with open(target, "wb") as out, ThreadPoolExecutor(THREADS) as pool:
         writer = _Writer(out, metadata, dense)
         for (name, dtype, _), pieces in zip(dense, _a_few_ahead(pool, make, [name for name, *_ in dense]), strict=True):
@@ -162,13 +168,17 @@ class _Writer:
 
     def finish(self) -> bool:
         """Write the header; return whether any tensor is packed."""
-        packed = any(name.endswith(POSITIONS) for name in self._entries)
+        packed = any(map(_are_positions, self._entries))
         version = {METADATA: str(VERSION)} if packed else {}
         header = json.dumps({"__metadata__": self._metadata | version} | self._entries).encode()
         room = self._start - 8
         self._out.seek(0)
         self._out.write(struct.pack("<Q", room) + header.ljust(room))
         return packed
+
+
+def _are_positions(name: str) -> bool:
+    return name.endswith(PACKED + POSITIONS)
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import re
 import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,7 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
         CompressionError: It cannot be written. The old folder is as it was, and nothing is left beside it.
     """
     target = Path(os.path.realpath(directory))
-    if target.exists() and not target.is_dir():
-        raise CompressionError(f"{str(directory)!r} is a file; name a folder.")
+    _check_writable(target, str(directory))
     missing = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,11 +50,16 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
         new, lock = _new_beside(target)
         try:
             yield new
-            if target.exists():
-                shutil.copymode(target, new)
-                _carry_over(target, new, obsolete)
             _flush(new)
-            _put(new, target)
+            if target.exists():
+                _carry_over(target, new, obsolete)
+                _flush_folders(new)
+                shutil.copymode(target, new)
+            with _same_working_directory(target):
+                _put(new, target)
+            if new.exists():  # what was written into the old folder in the meantime
+                with suppress(OSError):
+                    _carry_over(new, target, obsolete)
         finally:
             shutil.rmtree(new, ignore_errors=True)  # after an exchange, this is the old folder
             if lock is not None:
@@ -68,13 +73,44 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
         raise CompressionError(f"{str(directory)!r} cannot be written, it is as it was before: {error}") from error
 
 
+def _check_writable(target: Path, name: str) -> None:
+    if target.exists() and not target.is_dir():
+        raise CompressionError(f"{name!r} is a file; name a folder.")
+    if os.path.ismount(target):
+        raise CompressionError(f"{name!r} is a mount point, which nothing can take the place of; name a folder in it.")
+    if target.exists() and not os.access(target, os.W_OK | os.X_OK):
+        raise CompressionError(f"{name!r} cannot be written, it is as it was before: it is read-only.")
+    if target.parent.exists() and not os.access(target.parent, os.W_OK | os.X_OK):
+        raise CompressionError(
+            f"{name!r} cannot be written, it is as it was before: the new folder is made beside it, and "
+            f"{target.parent} is read-only."
+        )
+
+
+@contextmanager
+def _same_working_directory(target: Path) -> Iterator[None]:
+    """Stay at the same path if it is in the folder that is replaced."""
+    try:
+        here = Path.cwd()
+    except OSError:  # it was removed before
+        here = Path(target.root)
+    yield
+    if here.is_relative_to(target):
+        with suppress(OSError):
+            os.chdir(here)
+
+
 def _put(new: Path, target: Path) -> None:
     """Let `new` be `target`; what was there is at `new` afterwards."""
     for _ in range(10):  # another process may make or remove the target in between
         if not target.exists():
-            with suppress(OSError):
+            try:
                 os.rename(new, target)
+                _flush_one(target.parent)
                 return
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
         with suppress(FileNotFoundError):
             if not _exchange(new, target):
                 old = _sibling(target)
@@ -106,15 +142,23 @@ def _exchange(one: Path, other: Path) -> bool:
     return not failed  # a file system that does not know how says so
 
 
-def _carry_over(old: Path, new: Path, obsolete: Callable[[str], bool]) -> None:
+def _carry_over(old: Path, new: Path, obsolete: Callable[[str], bool] | None = None) -> None:
     """Link what stays of the old folder into the new one."""
     for entry in os.scandir(old):
-        if obsolete(entry.name) or (new / entry.name).exists():
+        place = new / entry.name
+        if obsolete is not None and obsolete(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):
-            shutil.copytree(entry.path, new / entry.name, symlinks=True, copy_function=_link)
-        else:
-            _link(entry.path, new / entry.name)
+            if entry.stat(follow_symlinks=False).st_dev != old.stat().st_dev:
+                raise OSError(errno.EXDEV, "another file system is mounted here, and would be emptied", entry.path)
+            if not os.path.lexists(place):
+                place.mkdir()
+                _carry_over(Path(entry.path), place)
+                shutil.copystat(entry.path, place)
+            elif place.is_dir() and not place.is_symlink():
+                _carry_over(Path(entry.path), place)
+        elif not os.path.lexists(place):
+            _link(entry.path, place)
 
 
 def _link(source: str, target: str | os.PathLike[str]) -> None:
@@ -127,8 +171,12 @@ def _link(source: str, target: str | os.PathLike[str]) -> None:
 def _flush(folder: Path) -> None:
     for where, _, names in os.walk(folder):
         for name in names:
-            if not os.path.islink(os.path.join(where, name)):
-                _flush_one(os.path.join(where, name))
+            _flush_one(os.path.join(where, name))
+        _flush_one(where)
+
+
+def _flush_folders(folder: Path) -> None:
+    for where, _, _ in os.walk(folder):
         _flush_one(where)
 
 
@@ -170,7 +218,10 @@ def _remove_leftovers(target: Path) -> None:
     """Remove what killed processes left beside a folder: what is locked by nobody."""
     if sys.platform == "win32" or not target.exists():
         return
-    for leftover in target.parent.glob(f".{escape(target.name)}.*.saving"):
+    ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}\.saving")
+    for leftover in target.parent.iterdir():
+        if not ours.fullmatch(leftover.name):
+            continue
         with suppress(OSError):
             handle = os.open(leftover, os.O_RDONLY)
             try:

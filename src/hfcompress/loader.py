@@ -18,7 +18,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hfcompress.errors import CompressionError
-from hfcompress.files import POSITIONS, check_file, is_packed
+from hfcompress.files import PACKED, POSITIONS, check_file, is_packed
 from hfcompress.packing import MOST_EXPANSION, Packed, unpack
 from hfcompress.plan import METHOD, apply_plan
 
@@ -40,6 +40,8 @@ class PlanConfig(QuantizationConfigMixin):
 class Unpack(ConversionOps):
     """Makes the dense tensors of values and positions, which arrive as lists by their patterns."""
 
+    supports_many_to_many = True  # values and positions in, and for what is split up afterwards several tensors out
+
     def __init__(self, quantizer: HfQuantizer | None = None) -> None:
         """Takes what transformers passes to such an operation, and needs nothing of it."""
 
@@ -58,7 +60,10 @@ class Unpack(ConversionOps):
     @staticmethod
     def _whole(tensor: Tensor, positions: Any) -> Tensor:
         found = next(positions, None) if tensor.dim() == 1 else None
-        return tensor if found is None else unpack(Packed(tensor.cpu(), found.cpu())).to(tensor.device)
+        if found is None:
+            return tensor
+        # The file was checked before; by now the values may be of another dtype.
+        return unpack(Packed(tensor.cpu(), found.cpu()), size_is_checked=True).to(tensor.device)
 
 
 class PlanQuantizer(HfQuantizer):
@@ -84,7 +89,7 @@ class PlanQuantizer(HfQuantizer):
             check_file(Path(file))
             self._packed = self._packed or is_packed(Path(file))
         if checkpoint_files:
-            _check_size(model, sum(os.path.getsize(file) for file in checkpoint_files))
+            check_size(model, sum(os.path.getsize(file) for file in checkpoint_files))
 
     def get_load_operations(self) -> dict[str, type[ConversionOps]]:
         """Name the operation that runs before those of the model's own conversions."""
@@ -103,6 +108,15 @@ class PlanQuantizer(HfQuantizer):
             return weight_conversions
         updated: list[WeightTransform] = super().update_weight_conversions(weight_conversions, model)
         self._own = {id(new): own for new, own in zip(updated, weight_conversions, strict=False)}
+        # That was for patterns of whole names (qkv.weight). One that is part of a name (qkv, for weight and bias) gets
+        # a conversion for the weights, and goes on standing for the rest; the first that fits a name is used.
+        for own in weight_conversions:
+            if isinstance(own, WeightConverter) and not all(s.endswith(PACKED) for s in own._original_source_patterns):
+                sources = [s + PACKED + end for s in own._original_source_patterns for end in ("", POSITIONS)]
+                targets = [target + PACKED for target in own._original_target_patterns]
+                first = own.copy(sources, targets, operations=[Unpack(self), *own.operations])
+                self._own[id(first)] = own
+                updated.insert(0, first)
         return updated
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
@@ -110,7 +124,8 @@ class PlanQuantizer(HfQuantizer):
         # as if it were packed.
         plan = self.quantization_config.to_dict()
         used = getattr(model, "_weight_conversions", None) or []
-        model._weight_conversions = [self._own[id(one)] for one in used if id(one) in self._own]
+        own = {id(self._own[id(one)]): self._own[id(one)] for one in used if id(one) in self._own}
+        model._weight_conversions = list(own.values())
         for module in model.modules():
             for name in ("hf_quantizer", "is_quantized", "quantization_method", "_is_quantized"):
                 vars(module).pop(name, None)
@@ -136,7 +151,7 @@ def register_loader() -> None:
     register_quantizer(METHOD)(PlanQuantizer)
 
 
-def _check_size(model: PreTrainedModel, held: int) -> None:
+def check_size(model: PreTrainedModel, held: int) -> None:
     """Refuse a config that makes a model far larger than the files could fill."""
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

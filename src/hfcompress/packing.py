@@ -96,11 +96,12 @@ def pack(tensor: Tensor) -> Packed | None:
     return None
 
 
-def unpack(packed: Packed) -> Tensor:
+def unpack(packed: Packed, *, size_is_checked: bool = False) -> Tensor:
     """Put the zeros back.
 
     Args:
         packed: What `pack` returned, or what a file said: it is checked before anything is made of it.
+        size_is_checked: Whether `check` has seen these positions, with values of the dtype that the file holds.
 
     Returns:
         The tensor, on the CPU, of the dtype of the values.
@@ -114,7 +115,7 @@ def unpack(packed: Packed) -> Tensor:
         >>> torch.equal(unpack(pack(tensor)).view(torch.int16), tensor.view(torch.int16))
         True
     """
-    shape, coding, plain = _read(packed.positions, packed.values)
+    shape, coding, plain = _read(packed, MOST_EXPANSION if not size_is_checked else 8 * MOST_EXPANSION)
     out = torch.zeros(shape, dtype=packed.values.dtype)
     integers = _INTEGERS[out.element_size()]
     to, values = out.view(-1).view(integers), packed.values.contiguous().view(integers)
@@ -132,7 +133,7 @@ def unpack(packed: Packed) -> Tensor:
 
 def check(packed: Packed) -> tuple[int, ...]:
     """Return the shape that `unpack` would give, or raise what it would raise; makes nothing of the tensor's size."""
-    return _read(packed.positions, packed.values)[0]
+    return _read(packed, MOST_EXPANSION)[0]
 
 
 def _positions_of(coding: int, shape: Iterable[int], plain: Bytes, values: NDArray[Any]) -> Tensor:
@@ -148,8 +149,9 @@ def _positions_of(coding: int, shape: Iterable[int], plain: Bytes, values: NDArr
     return torch.from_numpy(np.frombuffer(bytearray(head + stream + bytes(-len(stream) % 8)), np.uint8))
 
 
-def _read(positions: Tensor, values: Tensor) -> tuple[tuple[int, ...], int, Bytes]:
+def _read(packed: Packed, most_expansion: int) -> tuple[tuple[int, ...], int, Bytes]:
     """The shape, the coding and the checked plain bytes of the positions."""
+    positions, values = packed.positions, packed.values
     blob = positions.numpy() if positions.dtype == torch.uint8 and positions.dim() == 1 else np.empty(0, np.uint8)
     if values.dim() != 1 or values.element_size() not in _INTEGERS:
         raise CompressionError(f"the values are no list: shape {tuple(values.shape)}, dtype {values.dtype}")
@@ -164,10 +166,8 @@ def _read(positions: Tensor, values: Tensor) -> tuple[tuple[int, ...], int, Byte
     if start + length + padding != len(blob) or blob[start + length :].any():
         raise CompressionError(f"the positions say {length} coded bytes but hold {len(blob) - start}")
     held = values.nbytes + len(blob)
-    if size * values.element_size() > MOST_EXPANSION * held or values.numel() > size:
-        raise CompressionError(
-            f"{values.numel()} values in {values.nbytes + len(blob)} bytes cannot be of shape {shape}"
-        )
+    if not size or size * values.element_size() > most_expansion * held or values.numel() > size:
+        raise CompressionError(f"{values.numel()} values in {held} bytes cannot be of shape {shape}")
     expected = (size + 7) // 8 if coding == _BITMASK else values.numel() + size // _FAR
     plain = _inflated(blob[start : start + length], expected)
     if coding == _BITMASK:

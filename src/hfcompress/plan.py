@@ -89,6 +89,16 @@ def is_plan(value: object) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping) and value.get("quant_method") == METHOD
 
 
+def refusal_of_version(plan: Mapping[str, Any]) -> str:
+    """Why this version cannot read a plan; empty if it can."""
+    if plan.get("version") == VERSION:
+        return ""
+    return (
+        f"The model was shrunken by a version of hfcompress that writes plans of version {plan.get('version')!r}; "
+        f"this one reads version {VERSION}. Update it: pip install -U hfcompress"
+    )
+
+
 def apply_plan(model: nn.Module, plan: Mapping[str, Any]) -> None:
     """Give a model, built from its config, the shapes of a plan; in place.
 
@@ -99,11 +109,8 @@ def apply_plan(model: nn.Module, plan: Mapping[str, Any]) -> None:
     Raises:
         CompressionError: The plan is of a newer version, or does not fit the model.
     """
-    if plan.get("version") != VERSION:
-        raise CompressionError(
-            f"The model was shrunken by a version of hfcompress that writes plans of version {plan.get('version')!r}; "
-            f"this one reads version {VERSION}. Update it: pip install -U hfcompress"
-        )
+    if newer := refusal_of_version(plan):
+        raise CompressionError(newer)
     for kind in get_args(Kind):
         if kind not in plan:
             continue

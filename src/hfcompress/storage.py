@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,13 @@ import transformers
 from huggingface_hub import HfApi, snapshot_download, split_torch_state_dict_into_shards
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from torch.nn.modules.module import register_module_module_registration_hook
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import logging
@@ -25,13 +32,14 @@ from hfcompress.errors import CompressionError
 from hfcompress.files import is_packed, pack_file, pack_tensors, shapes_of, unpack_file
 from hfcompress.folders import replacing
 from hfcompress.layers import unwrap
-from hfcompress.plan import METHOD, VERSION, is_plan
+from hfcompress.loader import check_size
+from hfcompress.plan import METHOD, VERSION, build, is_plan, refusal_of_version
 
 _CONFIG = "config.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_ADAPTER = "adapter_config.json"
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_LAYERS = re.compile(r"(num_|n_)?(hidden_|encoder_|decoder_|local_|routed_)?(layers?|experts)")
 _FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", CARD]  # vocabularies are texts and models of sentencepiece
 _LARGEST_JSON = 1 << 26
 
@@ -58,7 +66,7 @@ def save_compressed(
     After ``import hfcompress``, plain ``from_pretrained`` and ``pipeline`` load it, bit for bit, into an ordinary dense
     model; without it they refuse to, if anything is packed or shrunken unevenly. The folder takes the place of an old
     one at once, when all is written: a process killed half-way leaves the old one. Files that a save does not write
-    stay as they are.
+    stay as they are. Another process whose working directory is the old folder has none afterwards.
 
     Args:
         model: A Hugging Face model, unchanged by this. A PEFT adapter must be merged before.
@@ -93,6 +101,7 @@ def save_compressed(
     if sparse not in ("auto", False):
         raise CompressionError(f"sparse={sparse!r} is unknown; it must be 'auto' or False.")
     inner = _savable(model)
+    _refuse_adapter(directory)
     with replacing(directory, _is_obsolete(directory)) as new:
         if sparse == "auto":
             inner.save_pretrained(new, state_dict={"none": torch.empty(0)})  # all but the weights
@@ -103,10 +112,17 @@ def save_compressed(
             processing_class.save_pretrained(new)
         if is_ours(Path(directory) / CARD) or not (Path(directory) / CARD).exists():
             write_card(inner, new, results=results, notes=notes or {}, name=Path(directory).resolve().name)
+        written = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
     if push_to_hub:
         api = HfApi(token=token)
         repository = api.create_repo(repo_id or Path(directory).resolve().name, private=private, exist_ok=True).repo_id
-        api.upload_folder(repo_id=repository, folder_path=Path(directory), commit_message="Upload compressed model")
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=Path(directory),
+            commit_message="Upload compressed model",
+            allow_patterns=written,
+            delete_patterns=[_ONE_FILE, "model-*.safetensors", _INDEX],  # those of an older model, if not uploaded now
+        )
 
 
 def load_compressed(
@@ -142,22 +158,34 @@ def load_compressed(
     Example:
         See `save_compressed`.
     """
+    for name in ("subfolder", "variant"):
+        if name in kwargs:
+            raise CompressionError(f"{name}= is not read here; name the folder itself, or use from_pretrained.")
     folder = model_folder(
         directory, revision=revision, token=token, local_files_only=local_files_only, cache_dir=cache_dir
     )
     config = _check_folder(folder)
     kind = _kind_of(config)
-    options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True} | kwargs
+    options = {"use_safetensors": True, "trust_remote_code": False} | kwargs
+    # To be told which weights do not fit; they are refused below.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
+        _check_buildable(folder, kind)
         model, info = kind.from_pretrained(folder, **options)
     except CompressionError as error:
         raise CompressionError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
     except Exception as error:  # whatever a config that was tampered with leads to
         raise CompressionError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            first = sorted(map(str, info[problem]))[0]
-            raise CompressionError(f"{folder} does not hold its model: {problem.replace('_', ' ')}, such as {first}.")
+    for problem in ("mismatched_keys", "missing_keys", "unexpected_keys"):
+        if not info[problem] or (problem == "mismatched_keys" and kwargs.get("ignore_mismatched_sizes")):
+            continue
+        first = min(info[problem], key=str)
+        if problem == "mismatched_keys":
+            first = f"{first[0]} of shape {tuple(first[1])} where the config says {tuple(first[2])}"
+        raise CompressionError(
+            f"{folder} does not hold a {type(model).__name__}: {problem.replace('_', ' ')}, such as {first}. "
+            "What a class of your own saved, its own from_pretrained loads."
+        )
     loaded: PreTrainedModel = model
     return loaded
 
@@ -175,7 +203,7 @@ def model_folder(directory: Folder, **download: Any) -> Path:
     if Path(directory).is_dir():
         return Path(directory)
     try:
-        return Path(snapshot_download(str(directory), allow_patterns=_FETCHED, **download))
+        return Path(snapshot_download(str(directory), allow_patterns=_FETCHED, ignore_patterns=["*/*"], **download))
     except Exception as error:  # no network, no such model, no access: huggingface_hub says which
         reason = str(error).strip().partition("\n")[0]
         raise CompressionError(
@@ -209,6 +237,28 @@ def unpack_folder(source: Folder, out: Folder) -> None:
     _copy(source, out, unpack_file)
 
 
+def _check_buildable(folder: Path, kind: Any) -> None:
+    """Refuse a config whose model is not one of these weights before anything of its size is made."""
+    files = _weight_files(folder)
+    held = sum(file.stat().st_size for file in files)
+    most = 1000 + 16 * sum(len(shapes_of(file)) for file in files)
+    thread, made = get_ident(), 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += get_ident() == thread
+        if made > most:
+            raise CompressionError(f"{folder / _CONFIG} describes a model of more than {most:,} parts.")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        is_auto = not isinstance(getattr(kind, "config_class", None), type)
+        check_size(build(config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)] if is_auto else kind), held)
+    finally:
+        hook.remove()
+
+
 def is_weight_file(name: str) -> bool:
     """Whether transformers calls its safetensors weights, or their index, so."""
     return _WEIGHTS.fullmatch(name) is not None
@@ -219,10 +269,16 @@ def _copy(source: Folder, out: Folder, rewrite: Rewrite) -> None:
     if not folder.is_dir():
         raise CompressionError(f"{str(source)!r} is no folder.")
     _check_folder(folder)
+    _refuse_adapter(out)
     with replacing(out, _is_obsolete(out)) as new:
-        for entry in os.scandir(folder):
-            if entry.is_file() and not is_weight_file(entry.name):
-                shutil.copy2(entry.path, new / entry.name)
+        for path in folder.rglob("*"):
+            if not _is_inside(path, folder):
+                raise CompressionError(f"{path} is a link out of the folder; copy what it stands for, or remove it.")
+            place = new / path.relative_to(folder)
+            if path.is_dir():
+                place.mkdir()
+            elif path.is_file() and not (path.parent == folder and is_weight_file(path.name)):
+                shutil.copy2(path, place)
         _rewrite_weights(folder, new, rewrite)
 
 
@@ -231,9 +287,12 @@ def _pack_weights(model: PreTrainedModel, new: Path, max_shard_size: int | str) 
     state: dict[str, Tensor] = model.state_dict()
     for name in model._keys_to_ignore_on_save or ():
         state.pop(name, None)
-    state = revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
     pattern = "model{suffix}.safetensors"
-    split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size, filename_pattern=pattern)
+    try:
+        state = revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
+        split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size, filename_pattern=pattern)
+    except (RuntimeError, ValueError) as error:  # weights that share memory undeclared; a size that is none
+        raise CompressionError(f"{type(model).__name__} cannot be laid into files: {error}") from error
     (new / _ONE_FILE).unlink()  # of no weights
     packed = False
     for file, names in logging.tqdm(split.filename_to_tensors.items(), desc="Packing model shards"):
@@ -266,7 +325,7 @@ def _savable(model: nn.Module) -> PreTrainedModel:
     inner = unwrap(model)
     if not isinstance(inner, PreTrainedModel):
         raise CompressionError(f"{type(inner).__name__} is no Hugging Face model, so there is nothing to load it with.")
-    if (inner is not model and hasattr(model, "peft_config")) or getattr(inner, "_hf_peft_config_loaded", False):
+    if getattr(inner, "_hf_peft_config_loaded", False) or any(hasattr(m, "base_layer") for m in inner.modules()):
         raise CompressionError("The model has a PEFT adapter; merge it first: model = model.merge_and_unload().")
     plan = getattr(inner.config, "quantization_config", None)
     if plan is not None and not is_plan(plan):
@@ -278,6 +337,14 @@ def _savable(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
+def _refuse_adapter(directory: Folder) -> None:
+    if (Path(directory) / _ADAPTER).exists():
+        raise CompressionError(
+            f"{str(directory)!r} holds a PEFT adapter, which would be applied to what is saved there; name another "
+            "folder."
+        )
+
+
 def _is_obsolete(directory: Folder) -> Callable[[str], bool]:
     """Which files of an old folder go: weights, which must not mix with new ones, and a card that we wrote."""
     own_card = is_ours(Path(directory) / CARD)
@@ -287,23 +354,23 @@ def _is_obsolete(directory: Folder) -> Callable[[str], bool]:
 def _check_folder(folder: Path) -> dict[str, Any]:
     """Check what a folder says of itself before transformers reads it, and return its config."""
     config = _json(folder / _CONFIG)
-    if (folder / "adapter_config.json").exists():
+    if (folder / _ADAPTER).exists():
         raise CompressionError(f"{folder} holds a PEFT adapter, not a model; load it with PEFT.")
     method = config.get("quantization_config")
     if method is not None and not is_plan(method):
         raise CompressionError(
             f"{folder / _CONFIG} has a quantization_config that is not of hfcompress: {method!r:.200}."
         )
+    if method is not None and (newer := refusal_of_version(method)):
+        raise CompressionError(f"{folder / _CONFIG}: {newer}")
     files = _weight_files(folder)
     held = sum(file.stat().st_size for file in files)
-    names = [name for file in files for name in shapes_of(file)]
     if method is None and any(is_packed(file) for file in files):
         raise CompressionError(f"{folder} holds packed weights, but its {_CONFIG} does not say so; it is damaged.")
     for key, value in _settings_in(config):
-        if _LAYERS.fullmatch(key) and isinstance(value, int) and value > 16 * len(names):
-            raise CompressionError(f"{folder / _CONFIG}: {key}={value} does not go with {len(names)} weights.")
-        if key == "num_labels" and isinstance(value, int) and value > held:
-            raise CompressionError(f"{folder / _CONFIG}: {key}={value} does not go with {held} bytes of weights.")
+        labels = {"num_labels": value, "id2label": len(value) if isinstance(value, dict) else 0}.get(key)
+        if isinstance(labels, int) and labels > held:
+            raise CompressionError(f"{folder / _CONFIG}: {labels:,} labels do not go with {held} bytes of weights.")
         if key == "transformers_weights" or (key.endswith("_implementation") and "/" in str(value)):
             raise CompressionError(f"{folder / _CONFIG}: {key}={value!r:.200} names something outside of the folder.")
     return config
@@ -326,20 +393,27 @@ def _weight_files(folder: Path) -> list[Path]:
         if not isinstance(places, dict) or not places:
             raise CompressionError(f"{folder / _INDEX} has no weight_map; it is damaged.")
         names = sorted(set(map(str, places.values())))
-    inside = [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        inside.append(folder.resolve().parents[1] / "blobs")
     for name in names:
         path = folder / name
-        if not is_weight_file(name) or not any(path.resolve().is_relative_to(place) for place in inside):
+        if not is_weight_file(name) or not _is_inside(path, folder):
             raise CompressionError(f"{folder} names weights outside of itself: {name!r}.")
         if not path.is_file():
             raise CompressionError(f"{path} is missing; there are no safetensors weights to load.")
     return [folder / name for name in names]
 
 
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path leads to what is in a folder, or in the hub cache that the folder is a part of."""
+    inside = [folder.resolve()]
+    if inside[0].parent.name == "snapshots":
+        inside.append(inside[0].parents[1] / "blobs")
+    return any(path.resolve().is_relative_to(place) for place in inside)
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise CompressionError(f"{path} is no file.")
         if path.stat().st_size > _LARGEST_JSON:
             raise CompressionError(f"{path} is of {path.stat().st_size:,} bytes, too much for what it is.")
         value = json.loads(path.read_text(encoding="utf-8"))
