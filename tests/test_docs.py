@@ -79,8 +79,9 @@ WORKS = set(works_with.MODELS)
 
 def column(result, heading, **chosen):
     """The numbers of a column of a committed result, in the rows whose first cells are those chosen."""
-    lines = (ROOT / "benchmarks" / "results" / f"{result}.md").read_text().splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    tables = re.findall(r"(?:^\|.*\n)+", (ROOT / "benchmarks" / "results" / f"{result}.md").read_text(), re.MULTILINE)
+    table = next(table for table in tables if re.search(rf"\| {re.escape(heading)} +\|", table))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     titles = rows[0]
     kept = [row for row in rows[2:] if all(row[titles.index(title)] == value for title, value in chosen.items())]
     assert kept
@@ -91,6 +92,10 @@ FASTER = column("prune_global", "times faster")
 OURS = column("prune_global", "hfcompress, MB above the model")
 TORCHS = column("prune_global", "torch, MB above the model")
 SPEEDUPS = column("structured_speed", "speed-up", model="BERT-base")
+DTYPES = ("float32", "bfloat16")
+SAVING = {dtype: column("storage", "save: ratio", dtype=dtype) for dtype in DTYPES}
+LOADING = {dtype: column("storage", "load: ratio", dtype=dtype) for dtype in DTYPES}
+DENSE, PACKED = (column("storage", f"{one} file, MB", dtype="float32") for one in ("dense", "packed"))
 # What is cited, as it must stand there, and as computed from what was measured.
 CITED = {
     "README.md": [
@@ -98,6 +103,24 @@ CITED = {
         (r"in (\d+) MB beside the model", (f"{max(OURS):.0f}",)),
         (r"instead of ([\d.]+) GB and more", (f"{min(TORCHS) / 1000:.1f}",)),
         (r"BERT-base runs ([\d.]+) to ([\d.]+) times as fast", (f"{min(SPEEDUPS):.1f}", f"{max(SPEEDUPS):.1f}")),
+    ],
+    "docs/storage.md": [
+        (
+            r"BERT-base in float32 from ([\d.]+) MB to ([\d.]+) MB at 20 %, and to ([\d.]+) MB at 90 %",
+            (str(DENSE[0]), str(PACKED[1]), str(PACKED[3])),
+        ),
+        (
+            r"float32, saving took ([\d.]+) to ([\d.]+) times as long as `save_pretrained`",
+            (f"{min(SAVING['float32']):.2f}", f"{max(SAVING['float32']):.2f}"),
+        ),
+        (
+            r"and loading ([\d.]+) to ([\d.]+) times as long as a dense",
+            (f"{min(LOADING['float32']):.2f}", f"{max(LOADING['float32']):.2f}"),
+        ),
+        (
+            r"bfloat16, where the dense side has half the bytes, ([\d.]+) to ([\d.]+) and ([\d.]+) to ([\d.]+) times",
+            tuple(f"{pick(side['bfloat16']):.2f}" for side in (SAVING, LOADING) for pick in (min, max)),
+        ),
     ],
     "docs/choose.md": [
         (r"ran ([\d.]+) to ([\d.]+) times as fast", (f"{min(SPEEDUPS):.1f}", f"{max(SPEEDUPS):.1f}")),
@@ -116,5 +139,5 @@ def test_every_comparison_of_speed_is_among_the_figures_compared(path):
     """A new "n times as fast" has to be added above, with the result that it comes from."""
     text = re.sub(r"\s+", " ", (ROOT / path).read_text())
     cited = [figure for sentence, _ in CITED.get(path, []) for figure in re.findall(sentence, text)]
-    claims = re.findall(r"[\d.]+ (?:to [\d.]+ )?times (?:as fast|faster)", text)
+    claims = re.findall(r"[\d.]+ (?:to [\d.]+ )?times (?:as fast|as long|faster)", text)
     assert len(claims) <= len(cited)

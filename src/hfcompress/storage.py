@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
 from typing import Any, Literal
@@ -170,8 +171,10 @@ def load_compressed(
     # To be told which weights do not fit; they are refused below.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        _check_buildable(folder, kind)
-        model, info = kind.from_pretrained(folder, **options)
+        with _parts_limited(folder):
+            if config.get("quantization_config") is None:
+                _check_plain_size(folder, kind)
+            model, info = kind.from_pretrained(folder, **options)
     except CompressionError as error:
         raise CompressionError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
     except Exception as error:  # whatever a config that was tampered with leads to
@@ -237,12 +240,10 @@ def unpack_folder(source: Folder, out: Folder) -> None:
     _copy(source, out, unpack_file)
 
 
-def _check_buildable(folder: Path, kind: Any) -> None:
-    """Refuse a config whose model is not one of these weights before anything of its size is made."""
-    files = _weight_files(folder)
-    held = sum(file.stat().st_size for file in files)
-    most = 1000 + 16 * sum(len(shapes_of(file)) for file in files)
-    thread, made = get_ident(), 0
+@contextmanager
+def _parts_limited(folder: Path) -> Iterator[None]:
+    """Refuse a config whose model would have far more modules than there are weights, while it is being built."""
+    most, thread, made = 1000 + 16 * sum(len(shapes_of(file)) for file in _weight_files(folder)), get_ident(), 0
 
     def count(*_: object) -> None:
         nonlocal made
@@ -252,11 +253,17 @@ def _check_buildable(folder: Path, kind: Any) -> None:
 
     hook = register_module_module_registration_hook(count)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        is_auto = not isinstance(getattr(kind, "config_class", None), type)
-        check_size(build(config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)] if is_auto else kind), held)
+        yield
     finally:
         hook.remove()
+
+
+def _check_plain_size(folder: Path, kind: Any) -> None:
+    """Refuse a dense folder whose config describes a larger model, as the loader does where something is packed."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if kind is AutoModelForSequenceClassification:
+        kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    check_size(build(config, kind), sum(file.stat().st_size for file in _weight_files(folder)))
 
 
 def is_weight_file(name: str) -> bool:
