@@ -4,6 +4,7 @@ If a new version breaks one of these, the message says which hook and which of o
 """
 
 import inspect
+import json
 
 import pytest
 import torch
@@ -14,9 +15,18 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
-from transformers.core_model_loading import revert_weight_conversion
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+import hfcompress as hfc
+from hfcompress.loader import Unpack
 
 DATA = batch(19)
 
@@ -323,3 +333,21 @@ def test_save_pretrained_takes_a_state_dict_that_is_not_the_model_s(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"], (
         "save_pretrained no longer writes the state dict that it is given; hfcompress.storage gives an empty one."
     )
+
+
+def test_a_tensor_of_another_shape_is_told_under_a_quantizer_too(tmp_path):
+    hfc.save_compressed(build(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"intermediate_size": 7, "quantization_config": {"quant_method": "hfcompress", "version": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    _, told = AutoModelForSequenceClassification.from_pretrained(tmp_path, **options)
+    assert ("bert.encoder.layer.0.intermediate.dense.bias", (64,), (7,)) in {
+        (name, tuple(found), tuple(expected)) for name, found, expected in told["mismatched_keys"]
+    }, "set_param_for_module lets a quantizer's model take any shape; hfcompress.loader relies on the refusal."
+
+
+def test_a_conversion_may_take_several_tensors_and_give_several():
+    sources, targets = ["qkv.weight", "qkv.weight.positions"], ["q.weight", "k.weight", "v.weight"]
+    message = "A conversion of several to several needs more than supports_many_to_many, which hfcompress.loader sets."
+    assert WeightConverter(sources, targets, [Unpack()]).target_patterns == targets, message
