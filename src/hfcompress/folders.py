@@ -197,10 +197,13 @@ def _new_beside(target: Path) -> tuple[Path, int | None]:
         new.mkdir()
         if sys.platform == "win32":
             return new, None
-        lock = os.open(new, os.O_RDONLY)
+        try:
+            lock = os.open(new, os.O_RDONLY)
+        except FileNotFoundError:  # another process removed it: it was not locked yet
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another process is just removing it: it was not locked yet
+        except BlockingIOError:  # another process is just removing it
             os.close(lock)
             continue
         except OSError:  # a file system without locks
