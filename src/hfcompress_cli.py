@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 _EXAMPLES = """\
@@ -22,8 +23,8 @@ examples:
   hfcompress compare bert/ pruned/ small/ --data test.csv
 
 Results go to standard output, progress and messages to standard error. The exit
-status is 0, 2 if the input cannot be used, or 130 if it was interrupted; unless
-it is 0, nothing was written."""
+status is 0, 2 if the input cannot be used, or 130 if it was interrupted; after 2
+and 130 nothing was written."""
 
 _PRUNE = """\
 Set the smallest weights of the whole model to zero, exactly as many as asked.
@@ -177,13 +178,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     compare.add_argument("--html", metavar="FILE", help="also write a page with pictures")
     compare.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     compare.add_argument(
-        "--batch-size", type=_numbers, default=16, metavar="N", help="texts timed together (default: 16), or 1,16"
+        "--batch-size", type=_numbers, default=16, metavar="N[,N]", help="texts timed together (default: 16)"
     )
     compare.add_argument(
-        "--length", type=_numbers, metavar="N", help="time made-up texts of N tokens, or of 64,128, instead of --data"
+        "--length", type=_numbers, metavar="N[,N]", help="tokens of made-up texts that are timed instead of --data"
     )
     compare.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds of timing (default: 20)")
-    _data(compare, "labelled texts")
+    _data(compare, "labelled texts, for accuracy and speed")
     _device(compare)
 
     pack = verb(
@@ -249,10 +250,10 @@ def _output(parser: argparse.ArgumentParser) -> None:
 
 
 def _amount(text: str) -> float | int:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a fraction such as 0.2 nor a number of weights")
 
 
 def _numbers(text: str) -> list[int]:

@@ -292,6 +292,29 @@ def test_pack_and_unpack(models, tmp_path, run, monkeypatch):
     assert contents(tmp_path) == before
 
 
+def test_the_batch_that_is_timed_is_not_padded_to_a_text_behind_it(models, tmp_path, run):
+    rows = [{"text": "a film", "label": 0}] * 16 + [{"text": "a film " * 7, "label": 1}]
+    (tmp_path / "tail.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = ("compare", models / "bert", "--data", tmp_path / "tail.jsonl", "--repeats", 1)
+    assert "batches of 16 x 2 tokens" in run(*asked)
+    several = run(*asked, "--length", "4,8", "--batch-size", "1,2")
+    assert all(f"{size} x {length}" in several for size in (1, 2) for length in (4, 8))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs /dev/full")
+def test_results_that_cannot_be_printed_are_told(models):
+    command = [sys.executable, "-m", "hfcompress_cli", "report", str(models / "bert"), "--verbose"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("hfcompress report: the results cannot be printed: ")
+    assert done.stderr.count("\n") == 1
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # as head does
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
 def test_an_existing_output_is_replaced_only_if_asked_and_if_it_holds_a_model(models, tmp_path, run):
     command = ["prune", models / "bert", "--amount", 0.5, "-o"]
     out = tmp_path / "out"
@@ -371,6 +394,13 @@ def bad_inputs():
         "device": (["compare", "BERT", "--device", "abacus"], "The device abacus cannot be used"),
         "twice": (["compare", "BERT", "BERT"], "name a model twice"),
         "no tokenizer": (["compare", "BARE", "--data", "TEST", *COLUMNS], "has no tokenizer"),
+        "a page nowhere": (["compare", "BERT", "--html", "NOWHERE"], "there is no folder"),
+        "a page for a folder": (["compare", "BERT", "--html", "EMPTY", "--overwrite"], "is a folder; name a file"),
+        "packed into itself": (["pack", "BERT", "INSIDE"], "which is copied; name a folder outside of it"),
+        "names and indices": (
+            ["compare", "BERT", "--data", "MIXED"],
+            "names of the model's, such as 'YES', and indices, such as '0'",
+        ),
         "no folder to pack": (["pack", "EMPTY", "OUT"], "is no model: there is no config.json"),
     }
 
@@ -384,8 +414,10 @@ def test_bad_input_is_told_in_one_line(case, models, data, tmp_path, run):
         "TEST": data / "test.jsonl",
         "EMPTY": tmp_path / "empty",
     }
-    places |= {"BARE": tmp_path / "bare", "OUT": tmp_path / "out"}
+    places |= {"BARE": tmp_path / "bare", "OUT": tmp_path / "out", "INSIDE": models / "bert" / "packed"}
+    places |= {"NOWHERE": tmp_path / "none" / "page.html", "MIXED": tmp_path / "mixed.csv"}
     places["EMPTY"].mkdir()
+    places["MIXED"].write_text("text,label\na film,YES\na film,0\n")
     if "BARE" in arguments:
         load(models / "bert").save_pretrained(places["BARE"])
     output = ["-o", tmp_path / "out"] if arguments[0] in ("prune", "shrink", "distill") else []
@@ -403,6 +435,7 @@ def test_what_argparse_refuses_exits_with_2(capsys):
         ["mend"],
         [],
         ["distill", "--alpha", "1"],
+        ["prune", "bert", "-o", "out", "--amount", "20%"],
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)

@@ -235,3 +235,15 @@ def test_a_notebook_shows_the_same_table():
     tree = ElementTree.fromstring(f"<div>{ROWS._repr_html_()}</div>")
     rows = [" ".join(" ".join(cell.text or "" for cell in one).split()) for one in tree.iter("tr")]
     assert rows == [" ".join(line.split()) for line in str(ROWS).splitlines()[:5]]
+
+
+@pytest.mark.parametrize("name", ["$x^$", "cost $5 and $6", "_old", "a|b\\c"])
+def test_a_picture_shows_any_name_as_it_is(name):
+    times = [10.0] * 8
+    found = Comparison({"BERT": row(100, times=times, correct=0.8), name: row(50, times=times, correct=0.7)})
+    figure, _ = found.plot()
+    figure.draw_without_rendering()
+    shown = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert any(text.strip().replace("\\$", "$") == name for text in shown)
+    plt.close(figure)
+    assert "<svg" in found.to_html()

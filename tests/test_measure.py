@@ -363,3 +363,51 @@ def test_a_model_without_values_or_padding_is_refused_by_name():
         measure(build("gpt2", pad_token_id=None), [{"input_ids": [5]}, {"input_ids": [5, 6]}])
     with pytest.raises(CompressionError, match=r"'model' does not read the inputs: .*padding token"):
         measure(build("gpt2", pad_token_id=None), length=4)
+
+
+TWO = batch(19)
+
+
+def flipped(model):
+    """The same classifier with its two classes in the other order."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.classifier.weight.copy_(model.classifier.weight.flip(0))
+        other.classifier.bias.copy_(model.classifier.bias.flip(0))
+    model.config.id2label, other.config.id2label = {0: "NO", 1: "YES"}, {0: "YES", 1: "NO"}
+    model.config.label2id, other.config.label2id = {"NO": 0, "YES": 1}, {"YES": 0, "NO": 1}
+    return other
+
+
+def test_answers_are_compared_by_the_names_of_the_classes():
+    model = build("bert")
+    other = flipped(model)
+    own = {"one": TWO, "other": TWO | {"labels": 1 - TWO["labels"]}}
+    result = compare({"one": model, "other": other}, own, repeats=1)
+    assert result.rows["other"].agreement == 1
+    assert result.rows["other"].accuracy == result.rows["one"].accuracy
+    assert result.rows["other"].mcnemar is not None
+    with pytest.raises(CompressionError, match="'one' and 'other' have their classes in different orders"):
+        compare({"one": model, "other": other}, TWO, repeats=1)
+
+
+def test_answers_that_are_no_numbers_have_no_accuracy():
+    model = build("bert")
+    model.classifier.weight.data[0, 0] = float("nan")
+    with pytest.raises(CompressionError, match=r"The model 'model' answers .* with NaN or infinity"):
+        measure(model, TWO, repeats=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.uint8])
+def test_labels_may_be_of_any_dtype_of_whole_numbers(dtype):
+    model = build("bert")
+    found = measure(model, TWO | {"labels": TWO["labels"].to(dtype)}, repeats=1)
+    assert found.accuracy == measure(model, TWO, repeats=1).accuracy
+    renamed = {name: value for name, value in TWO.items() if name != "labels"} | {"label": TWO["labels"]}
+    assert measure(model, renamed, repeats=1).accuracy == found.accuracy
+
+
+def test_a_model_of_several_labels_at_once_has_no_accuracy_in_one_class():
+    model = build("bert", problem_type="multi_label_classification")
+    with pytest.raises(CompressionError, match="problem_type is 'multi_label_classification'"):
+        measure(model, TWO, repeats=1)

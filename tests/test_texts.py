@@ -10,7 +10,7 @@ import pytest
 from architectures import build
 
 from hfcompress import CompressionError
-from hfcompress.texts import class_of, longest_text, read_rows, split_rows
+from hfcompress.texts import classes_of, longest_text, read_rows, split_rows
 
 ROWS = [
     {"text": "good, and\nof two lines", "label": "1"},
@@ -86,12 +86,21 @@ def test_a_missing_file_or_package_is_told(tmp_path, monkeypatch):
         read_rows("reviews", ["text"], "label", rows=None, seed=0)
 
 
-def test_labels_are_names_of_the_model_first_and_then_indices():
+def test_the_labels_of_a_column_are_all_names_or_all_indices():
     stars = {"1": 0, "2": 1, "3": 2}
-    assert [class_of(value, stars) for value in ("1", 3, 2.0)] == [0, 2, 2]
+    assert classes_of(["1", 3, "2"], stars) == [0, 2, 1]
+    assert classes_of([0, 2.0, False, "True"], {"NO": 0, "YES": 1, "MAYBE": 2}) == [0, 2, 0, 1]
+    with pytest.raises(CompressionError, match="names of the model's, such as '1', and indices, such as '0'"):
+        classes_of(["0", "1"], stars)
     for wrong in ("good", -1, 2, 0.5, [1]):
         with pytest.raises(CompressionError, match=r"none of the model's, which are 'NO' \(0\), 'YES' \(1\)"):
-            class_of(wrong, {"NO": 0, "YES": 1})
+            classes_of(["YES", wrong], {"NO": 0, "YES": 1})
+
+
+def test_a_row_whose_label_is_no_number_lacks_one(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": NaN}\n{"text": "b", "label": 1}\n')
+    assert read_rows(str(tmp_path / "a.jsonl"), ["text"], "label", rows=None, seed=0) == [{"text": "b", "label": 1}]
+    assert "1 of 2 rows" in capsys.readouterr().err
 
 
 def test_held_out_rows_are_others_than_those_trained_on():
@@ -111,9 +120,14 @@ def test_as_many_tokens_are_read_as_the_model_has_positions_for(architecture, li
     class Tokenizer:
         model_max_length = int(1e30)
 
+        def num_special_tokens_to_add(self):
+            return 2
+
     model, tokenizer = build(architecture), Tokenizer()
     assert longest_text(model, tokenizer, None) == limit
     assert longest_text(model, tokenizer, 5) == 5
+    with pytest.raises(CompressionError, match="--max-length 2 must be between 3 and"):
+        longest_text(model, tokenizer, 2)  # which special tokens fill
     with pytest.raises(CompressionError, match=f"--max-length {limit + 1} .* {limit} tokens"):
         longest_text(model, tokenizer, limit + 1)
     tokenizer.model_max_length = 32

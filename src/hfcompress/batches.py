@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,8 @@ def examples_of(name: str, model: nn.Module, inputs: Any, processing_class: PreT
         found = _of_tensors(name, inputs, device)
     else:
         found = _of_rows(name, model, inputs, processing_class, device)
+    if found.labels is not None and not found.labels.is_floating_point():
+        found = replace(found, labels=found.labels.long())
     labels = found.labels
     if labels is not None and (labels.dim() != 1 or labels.is_floating_point() or int(labels.min()) < 0):
         raise CompressionError(
@@ -62,7 +64,7 @@ def examples_of(name: str, model: nn.Module, inputs: Any, processing_class: PreT
 
 def _of_tensors(name: str, inputs: Mapping[str, Any], device: torch.device) -> Examples:
     tensors = {key: value.to(device) for key, value in inputs.items() if isinstance(value, Tensor)}
-    labels = tensors.pop("labels", None)
+    labels = next((tensors.pop(key) for key in _LABELS if key in tensors), None)
     lengths = {key: len(value) for key, value in tensors.items()} | ({} if labels is None else {"labels": len(labels)})
     if not tensors or len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise CompressionError(

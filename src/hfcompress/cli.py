@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -28,13 +28,14 @@ from transformers import (
 import hfcompress as hfc
 from hfcompress.errors import CompressionError
 from hfcompress.folders import replacing
+from hfcompress.plots import pyplot
 from hfcompress.storage import is_weight_file, model_folder, pack_folder, unpack_folder
 from hfcompress.teacher import inputs_of, same_tokenizer
 from hfcompress.texts import Row, encode, longest_text, read_rows, reason_of, split_rows
 
 _HELD_OUT = 0.2
 _TIMED = 16  # rows to measure speed with, where none were held out
-_WEIGHTS = (".safetensors", ".bin")
+_OLD_WEIGHTS = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
 # Where none of these is in a folder, transformers makes an empty tokenizer.
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -79,7 +80,14 @@ def run(arguments: argparse.Namespace) -> int:
     except (CompressionError, OSError, ImportError) as error:
         print(f"hfcompress {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(json.dumps(values, indent=2) if arguments.json else text)
+    try:
+        print(json.dumps(values, indent=2) if arguments.json else text, flush=True)
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"hfcompress {arguments.verb}: the results cannot be printed: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
@@ -195,21 +203,22 @@ def _distill(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
                 eval_dataset=prepared(held_out) or None,
                 processing_class=tokenizer,
             )
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+            metrics = trainer.evaluate() if held_out else {}
         except CompressionError:
             raise
         except ValueError as error:  # transformers', about arguments that do not go together
             raise CompressionError(str(error)) from error
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        metrics = trainer.evaluate() if held_out else {}
         measured, known_label = (held_out, label) if held_out else (rows[:_TIMED], None)
         comparison = hfc.compare(
             {"teacher": teacher, "student": student},
             {
-                "teacher": _batch(
+                "teacher": _encoded(
                     measured, arguments, teacher, teacher_tokenizer, known_label, args.teacher_max_length
                 ),
-                "student": _batch(measured, arguments, student, tokenizer, known_label),
+                "student": _encoded(measured, arguments, student, tokenizer, known_label),
             },
+            processing_class={"teacher": teacher_tokenizer, "student": tokenizer},
         )
         _save(folder, student, tokenizer)
     agreement = metrics.get("eval_agreement")
@@ -261,26 +270,32 @@ def _compare(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     names = arguments.models
     if len(set(names)) < len(names):
         raise CompressionError(f"{', '.join(names)} name a model twice; name each once.")
-    if arguments.html is not None:
-        _check_file(Path(arguments.html), arguments.overwrite)
+    page = None if arguments.html is None else Path(arguments.html).expanduser()
+    if page is not None:
+        _check_file(page, arguments.overwrite)
+        pyplot()  # that it is not there is told at once
     rows = None
     if arguments.data is not None:
         rows = read_rows(arguments.data, _columns(arguments), arguments.label_column, rows=arguments.rows, seed=0)
     models: dict[str, PreTrainedModel] = {}
-    inputs: dict[str, dict[str, torch.Tensor]] = {}
+    inputs: dict[str, list[Row]] = {}
+    tokenizers: dict[str, PreTrainedTokenizerBase] = {}
     for name in names:
         model, tokenizer = _load(name, trained=rows is not None)
         models[name] = model.to(_device(arguments.device))
         if tokenizer is not None:
             _set_padding(model, tokenizer)
         if rows is not None:
-            inputs[name] = _batch(rows, arguments, model, _needed(tokenizer, name), arguments.label_column)
+            tokenizers[name] = _needed(tokenizer, name)
+            inputs[name] = _encoded(rows, arguments, model, tokenizers[name], arguments.label_column)
     timing = {"batch_size": arguments.batch_size, "length": arguments.length, "repeats": arguments.repeats}
-    found = hfc.compare(models, inputs or None, **timing)
-    if arguments.html is not None:
-        page: Any = found
-        _write_file(Path(arguments.html), page.to_html(), arguments.overwrite)
-    return found.to_markdown() if arguments.markdown else str(found), found.to_dict()
+    found = hfc.compare(models, inputs or None, processing_class=tokenizers or None, **timing)
+    if page is not None:
+        html: Any = found
+        _write_file(page, html.to_html(), arguments.overwrite)
+    several = any(len(one.passes) > 1 for one in found.rows.values())  # the short table tells of one batch alone
+    text = found.to_markdown(verbose=several) if arguments.markdown else found.to_text(verbose=several)
+    return text, found.to_dict()
 
 
 def _pack(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -334,7 +349,7 @@ def _source(name: str) -> str:
 def _from_pretrained(source: str, **config: Any) -> tuple[PreTrainedModel, list[str]]:
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **config)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    except Exception as error:  # whatever a config that makes no sense leads to
         reason = reason_of(error)
         if os.path.isdir(source):
             raise CompressionError(f"The folder {source} does not load as a text classifier: {reason}") from error
@@ -400,21 +415,6 @@ def _encoded(
     return encode(rows, _columns(arguments), label, model, tokenizer, length)
 
 
-def _batch(
-    rows: Sequence[Row],
-    arguments: argparse.Namespace,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    label: str | None,
-    max_length: int | None = None,
-) -> dict[str, torch.Tensor]:
-    """All rows as tensors, padded to the longest."""
-    known = inputs_of(model) | {"labels"}
-    encoded = _encoded(rows, arguments, model, tokenizer, label, max_length)
-    batch = dict(tokenizer.pad(encoded, return_tensors="pt"))
-    return {name: value for name, value in batch.items() if name in known}
-
-
 # Folders and files out
 
 
@@ -458,6 +458,10 @@ def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def _check_file(file: Path, overwrite: bool) -> None:
+    if file.is_dir():
+        raise CompressionError(f"{file} is a folder; name a file.")
+    if not os.access(file.parent, os.W_OK):
+        raise CompressionError(f"{file} cannot be written: there is no folder {file.parent}, or it is read-only.")
     if file.exists() and not (overwrite and file.is_file()):
         raise CompressionError(f"{file} exists already; name another file, or replace it with --overwrite.")
 
@@ -474,7 +478,11 @@ def _write_file(file: Path, text: str, overwrite: bool) -> None:
 
 def _stored(folder: Path) -> int:
     """Bytes of the files of weights in a folder."""
-    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in _WEIGHTS)
+    return sum(
+        file.stat().st_size
+        for file in folder.iterdir()
+        if is_weight_file(file.name) or _OLD_WEIGHTS.fullmatch(file.name)
+    )
 
 
 # Text out

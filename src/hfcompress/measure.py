@@ -22,7 +22,7 @@ from hfcompress.memory import bytes_in_memory, peak_bytes
 from hfcompress.probe import count_flops, evaluating, wait_for
 from hfcompress.quality import calibration_error, f1_score, mcnemar, wilson_interval
 from hfcompress.report import count_zeros, report_of
-from hfcompress.teacher import config_of
+from hfcompress.teacher import config_of, label_order
 
 _WARM_UP = 3  # rounds that are not counted
 _FIRST_ID = 3  # of made-up texts; the ids before it often mean padding
@@ -180,14 +180,23 @@ def _compare(
     for name, one in examples.items():
         if one.labels is None:
             continue
+        first = next(iter(models))
+        order = label_order(models[first], models[name])
+        if order is not None and inputs[name] is inputs[first]:
+            raise CompressionError(
+                f"The models {first!r} and {name!r} have their classes in different orders, so the same labels mean "
+                "different classes to them; pass inputs={name: inputs of the model}, each with its own labels."
+            )
         labels = one.labels.cpu()
         logits = _logits(name, models[name], one, max(sizes))
+        fields[name] |= _quality(name, models[name], logits, labels)
+        if order is not None:  # from here on as the first model has them
+            logits, labels = logits[:, order], torch.tensor(order).argsort()[labels]
         answers[name] = logits, labels
-        fields[name] |= _quality(name, logits, labels)
         if reference is not None:
             others = examples_of("reference", reference, inputs[name], tokenizers.get(name))
             fields[name] |= _against(_logits("reference", reference, others, max(sizes)), logits, labels)
-        elif len(answers) > 1 and (first := next(iter(models))) in answers and torch.equal(answers[first][1], labels):
+        elif len(answers) > 1 and first in answers and torch.equal(answers[first][1], labels):
             fields[name] |= _against(answers[first][0], logits, labels)
 
     passes: dict[str, list[ForwardPass]] = {name: [] for name in models}
@@ -262,13 +271,21 @@ def _forward(name: str, model: nn.Module, batch: Batch) -> Any:
         raise CompressionError(f"The model {name!r} does not read the inputs: {error}") from error
 
 
-def _quality(name: str, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def _quality(name: str, model: nn.Module, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    if getattr(config_of(model), "problem_type", None) in ("multi_label_classification", "regression"):
+        raise CompressionError(
+            f"The inputs for {name!r} have class indices as labels, but the model's problem_type is "
+            f"{config_of(model).problem_type!r}; leave out the labels to measure size and speed only."
+        )
     if logits.dim() != 2 or logits.shape[1] < 2 or int(labels.max()) >= logits.shape[1]:
         raise CompressionError(
             f"The labels of the inputs for {name!r} go up to {int(labels.max())}, and the model's answers are of shape "
             f"{tuple(logits.shape)}: one number for each of two or more classes is needed; leave out the labels to "
             "measure size and speed only."
         )
+    broken = int((~logits.isfinite()).any(-1).sum())
+    if broken:
+        raise CompressionError(f"The model {name!r} answers {broken} of {len(logits)} examples with NaN or infinity.")
     predictions = logits.argmax(-1)
     correct = int((predictions == labels).sum())
     return {

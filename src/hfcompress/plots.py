@@ -117,7 +117,7 @@ def draw_points(axes: Axes, points: Sequence[Point], front: Sequence[str], label
             capsize=3,
             markersize=8,
             alpha=0.85,
-            label=point.name,
+            label=_legend(point.name),
         )
     steps = sorted((point.cost, point.accuracy) for point in points if point.name in front)
     axes.step(*zip(*steps, strict=True), where="post", color="#888888", linewidth=1, zorder=0, label="Pareto front")
@@ -128,6 +128,12 @@ def draw_points(axes: Axes, points: Sequence[Point], front: Sequence[str], label
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
+
+
+def _legend(name: str) -> str:
+    """A name as it is: matplotlib reads $ as mathematics, and hides what begins with _."""
+    shown = name.replace("$", r"\$")
+    return shown if shown and not shown.startswith("_") else f" {shown}"
 
 
 def svg(figure: Figure) -> str:

@@ -276,6 +276,8 @@ def _copy(source: Folder, out: Folder, rewrite: Rewrite) -> None:
     if not folder.is_dir():
         raise CompressionError(f"{str(source)!r} is no folder.")
     _check_folder(folder)
+    if folder.resolve() in Path(out).resolve().parents:
+        raise CompressionError(f"{str(out)!r} lies in {str(source)!r}, which is copied; name a folder outside of it.")
     _refuse_adapter(out)
     with replacing(out, _is_obsolete(out)) as new:
         for path in folder.rglob("*"):

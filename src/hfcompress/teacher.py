@@ -184,11 +184,18 @@ def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
             "the same."
         )
     generic = {f"LABEL_{index}" for index in range(len(labels))}
-    if generic in (set(taught.values()), set(labels.values())) or taught == labels:
-        return None
-    if set(taught.values()) != set(labels.values()):
+    if generic not in (set(taught.values()), set(labels.values())) and set(taught.values()) != set(labels.values()):
         raise CompressionError(f"The teacher's labels are {taught}, the student's {labels}; both must have the same.")
-    index = {name: class_id for class_id, name in taught.items()}
+    return label_order(student, teacher)
+
+
+def label_order(first: nn.Module, other: nn.Module) -> list[int] | None:
+    """Where the classes of the first model are among those of another: None in the same places, or without names."""
+    labels, others = (getattr(config_of(model), "id2label", None) or {} for model in (first, other))
+    generic = {f"LABEL_{index}" for index in range(len(labels))}
+    if labels == others or set(labels.values()) != set(others.values()) or set(labels.values()) == generic:
+        return None
+    index = {name: class_id for class_id, name in others.items()}
     return [index[labels[class_id]] for class_id in sorted(labels)]
 
 

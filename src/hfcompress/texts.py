@@ -48,7 +48,7 @@ def read_rows(source: str, columns: Sequence[str], label: str | None, *, rows: i
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's and datasets' errors are such
         raise CompressionError(f"The data {source} cannot be read: {reason_of(error)}") from error
     whole = [row for row in found if all(isinstance(row[name], str) and row[name].strip() for name in columns)]
-    whole = [row for row in whole if label is None or row[label] not in (None, "")]
+    whole = [row for row in whole if label is None or not _is_missing(row[label])]
     if not whole:
         raise CompressionError(f"The data {source} hold no row with {' and '.join(wanted)}; {len(found)} were read.")
     if len(whole) < len(found):
@@ -137,6 +137,10 @@ def _read_hub(source: str, wanted: Sequence[str]) -> Iterator[Row]:
     yield from data.select_columns(list(wanted))
 
 
+def _is_missing(label: Any) -> bool:
+    return label is None or label == "" or label != label  # NaN is another one than itself
+
+
 def _check_columns(where: object, wanted: Sequence[str], found: Iterable[Any]) -> None:
     found = [str(name) for name in found]
     missing = [name for name in wanted if name not in found]
@@ -180,35 +184,55 @@ def encode(
                 f"The model answers {model.config.problem_type or 'regression'}; the command line takes one class for "
                 "each text. Use the Python functions for other labels."
             )
-        for row, one in zip(rows, made, strict=True):
-            one["labels"] = class_of(row[label], model.config.label2id)
+        classes = classes_of([row[label] for row in rows], model.config.label2id)
+        for one, index in zip(made, classes, strict=True):
+            one["labels"] = index
     return made
 
 
-def class_of(value: Any, label2id: dict[str, int]) -> int:
-    """Tell which class a label means: a name of the model's, else an index.
+def classes_of(labels: Sequence[Any], label2id: dict[str, int]) -> list[int]:
+    """Tell which class each label of a column means: all are names of the model's, or all are indices.
 
     Args:
-        value: A string or a number.
+        labels: Strings, numbers or truth values.
         label2id: Of the model's config.
 
     Raises:
-        CompressionError: It is neither.
+        CompressionError: One is neither, or the column has both.
 
     Example:
-        >>> [class_of(value, {"NEGATIVE": 0, "POSITIVE": 1}) for value in ("POSITIVE", "1", 1, 1.0, True)]
+        >>> classes_of(["POSITIVE", "NEGATIVE"], {"NEGATIVE": 0, "POSITIVE": 1})
+        [1, 0]
+        >>> classes_of(["1", 1, 1.0, True, "true"], {"NEGATIVE": 0, "POSITIVE": 1})
         [1, 1, 1, 1, 1]
     """
-    if str(value) in label2id:
-        return label2id[str(value)]
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if number in label2id.values():
-        return int(number)
+    if all(str(label) in label2id for label in labels):
+        return [label2id[str(label)] for label in labels]
+    indices = [_index_of(label) for label in labels]
+    neither = [
+        label
+        for label, index in zip(labels, indices, strict=True)
+        if index not in label2id.values() and str(label) not in label2id
+    ]
+    named = [label for label in labels if str(label) in label2id]
     names = ", ".join(f"{name!r} ({index})" for name, index in label2id.items())
-    raise CompressionError(f"The label {value!r} of the data is none of the model's, which are {names}.")
+    if neither:
+        raise CompressionError(f"The label {neither[0]!r} of the data is none of the model's, which are {names}.")
+    if named:
+        other = next(label for label in labels if str(label) not in label2id)
+        raise CompressionError(
+            f"The labels of the data are names of the model's, such as {named[0]!r}, and indices, such as {other!r}; "
+            f"write all of them in one way. The model has {names}."
+        )
+    return [int(index) for index in indices]
+
+
+def _index_of(label: Any) -> float:
+    words = {"true": 1.0, "false": 0.0}
+    try:
+        return words[str(label).lower()] if str(label).lower() in words else float(label)
+    except (TypeError, ValueError):
+        return -1.0
 
 
 def longest_text(model: nn.Module, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int:
@@ -230,9 +254,10 @@ def longest_text(model: nn.Module, tokenizer: PreTrainedTokenizerBase, asked: in
             getattr(m, "padding_idx", None) for n, m in model.named_modules() if n.endswith("position_embeddings")
         ]
         limits.append(config.max_position_embeddings - max([0, *(index + 1 for index in padding if index is not None)]))
-    if asked is not None and not 1 <= asked <= limits[-1]:
+    least = tokenizer.num_special_tokens_to_add() + 1
+    if asked is not None and not least <= asked <= limits[-1]:
         raise CompressionError(
-            f"--max-length {asked} must be between 1 and the {limits[-1]} tokens that the model reads."
+            f"--max-length {asked} must be between {least} and the {limits[-1]} tokens that the model reads."
         )
     return min(limits) if asked is None else asked
 
