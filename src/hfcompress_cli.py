@@ -23,8 +23,8 @@ examples:
   hfcompress compare bert/ pruned/ small/ --data test.csv
 
 Results go to standard output, progress and messages to standard error. The exit
-status is 0, 2 if the input cannot be used, or 130 if it was interrupted; after 2
-and 130 nothing was written."""
+status is 0, 2 if the input cannot be used, or 130 if it was interrupted; then
+nothing was written."""
 
 _PRUNE = """\
 Set the smallest weights of the whole model to zero, exactly as many as asked.
