@@ -114,7 +114,7 @@ def _measure(systems: list[System], run: Run) -> hfc.Comparison:
         inputs[system.key] = dict(
             tokenizer(list(texts), truncation=True, max_length=length, padding="max_length", return_tensors="pt")
         )
-    return hfc.compare(models, inputs, batch_size=run.preset.batch_size)
+    return hfc.compare(models, inputs, batch_size=run.preset.batch_size, repeats=10)
 
 
 def machine() -> dict[str, Any]:
