@@ -1,6 +1,6 @@
 """Folders made by a stranger: each is refused with a sentence, or loads; nothing of theirs runs, nothing huge is made.
 
-The fuzzer at the end has a long form: HFCOMPRESS_FUZZ=20000 python -m pytest tests/test_attacks.py -k mutated
+The fuzzer at the end has a long form: HFCOMPRESS_FUZZ=20000 python -m pytest tests/attacks -k mutated
 """
 
 import json
