@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from examples.imdb import __main__ as command
 from examples.imdb import losses, models, schedules, shrinking
 from examples.imdb.data import load_reviews
-from examples.imdb.settings import PRESETS, SYSTEMS
+from examples.imdb.settings import IN_MINUTES, PRESETS, SYSTEMS
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("seconds", "latency_ms", "latency_iqr_ms", "throughput", "times_ms", "speedups")
@@ -221,6 +221,11 @@ def test_other_settings_in_the_same_folder_are_refused(capsys, finished):
 def test_too_few_or_too_many_reviews_are_refused(capsys, tmp_path):
     assert "at least 10" in refused(capsys, "--reviews", 3, "--output", tmp_path / "results")
     assert "were asked" in refused(capsys, "--reviews", 30000, "--output", tmp_path / "results")
+
+
+def test_the_quick_preset_has_the_paper_s_systems_and_the_controls_of_its_pruning():
+    assert [system.key for system in SYSTEMS][: len(IN_MINUTES)] == list(IN_MINUTES)
+    assert {system.key for system in SYSTEMS if system.paper} < set(IN_MINUTES)
 
 
 def test_an_unknown_preset_is_refused(capsys):

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from examples.imdb.errors import UsageError
-from examples.imdb.settings import PRESETS, SYSTEMS, Preset
+from examples.imdb.settings import IN_MINUTES, PRESETS, SYSTEMS, Preset
 
 INSTALL = "python -m pip install -c constraints.txt -e '.[imdb]'"
 
@@ -54,9 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--systems",
         nargs="+",
-        choices=[system.key for system in SYSTEMS],
+        choices=["all", *(system.key for system in SYSTEMS)],
         metavar="SYSTEM",
-        help=f"only these, and the BERT that others build on: {', '.join(system.key for system in SYSTEMS)}",
+        help=f"which to train, with the BERT that others build on (default: all; with --preset quick the first "
+        f"{len(IN_MINUTES)}): {', '.join(system.key for system in SYSTEMS)}",
     )
     parser.add_argument("--output", type=Path, help="folder of the results (default: results/PRESET)")
     return parser
@@ -102,7 +103,8 @@ def _run(arguments: argparse.Namespace) -> None:
     _claim(arguments.output, _settings(arguments, preset))
 
     print(report.describe(runs[0], arguments.data))
-    chosen = [one for one in SYSTEMS if not arguments.systems or one.key in ("bert", *arguments.systems)]
+    asked = arguments.systems or (IN_MINUTES if arguments.preset == "quick" else ["all"])
+    chosen = [one for one in SYSTEMS if "all" in asked or one.key in ("bert", *asked)]
     for run in runs:
         for number, system in enumerate(chosen, start=1):
             print(f"[seed {run.seed}, {number}/{len(chosen)}] {system.title}", flush=True)

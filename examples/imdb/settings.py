@@ -109,3 +109,6 @@ SYSTEMS = (
     System("student-alone", "the student without a teacher", student=True, alpha=0.0),
     System("student-wrong-ids", "KD student, ids of another vocabulary", student=True, wrong_ids=True),
 )
+
+# What the quick preset trains unless --systems says otherwise: the paper's five, and the controls of its pruning.
+IN_MINUTES = ("bert", "gpt2", "pruned-10", "pruned-20", "student", "control", "pruned-20-not-kept")
