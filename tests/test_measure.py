@@ -387,6 +387,7 @@ def test_answers_are_compared_by_the_names_of_the_classes():
     assert result.rows["other"].agreement == 1
     assert result.rows["other"].accuracy == result.rows["one"].accuracy
     assert result.rows["other"].mcnemar is not None
+    assert measure(model, TWO, repeats=1, reference=other).agreement == 1
     with pytest.raises(CompressionError, match="'one' and 'other' have their classes in different orders"):
         compare({"one": model, "other": other}, TWO, repeats=1)
 

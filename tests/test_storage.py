@@ -338,6 +338,8 @@ def test_the_folder_is_uploaded_whole(tmp_path, monkeypatch):
             return type("Url", (), {"repo_id": f"me/{repo_id}"})
 
         def upload_folder(self, *, repo_id, folder_path, **options):
+            assert "README.md" in options["allow_patterns"]
+            assert "notes.txt" not in options["allow_patterns"]
             calls.append(("upload", repo_id, sorted(os.listdir(folder_path))))
 
     monkeypatch.setattr("hfcompress.storage.HfApi", Api)
@@ -347,6 +349,9 @@ def test_the_folder_is_uploaded_whole(tmp_path, monkeypatch):
         ("create", "small", {"private": True, "exist_ok": True}),
         ("upload", "me/small", ["README.md", "config.json", "model.safetensors"]),
     ]
+    (tmp_path / "small" / "README.md").write_text("my own words")  # uploaded like one of ours
+    (tmp_path / "small" / "notes.txt").write_text("mine")
+    hfc.save_compressed(pruned(), tmp_path / "small", push_to_hub=True)
 
 
 def test_a_hub_id_loads_from_the_cache_without_a_network(tmp_path):

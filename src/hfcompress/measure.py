@@ -195,7 +195,8 @@ def _compare(
         answers[name] = logits, labels
         if reference is not None:
             others = examples_of("reference", reference, inputs[name], tokenizers.get(name))
-            fields[name] |= _against(_logits("reference", reference, others, max(sizes)), logits, labels)
+            answered, places = _logits("reference", reference, others, max(sizes)), label_order(models[name], reference)
+            fields[name] |= _against(answered if places is None else answered[:, places], logits, labels)
         elif len(answers) > 1 and first in answers and torch.equal(answers[first][1], labels):
             fields[name] |= _against(answers[first][0], logits, labels)
 

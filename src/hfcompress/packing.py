@@ -115,7 +115,8 @@ def unpack(packed: Packed, *, size_is_checked: bool = False) -> Tensor:
         >>> torch.equal(unpack(pack(tensor)).view(torch.int16), tensor.view(torch.int16))
         True
     """
-    shape, coding, plain = _read(packed, MOST_EXPANSION if not size_is_checked else 8 * MOST_EXPANSION)
+    # Values of one byte may have been made eight bytes wide since the check.
+    shape, coding, plain = _read(packed, 8 * MOST_EXPANSION if size_is_checked else MOST_EXPANSION)
     out = torch.zeros(shape, dtype=packed.values.dtype)
     integers = _INTEGERS[out.element_size()]
     to, values = out.view(-1).view(integers), packed.values.contiguous().view(integers)

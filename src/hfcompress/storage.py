@@ -121,7 +121,7 @@ def save_compressed(
             repo_id=repository,
             folder_path=Path(directory),
             commit_message="Upload compressed model",
-            allow_patterns=written,
+            allow_patterns=[*written, CARD],  # the user's own card too
             delete_patterns=[_ONE_FILE, "model-*.safetensors", _INDEX],  # those of an older model, if not uploaded now
         )
 
