@@ -1,5 +1,6 @@
 """Settings that must be in place before anything imports torch or transformers, and fixtures for all modules."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,6 +25,15 @@ torch.cuda.manual_seed_all = torch.xpu.manual_seed_all = torch.mtia.manual_seed_
 
 # Every training would end with a search for garbage among all that was ever imported, longer than its steps take.
 accelerate.utils.memory.clear_device_cache = lambda garbage_collection=False: None
+
+# What is imported stays, so that nobody need look through it for garbage, now and ever again: a tenth of the time.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
 
 TOGETHER = ("test_example_imdb.py", "test_two_processes.py")  # their tests share a preparation of many seconds
 

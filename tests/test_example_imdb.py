@@ -2,10 +2,8 @@
 
 import importlib.util
 import json
-import signal
-import subprocess
+import shutil
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from examples.imdb import __main__ as command
-from examples.imdb import losses, models, schedules, shrinking
+from examples.imdb import losses, models, schedules, shrinking, systems
 from examples.imdb.data import load_reviews
 from examples.imdb.settings import IN_MINUTES, PRESETS, SYSTEMS
 
@@ -110,23 +108,30 @@ def test_further_training_starts_where_bert_ended(finished):
     assert results["control"]["start"]["validation_cross_entropy"] == pytest.approx(ended, abs=1e-6)
 
 
-def test_killed_and_started_again_ends_with_the_same_numbers(finished, tmp_path):
+def test_stopped_and_started_again_ends_with_the_same_numbers(finished, tmp_path, monkeypatch, capsys):
     output = tmp_path / "results"
-    started = [sys.executable, "-m", "examples.imdb", "--preset", "smoke", "--output", str(output)]
-    process = subprocess.Popen(started, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        checkpoint = output / "seed-0" / "gpt2" / "checkpoints" / "checkpoint-4"
-        deadline = time.monotonic() + 300
-        while not checkpoint.exists():  # GPT-2's first epoch: it may be half-written when the process dies
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline, "no checkpoint after five minutes"
-            time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (output / "seed-0" / "gpt2" / "result.json").exists()
     keys = ("bert", "gpt2", "pruned-10")
-    assert run("--output", output, "--systems", *keys[1:]) == 0  # BERT comes along
+    chosen = ("--output", output, "--systems", *keys[1:])  # BERT comes along
+
+    def stop(self, args, state, control, **kwargs):
+        if "gpt2" in args.output_dir and state.epoch > 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(systems.EpochLines, "on_step_end", stop)
+        assert run(*chosen) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert (output / "seed-0" / "bert" / "result.json").exists()
+    checkpoints = output / "seed-0" / "gpt2" / "checkpoints"
+    assert [one.name for one in checkpoints.iterdir()] == ["checkpoint-4"]
+    # As if killed while the next was written; the Trainer writes its state last.
+    shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-8")
+    (checkpoints / "checkpoint-8" / "trainer_state.json").unlink()
+    (checkpoints / "checkpoint-8" / "model.safetensors").write_bytes(b"half")
+    assert run(*chosen) == 0
+    said = capsys.readouterr().out
+    assert "epoch 2:" in said
+    assert "epoch 1:" not in said[: said.index("] BERT pruned 10 %")]  # of BERT and GPT-2, one epoch was left
     whole = systems_of(finished)
     assert without_times(systems_of(output)) == without_times({key: whole[key] for key in keys})
     assert "Still to be trained: BERT pruned 20 %, KD student" in (output / "results.md").read_text()

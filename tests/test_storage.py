@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -263,29 +262,6 @@ def test_packing_and_unpacking_a_folder(tmp_path):
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
         (tmp_path / "dense" / "config.json").read_text()
     )
-
-
-WITHOUT = """
-import sys
-sys.modules["hfcompress"] = None
-from transformers import AutoModelForSequenceClassification
-for folder in sys.argv[1:]:
-    try:
-        AutoModelForSequenceClassification.from_pretrained(folder)
-        print("loaded", folder)
-    except Exception as error:
-        print("refused", folder, type(error).__name__, error)
-"""
-
-
-def test_without_hfcompress_a_packed_folder_fails_and_an_unpacked_one_loads(tmp_path):
-    hfc.save_compressed(pruned(), tmp_path / "small")
-    unpack_folder(tmp_path / "small", tmp_path / "dense")
-    command = [sys.executable, "-c", WITHOUT, "small", "dense"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    said = [line for line in done.stdout.splitlines() if line.startswith(("loaded", "refused"))]
-    assert said[0].startswith("refused small")
-    assert said[1:] == ["loaded dense"]
 
 
 def test_the_golden_folder_loads():

@@ -3,8 +3,6 @@
 import copy
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -352,48 +350,6 @@ def test_torch_compile_answers_the_same(tmp_path):
     model = loaded("bert", tmp_path)
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(**inputs()).logits, logits(model), rtol=1e-5, atol=1e-5)
-
-
-LOAD = """
-import sys
-sys.modules["hfcompress"] = None
-import torch
-from transformers import AutoModelForSequenceClassification
-
-def answer(name):
-    model = AutoModelForSequenceClassification.from_pretrained(f"{sys.argv[1]}/{name}").eval()
-    torch.save(model(**torch.load(f"{sys.argv[1]}/inputs.pt")).logits, f"{sys.argv[1]}/{name}.pt")
-
-answer("plain")
-try:
-    answer("planned")
-except RuntimeError as error:
-    print(error)
-else:
-    raise SystemExit("loaded without hfcompress")
-
-del sys.modules["hfcompress"]
-import hfcompress
-answer("planned")
-"""
-
-
-def test_a_fresh_process_loads_it_after_importing_hfcompress_and_without_only_shapes_that_a_plain_config_can_say(
-    tmp_path,
-):
-    plain, planned = build("llama", layers=3), build("bert", layers=3)
-    prune_structured(plain, heads=0.5, neurons=0.5, scope="layer")
-    prune_structured(planned, heads=0.5, neurons=0.4)
-    assert "quantization_config" not in plain.config.to_dict()
-    assert "quantization_config" in planned.config.to_dict()
-    torch.save(inputs(), tmp_path / "inputs.pt")
-    for name, model in (("plain", plain), ("planned", planned)):
-        model.save_pretrained(tmp_path / name)
-    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "mismatch" in done.stdout + done.stderr
-    for name, model in (("plain", plain), ("planned", planned)):
-        assert torch.equal(torch.load(tmp_path / f"{name}.pt"), logits(model))
 
 
 @pytest.mark.parametrize(
