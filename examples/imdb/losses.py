@@ -25,7 +25,7 @@ from examples.imdb.report import machine
 from examples.imdb.study import LEARNING_RATE, MAX_LENGTH, SEED, test_interval, train_and_test
 from examples.imdb.systems import write_json
 
-REVIEWS, TEST_REVIEWS = 2000, 4000
+REVIEWS, TEST_REVIEWS = 1000, 2000
 EPOCHS, STUDENT_EPOCHS, SEEDS = 2, 3, (0, 1, 2)
 _SOFT = {"alpha": 0.5, "teacher_loss": "kl", "temperature": 2.0, "label_loss": "cross_entropy"}
 COMBINATIONS: dict[str, dict[str, Any]] = {

@@ -67,8 +67,9 @@ def _of_tensors(name: str, inputs: Mapping[str, Any], device: torch.device) -> E
     labels = next((tensors.pop(key) for key in _LABELS if key in tensors), None)
     lengths = {key: len(value) for key, value in tensors.items()} | ({} if labels is None else {"labels": len(labels)})
     if not tensors or len(set(lengths.values())) != 1 or 0 in lengths.values():
+        found = {key: lengths.get(key, type(value).__name__) for key, value in inputs.items()}
         raise CompressionError(
-            f"inputs for {name!r} must be tensors with one row an example, at least one: found {lengths}; or a data "
+            f"inputs for {name!r} must be tensors with one row an example, at least one: found {found}; or a data "
             "set, with token ids in each row."
         )
     first = tensors.get("input_ids", next(iter(tensors.values())))

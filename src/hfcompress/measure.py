@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from itertools import product
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -162,10 +163,8 @@ def _compare(
     processing_class: Mapping[str, PreTrainedTokenizerBase | None] | None,
     reference: nn.Module | None,
 ) -> Comparison:
-    sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
-    lengths: list[int | None] = [length] if length is None or isinstance(length, int) else list(length)
-    if not sizes or not lengths or min(*sizes, repeats, *(one for one in lengths if one is not None)) < 1:
-        raise CompressionError(f"batch_size={batch_size}, length={length} and repeats={repeats} must be at least 1.")
+    sizes, lengths = _numbers("batch_size", batch_size), [None] if length is None else _numbers("length", length)
+    (repeats,) = _numbers("repeats", [repeats])
     for name, model in models.items():
         _check(name, model, max(tokens or 0 for tokens in lengths))
     tokenizers = processing_class or {}
@@ -215,6 +214,14 @@ def _compare(
             rows, columns = (*ids.shape, 1)[:2]
             passes[name].append(ForwardPass(rows, columns, flops, peak, tuple(times[name])))
     return Comparison({name: Measurement(**found, passes=tuple(passes[name])) for name, found in fields.items()})
+
+
+def _numbers(argument: str, given: int | Sequence[int]) -> list[int]:
+    numbers: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if not numbers or not all(isinstance(number, Integral) and int(number) >= 1 for number in numbers):
+        asked = given if len(numbers) != 1 else numbers[0]
+        raise CompressionError(f"{argument}={asked!r} must be a whole number of at least 1, or several.")
+    return [int(number) for number in numbers]
 
 
 def _check(name: str, model: nn.Module, longest: int) -> None:
