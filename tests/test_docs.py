@@ -104,6 +104,12 @@ def right(preset, system, part="test"):
     return 100 * next(one for one in results if one["key"] == system)["by_seed"]["0"][f"{part}_accuracy"]
 
 
+def study(name, run):
+    """The accuracy of a run of a study, as on its page."""
+    return f"{json.loads((ROOT / 'docs' / name / 'results.json').read_text())['runs'][run]['accuracy']:.3f}"
+
+
+RANKED, CONTROL = ("fisher", "taylor", "l1"), "BERT, taught by itself"
 PAPER = ("bert", "pruned-10", "pruned-20", "control", "student", "student-wrong-ids")
 # What is cited, as it must stand there, and as computed from what was measured.
 CITED = {
@@ -140,6 +146,18 @@ CITED = {
         (
             r"bfloat16, where the dense side has half the bytes, ([\d.]+) to ([\d.]+) and ([\d.]+) to ([\d.]+) times",
             tuple(f"{pick(side['bfloat16']):.2f}" for side in (SAVING, LOADING) for pick in (min, max)),
+        ),
+    ],
+    "docs/structured.md": [
+        (r"a BERT with an accuracy of ([\d.]+), shrunk", (study("shrinking", "BERT"),)),
+        (
+            r"trained any further, had ([\d.]+) with `.fisher.`, ([\d.]+) with `.taylor.` and ([\d.]+) with `.l1.`; "
+            r"shrunk to half, ([\d.]+), ([\d.]+) and ([\d.]+)\.",
+            tuple(study("shrinking", f"{importance} {share}") for share in (0.7, 0.5) for importance in RANKED),
+        ),
+        (
+            r"those halves had ([\d.]+), ([\d.]+) and ([\d.]+); the whole one, trained on in the same way, ([\d.]+)\.",
+            tuple(study("shrinking", run) for run in (*(f"{one} 0.5, distilled" for one in RANKED), CONTROL)),
         ),
     ],
     "docs/choose.md": [
