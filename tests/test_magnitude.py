@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections import OrderedDict
 
 import numpy as np
@@ -21,6 +22,8 @@ import hfcompress.scan
 from hfcompress import CompressionError, prune_global_l1, sparsity_report
 from hfcompress.layers import select_matrices
 
+# Here matrices are pruned until nothing is left of them, and of very different scale.
+pytestmark = pytest.mark.filterwarnings("ignore:Nothing is left of:UserWarning")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -451,3 +454,17 @@ def test_no_copy_of_the_weights_is_made_where_all_of_them_tie():
     with LargestNewTensor(model) as memory:
         prune_global_l1(model, 0.5)
     assert memory.largest <= model[0].weight.numel() * 4 / 4
+
+
+def test_a_matrix_of_which_nothing_is_left_is_named():
+    model = build("bert")
+    with torch.no_grad():
+        model.bert.pooler.dense.weight.mul_(1e-3)
+    with pytest.warns(UserWarning, match=r"Nothing is left of bert\.pooler\.dense at amount=0\.5: .*exclude=") as told:
+        prune_global_l1(model, 0.5)
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prune_global_l1(build("bert"), 0.5)
+        prune_global_l1(model, 0)

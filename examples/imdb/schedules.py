@@ -10,6 +10,9 @@ run. Its page, picture and figures are written to docs/schedules.
 from __future__ import annotations
 
 import argparse
+import warnings
+from collections.abc import Callable
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from tabulate import tabulate
 import hfcompress as hfc
 from examples.imdb.__main__ import quiet
 from examples.imdb.data import load_reviews
-from examples.imdb.models import load, starting_models
+from examples.imdb.models import Pair, load, starting_models
 from examples.imdb.report import machine
 from examples.imdb.study import LEARNING_RATE, MAX_LENGTH, SEED, test_interval, train_and_test
 from examples.imdb.systems import write_json
@@ -31,8 +34,11 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "iterative": {"schedule": "linear", "end": 0.6, "every": 0.2},
     "cubic": {"schedule": "cubic", "end": 0.6},
 }
+POOLER = "*pooler*"
+WITHOUT_POOLER = (0.7,)  # amounts that leave nothing of it
 REVIEWS, TEST_REVIEWS = 1000, 2000
 EPOCHS, FURTHER_EPOCHS = 2, 3
+_SPARED = ", without the pooler"
 
 
 def main() -> None:
@@ -52,32 +58,52 @@ def main() -> None:
         for name, chosen in SCHEDULES.items():
             file = arguments.work / f"{name}-{amount}.json"
             found[f"{name} {amount}"] = further(file, callbacks=[hfc.GradualPruning(amount, **chosen)])
+    for amount in WITHOUT_POOLER:
+        for name, chosen in SCHEDULES.items():
+            file = arguments.work / f"{name}-{amount}-without-pooler.json"
+            pruning = hfc.GradualPruning(amount, exclude=POOLER, **chosen)
+            found[f"{name} {amount}{_SPARED}"] = further(file, callbacks=[pruning])
     arguments.output.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.output / "results.json", {"machine": machine(), "runs": found})
+    pooler = _pooler(fine_tuned)
+    write_json(arguments.output / "results.json", {"machine": machine(), "pooler": pooler, "runs": found})
     _draw(found, arguments.output / "accuracy.png")
-    (arguments.output / "index.md").write_text(_page(found))
+    (arguments.output / "index.md").write_text(_page(found, pooler))
+
+
+def _pooler(make: Callable[[], Pair]) -> dict[str, Any]:
+    """How many weights the pooler has, and how many are left of them after pruning at once."""
+    left = {}
+    for amount in AMOUNTS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that there are none
+            report = hfc.prune_global_l1(make()[0], amount)
+        layer = next(layer for layer in report.layers if fnmatch(layer.name, POOLER))
+        left[str(amount)] = layer.weights - layer.zeros
+    return {"weights": layer.weights, "left": left}
 
 
 def _draw(found: dict[str, dict[str, Any]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for index, (name, marker) in enumerate(zip(SCHEDULES, "os^", strict=True)):
-        runs = [found[f"{name} {amount}"] for amount in AMOUNTS]
-        values = [run["accuracy"] for run in runs]
-        bars = [[value - test_interval(run)[0] for value, run in zip(values, runs, strict=True)]]
-        bars.append([test_interval(run)[1] - value for value, run in zip(values, runs, strict=True)])
-        aside = [run["sparsity"] + 0.008 * (index - 1) for run in runs]  # or the bars would hide each other
-        axes.errorbar(aside, values, yerr=bars, marker=marker, capsize=3, label=name)
+        for amounts, spared, style in ((AMOUNTS, "", "-"), (WITHOUT_POOLER, _SPARED, ":")):
+            runs = [found[f"{name} {amount}{spared}"] for amount in amounts]
+            values = [run["accuracy"] for run in runs]
+            bars = [[value - test_interval(run)[0] for value, run in zip(values, runs, strict=True)]]
+            bars.append([test_interval(run)[1] - value for value, run in zip(values, runs, strict=True)])
+            aside = [amount + 0.008 * (index - 1) for amount in amounts]  # or the bars would hide each other
+            style = {"marker": marker, "color": f"C{index}", "linestyle": style, "label": f"{name}{spared}"}
+            axes.errorbar(aside, values, yerr=bars, capsize=3, **style)
     for name, style in (("BERT", ":"), ("trained on, nothing pruned", "--")):
         axes.axhline(found[name]["accuracy"], color="black", linestyle=style, linewidth=1, label=name)
-    axes.set(xlabel="sparsity of the prunable weights", ylabel="test accuracy, 95 % interval", xticks=AMOUNTS)
+    axes.set(xlabel="sparsity of the pruned matrices", ylabel="test accuracy, 95 % interval", xticks=AMOUNTS)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
 
-def _page(found: dict[str, dict[str, Any]]) -> str:
-    rows = []
+def _page(found: dict[str, dict[str, Any]], pooler: dict[str, Any]) -> str:
+    left, rows = ", ".join(f"{number:,}" for number in pooler["left"].values()), []
     for name, run in found.items():
         low, high = test_interval(run)
         rows.append(
@@ -94,6 +120,10 @@ all-MiniLM-L6-v2 fine-tuned on {REVIEWS * 4 // 5} IMDB reviews of at most {MAX_L
 {FURTHER_EPOCHS} epochs in which it is pruned: at once before the first step (one-shot), in four equal steps until three
 fifths of the training (iterative), or by the cubic schedule until then. AdamW, learning rate {LEARNING_RATE:g}, falling
 linearly. Tested on {TEST_REVIEWS} other reviews; Wilson's 95 % interval; one seed.
+
+This model's pooler has small weights: when pruned at once to {", ".join(pooler["left"])}, there are {left} left of its
+{pooler["weights"]:,}. Without any, every text gets the same answer, so there it was also trained with
+`exclude="{POOLER}"`; the sparsity is that of all prunable weights, the pooler's included.
 
 {tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)}
 

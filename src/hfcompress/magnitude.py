@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,6 +82,9 @@ def prune_global_l1(
     Returns:
         The zeros of every matrix in scope, after pruning.
 
+    Warns:
+        UserWarning: A matrix is left with nothing but zeros, as happens to a pooler that was hardly trained.
+
     Raises:
         CompressionError: ``amount`` is out of range, a pattern matches nothing, there is nothing to prune, or a weight
             is NaN, infinite, quantized, sharded or on the meta device. The model is then unchanged.
@@ -106,7 +110,16 @@ def prune_global_l1(
     for cut in cuts:
         _apply(cut)
         zeros[cut.piece.matrix.name] += cut.below + cut.ties
-    return report_of(model, selection, zeros, int(amount) if isinstance(amount, Integral) else float(amount))
+    report = report_of(model, selection, zeros, int(amount) if isinstance(amount, Integral) else float(amount))
+    emptied = [layer.name for layer in report.layers if 0 < layer.weights == layer.zeros]
+    if count and emptied:
+        warnings.warn(
+            f"Nothing is left of {', '.join(emptied[:3])}{' and others' * (len(emptied) > 3)} at amount={amount}: all "
+            "weights are zero, so that no input reaches what follows, and none will learn with the zeros kept. Leave "
+            "such matrices, whose weights are much smaller than others', out with exclude=, or lower the amount.",
+            stacklevel=2,
+        )
+    return report
 
 
 def check_amount(amount: float | int) -> None:
