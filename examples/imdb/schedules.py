@@ -91,8 +91,13 @@ def _draw(found: dict[str, dict[str, Any]], file: Path) -> None:
             bars = [[value - test_interval(run)[0] for value, run in zip(values, runs, strict=True)]]
             bars.append([test_interval(run)[1] - value for value, run in zip(values, runs, strict=True)])
             aside = [amount + 0.008 * (index - 1) for amount in amounts]  # or the bars would hide each other
-            style = {"marker": marker, "color": f"C{index}", "linestyle": style, "label": f"{name}{spared}"}
-            axes.errorbar(aside, values, yerr=bars, capsize=3, **style)
+            look: dict[str, Any] = {
+                "marker": marker,
+                "color": f"C{index}",
+                "linestyle": style,
+                "label": f"{name}{spared}",
+            }
+            axes.errorbar(aside, values, yerr=bars, capsize=3, **look)
     for name, style in (("BERT", ":"), ("trained on, nothing pruned", "--")):
         axes.axhline(found[name]["accuracy"], color="black", linestyle=style, linewidth=1, label=name)
     axes.set(xlabel="sparsity of the pruned matrices", ylabel="test accuracy, 95 % interval", xticks=AMOUNTS)
