@@ -104,9 +104,16 @@ def right(preset, system, part="test"):
     return 100 * next(one for one in results if one["key"] == system)["by_seed"]["0"][f"{part}_accuracy"]
 
 
+STUDIES = {name: json.loads((ROOT / "docs" / name / "results.json").read_text()) for name in ("schedules", "shrinking")}
+
+
 def study(name, run):
     """The accuracy of a run of a study, as on its page."""
-    return f"{json.loads((ROOT / 'docs' / name / 'results.json').read_text())['runs'][run]['accuracy']:.3f}"
+    return f"{STUDIES[name]['runs'][run]['accuracy']:.3f}"
+
+
+SCHEDULES = ("one-shot", "iterative", "cubic")
+AT_MOST_HALF = [study("schedules", f"{name} {amount}") for name in SCHEDULES for amount in (0.2, 0.5)]
 
 
 RANKED, CONTROL = ("fisher", "taylor", "l1"), "BERT, taught by itself"
@@ -146,6 +153,20 @@ CITED = {
         (
             r"bfloat16, where the dense side has half the bytes, ([\d.]+) to ([\d.]+) and ([\d.]+) to ([\d.]+) times",
             tuple(f"{pick(side['bfloat16']):.2f}" for side in (SAVING, LOADING) for pick in (min, max)),
+        ),
+    ],
+    "docs/pruning.md": [
+        (
+            r"the model keeps (\d+) of them, by 50 % (\d+) and by 70 % (\d+)\.",
+            tuple(str(STUDIES["schedules"]["pooler"]["left"][amount]) for amount in ("0.2", "0.5", "0.7")),
+        ),
+        (
+            r"had accuracies from ([\d.]+) to ([\d.]+), the whole model, trained on for as long, ([\d.]+):",
+            (min(AT_MOST_HALF), max(AT_MOST_HALF), study("schedules", "trained on, nothing pruned")),
+        ),
+        (
+            r"with it not pruned, one-shot had ([\d.]+), equal steps ([\d.]+) and cubic ([\d.]+)\.",
+            tuple(study("schedules", f"{name} 0.7, pooler not pruned") for name in SCHEDULES),
         ),
     ],
     "docs/structured.md": [

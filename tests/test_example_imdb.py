@@ -280,7 +280,7 @@ def test_a_study_trains_writes_its_page_and_goes_on(study, tmp_path, monkeypatch
     assert (tmp_path / "page" / "accuracy.png").stat().st_size > 10_000
     if study is schedules:
         assert runs["runs"]["cubic 0.5"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
-        assert 0.55 < runs["runs"]["cubic 0.6, without the pooler"]["sparsity"] < 0.6
+        assert 0.55 < runs["runs"]["cubic 0.6, pooler not pruned"]["sparsity"] < 0.6
         assert runs["runs"]["trained on, nothing pruned"]["sparsity"] == 0
     elif study is losses:
         assert {len(seeds) for name, seeds in runs["runs"].items() if name != "the teacher"} == {2}

@@ -38,7 +38,7 @@ POOLER = "*pooler*"
 WITHOUT_POOLER = (0.7,)  # amounts that leave nothing of it
 REVIEWS, TEST_REVIEWS = 1000, 2000
 EPOCHS, FURTHER_EPOCHS = 2, 3
-_SPARED = ", without the pooler"
+_SPARED = ", pooler not pruned"
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def _draw(found: dict[str, dict[str, Any]], file: Path) -> None:
             axes.errorbar(aside, values, yerr=bars, capsize=3, **look)
     for name, style in (("BERT", ":"), ("trained on, nothing pruned", "--")):
         axes.axhline(found[name]["accuracy"], color="black", linestyle=style, linewidth=1, label=name)
-    axes.set(xlabel="sparsity of the pruned matrices", ylabel="test accuracy, 95 % interval", xticks=AMOUNTS)
+    axes.set(xlabel="amount: sparsity of the matrices in scope", ylabel="test accuracy, 95 % interval", xticks=AMOUNTS)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=120)
@@ -127,7 +127,7 @@ fifths of the training (iterative), or by the cubic schedule until then. AdamW, 
 linearly. Tested on {TEST_REVIEWS} other reviews; Wilson's 95 % interval; one seed.
 
 This model's pooler has small weights: when pruned at once to {", ".join(pooler["left"])}, there are {left} left of its
-{pooler["weights"]:,}. Without any, every text gets the same answer, so there it was also trained with
+{pooler["weights"]:,}. Without any, every text gets the same answer, so there it was also pruned with
 `exclude="{POOLER}"`; the sparsity is that of all prunable weights, the pooler's included.
 
 {tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)}
