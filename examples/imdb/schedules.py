@@ -85,19 +85,15 @@ def _pooler(make: Callable[[], Pair]) -> dict[str, Any]:
 def _draw(found: dict[str, dict[str, Any]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for index, (name, marker) in enumerate(zip(SCHEDULES, "os^", strict=True)):
-        for amounts, spared, style in ((AMOUNTS, "", "-"), (WITHOUT_POOLER, _SPARED, ":")):
+        color = f"C{index}"
+        for amounts, spared, inside in ((AMOUNTS, "", color), (WITHOUT_POOLER, _SPARED, "white")):
             runs = [found[f"{name} {amount}{spared}"] for amount in amounts]
             values = [run["accuracy"] for run in runs]
             bars = [[value - test_interval(run)[0] for value, run in zip(values, runs, strict=True)]]
             bars.append([test_interval(run)[1] - value for value, run in zip(values, runs, strict=True)])
             aside = [amount + 0.008 * (index - 1) for amount in amounts]  # or the bars would hide each other
-            look: dict[str, Any] = {
-                "marker": marker,
-                "color": f"C{index}",
-                "linestyle": style,
-                "label": f"{name}{spared}",
-            }
-            axes.errorbar(aside, values, yerr=bars, capsize=3, **look)
+            look: dict[str, Any] = {"marker": marker, "color": color, "markerfacecolor": inside, "capsize": 3}
+            axes.errorbar(aside, values, yerr=bars, label=name + spared, **look)
     for name, style in (("BERT", ":"), ("trained on, nothing pruned", "--")):
         axes.axhline(found[name]["accuracy"], color="black", linestyle=style, linewidth=1, label=name)
     axes.set(xlabel="amount: sparsity of the matrices in scope", ylabel="test accuracy, 95 % interval", xticks=AMOUNTS)
