@@ -35,7 +35,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "cubic": {"schedule": "cubic", "end": 0.6},
 }
 POOLER = "*pooler*"
-WITHOUT_POOLER = (0.7,)  # amounts that leave nothing of it
+WITHOUT_POOLER = (0.7,)  # an amount that leaves nothing of it
 REVIEWS, TEST_REVIEWS = 1000, 2000
 EPOCHS, FURTHER_EPOCHS = 2, 3
 _SPARED = ", pooler not pruned"
