@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
 from hfcompress import Comparison, CompressionError, Measurement
-from hfcompress.comparison import ForwardPass, pareto_front
+from hfcompress.comparison import ForwardPass
+from hfcompress.display import pareto_front
 from hfcompress.quality import McNemar
 
 mpl.use("Agg")
@@ -49,8 +50,8 @@ def test_printing_shows_an_aligned_row_a_model_and_says_what_it_means():
         names,
         "BERT 22,700,000 0.0% 90.8 90.8 1.14 20.0 1.00x 0.840 0.820 to 0.860 -",
         "pruned <b>| 22,700,000 20.0% 90.8 77.2 1.14 20.0 1.00x, noise 0.830 0.810 to 0.850 not shown (p 0.215)",
-        "small 1,000 0.0% 0.0 0.0 5.00e-05 5.0 4.00x 0.700 0.680 to 0.720 worse (p < 0.001)",
-        "unread 100 0.0% 0.0 0.0 - - - - - -",
+        "small 1,000 0.0% 0.00400 0.00400 5.00e-05 5.0 4.00x 0.700 0.680 to 0.720 worse (p < 0.001)",
+        "unread 100 0.0% 0.000400 0.000400 - - - - - -",
     ]
     assert len({len(line) for line in lines[:5]}) == 1
     assert squeezed[5].endswith(
@@ -118,6 +119,12 @@ def test_markdown_has_as_many_columns_in_every_row():
     assert lines[6] == ""
     verbose = ROWS.to_markdown(verbose=True).splitlines()
     assert verbose[0] == r"|  | BERT | pruned <b>\| | small | unread |"
+
+
+def test_a_name_of_several_lines_stays_one_row():
+    found = Comparison({"first\nor second": row(100), "third": row(100)})
+    assert "first or second" in str(found).splitlines()[1]
+    assert found.to_markdown().splitlines()[2].startswith("| first or second |")
 
 
 def test_json_holds_everything():

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,45 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    HfArgumentParser,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    logging,
-    set_seed,
-)
+from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, logging, set_seed
 
 import hfcompress as hfc
 from hfcompress.errors import CompressionError
-from hfcompress.folders import replacing
+from hfcompress.outputs import check_file, check_folder, new_folder, save, stored_bytes, write_file
 from hfcompress.plots import pyplot
-from hfcompress.storage import is_weight_file, model_folder, pack_folder, unpack_folder
+from hfcompress.pretrained import device_of, load, needed, set_padding, source_of
+from hfcompress.storage import model_folder, pack_folder, unpack_folder
 from hfcompress.teacher import inputs_of, same_tokenizer
-from hfcompress.texts import Row, encode, longest_text, read_rows, reason_of, split_rows
+from hfcompress.texts import Row, encode, longest_text, read_rows, split_rows
 
 _HELD_OUT = 0.2
 _TIMED = 16  # rows to measure speed with, where none were held out
-_OLD_WEIGHTS = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
-# Where none of these is in a folder, transformers makes an empty tokenizer.
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.model",
-    "sentencepiece.bpe.model",
-)
-# What else belongs to a model that is replaced, and must not be taken for a part of the new one.
-_COMPANIONS = (
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -109,11 +82,11 @@ def training_parser(light: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _report(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    model, _ = _load(arguments.model)
+    model, _ = load(arguments.model)
     sparsity = hfc.sparsity_report(model, include=arguments.include, exclude=arguments.exclude)
     size = hfc.measure(model)
     folder = Path(arguments.model).expanduser()
-    stored = _stored(folder) if folder.is_dir() else None
+    stored = stored_bytes(folder) if folder.is_dir() else None
     lines = {
         "model": arguments.model,
         "class": type(model).__name__,
@@ -127,23 +100,23 @@ def _report(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def _prune(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    with _new_folder(arguments) as folder:
-        model, tokenizer = _load(arguments.model)
+    with new_folder(arguments.output, arguments.overwrite) as folder:
+        model, tokenizer = load(arguments.model)
         report = hfc.prune_global_l1(model, arguments.amount, include=arguments.include, exclude=arguments.exclude)
-        _save(folder, model, tokenizer)
+        save(folder, model, tokenizer)
     return str(report) if arguments.verbose else _lines(_zeros(report)), report.to_dict()
 
 
 def _shrink(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if arguments.importance != "l1" and arguments.data is None:
         raise CompressionError(f"--importance {arguments.importance} needs labelled texts: name them with --data.")
-    with _new_folder(arguments) as folder:
-        model, tokenizer = _load(arguments.model, trained=arguments.importance != "l1")
+    with new_folder(arguments.output, arguments.overwrite) as folder:
+        model, tokenizer = load(arguments.model, trained=arguments.importance != "l1")
         rows = None
         if arguments.importance != "l1":
-            model.to(_device(arguments.device))
+            model.to(device_of(arguments.device))
             read = read_rows(arguments.data, _columns(arguments), arguments.label_column, rows=arguments.rows, seed=0)
-            rows = _encoded(read, arguments, model, _needed(tokenizer, arguments.model), arguments.label_column)
+            rows = _encoded(read, arguments, model, needed(tokenizer, arguments.model), arguments.label_column)
         report = hfc.prune_structured(
             model,
             heads=arguments.heads,
@@ -157,7 +130,7 @@ def _shrink(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
             dataset=rows,
             round_to=arguments.round_to,
         )
-        _save(folder, model, tokenizer)
+        save(folder, model, tokenizer)
     return str(report), report.to_dict()
 
 
@@ -168,14 +141,17 @@ def _distill(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         )
     if arguments.eval_data is not None and arguments.held_out:
         raise CompressionError("--eval-data and --held-out exclude each other: both say what to measure with.")
-    with _new_folder(arguments) as folder, tempfile.TemporaryDirectory(dir=folder, prefix="training-") as training:
+    with (
+        new_folder(arguments.output, arguments.overwrite) as folder,
+        tempfile.TemporaryDirectory(dir=folder, prefix="training-") as training,
+    ):
         args = _training_arguments(arguments, training)
         set_seed(args.seed)
         label = None if args.alpha == 1 else arguments.label_column
         rows, held_out = _rows_to_learn(arguments, label, args.seed)
 
-        teacher, teacher_tokenizer = _load(arguments.teacher, trained=True)
-        teacher_tokenizer = _needed(teacher_tokenizer, arguments.teacher)
+        teacher, teacher_tokenizer = load(arguments.teacher, trained=True)
+        teacher_tokenizer = needed(teacher_tokenizer, arguments.teacher)
         student, tokenizer = _student(arguments, teacher, teacher_tokenizer)
         own_ids = not same_tokenizer(tokenizer, teacher_tokenizer)
         limit = longest_text(teacher, teacher_tokenizer, None)
@@ -220,7 +196,7 @@ def _distill(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
             },
             processing_class={"teacher": teacher_tokenizer, "student": tokenizer},
         )
-        _save(folder, student, tokenizer)
+        save(folder, student, tokenizer)
     agreement = metrics.get("eval_agreement")
     text = f"{comparison}\ntrained on {len(rows):,} rows, measured on {len(held_out):,} others"
     if agreement is not None:
@@ -257,12 +233,12 @@ def _student(
     if arguments.student is None:
         student, tokenizer = hfc.student_from_teacher(teacher, arguments.student_layers), teacher_tokenizer
     else:
-        student, own = _load(arguments.student, labels_of=teacher)
-        tokenizer = _needed(own, arguments.student)
+        student, own = load(arguments.student, labels_of=teacher)
+        tokenizer = needed(own, arguments.student)
         names, taught = student.config.id2label, teacher.config.id2label
         if len(names) == len(taught) and all(name == f"LABEL_{index}" for index, name in names.items()):
             student.config.id2label, student.config.label2id = dict(taught), dict(teacher.config.label2id)
-    _set_padding(student, tokenizer)
+    set_padding(student, tokenizer)
     return student.float(), tokenizer  # half precision is for autocast, not for the weights that learn
 
 
@@ -272,7 +248,7 @@ def _compare(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         raise CompressionError(f"{', '.join(names)} name a model twice; name each once.")
     page = None if arguments.html is None else Path(arguments.html).expanduser()
     if page is not None:
-        _check_file(page, arguments.overwrite)
+        check_file(page, arguments.overwrite)
         pyplot()  # that it is not there is told at once
     rows = None
     if arguments.data is not None:
@@ -281,18 +257,18 @@ def _compare(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     inputs: dict[str, list[Row]] = {}
     tokenizers: dict[str, PreTrainedTokenizerBase] = {}
     for name in names:
-        model, tokenizer = _load(name, trained=rows is not None)
-        models[name] = model.to(_device(arguments.device))
+        model, tokenizer = load(name, trained=rows is not None)
+        models[name] = model.to(device_of(arguments.device))
         if tokenizer is not None:
-            _set_padding(model, tokenizer)
+            set_padding(model, tokenizer)
         if rows is not None:
-            tokenizers[name] = _needed(tokenizer, name)
+            tokenizers[name] = needed(tokenizer, name)
             inputs[name] = _encoded(rows, arguments, model, tokenizers[name], arguments.label_column)
     timing = {"batch_size": arguments.batch_size, "length": arguments.length, "repeats": arguments.repeats}
     found = hfc.compare(models, inputs or None, processing_class=tokenizers or None, **timing)
     if page is not None:
         html: Any = found
-        _write_file(page, html.to_html(), arguments.overwrite)
+        write_file(page, html.to_html(), arguments.overwrite)
     several = any(len(one.passes) > 1 for one in found.rows.values())  # the short table tells of one batch alone
     text = found.to_markdown(verbose=several) if arguments.markdown else found.to_text(verbose=several)
     return text, found.to_dict()
@@ -300,102 +276,15 @@ def _compare(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 def _pack(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     output = Path(arguments.output).expanduser()
-    _check_folder(output, arguments.overwrite)
-    source = model_folder(_source(arguments.model))
+    check_folder(output, arguments.overwrite)
+    source = model_folder(source_of(arguments.model))
     if not (source / "config.json").is_file():
         raise CompressionError(f"{arguments.model} is no model: there is no config.json in it.")
     (pack_folder if arguments.verb == "pack" else unpack_folder)(source, output)
     print(f"Written to {arguments.output}.", file=sys.stderr)
-    before, after = _stored(source), _stored(output)
+    before, after = stored_bytes(source), stored_bytes(output)
     values = {"bytes_in_files": {"before": before, "after": after}, "output": arguments.output}
     return f"files of weights: {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after", values
-
-
-# Models in
-
-
-def _load(
-    name: str, *, trained: bool = False, labels_of: PreTrainedModel | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Load a classifier, and its tokenizer if it has one.
-
-    Args:
-        name: A folder, or an id of the hub.
-        trained: Refuse a model without a trained head.
-        labels_of: Whose labels a new head gets.
-    """
-    source = _source(name)
-    model, missing = _from_pretrained(source)
-    if missing and labels_of is not None:
-        taught = labels_of.config
-        labels = {"num_labels": taught.num_labels, "id2label": taught.id2label, "label2id": taught.label2id}
-        model, missing = _from_pretrained(source, **labels, problem_type=taught.problem_type)
-    if missing:
-        message = f"{name} holds no trained classification head ({', '.join(sorted(missing))})"
-        if trained:
-            raise CompressionError(f"{message}; fine-tune it first.")
-        print(f"{message}; it gets a new one.", file=sys.stderr)
-    return model, _tokenizer(source)
-
-
-def _source(name: str) -> str:
-    """The folder of that name, or else the name as an id of the hub."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1):
-        raise CompressionError(f"There is no folder {name}.")
-    return str(folder) if folder.is_dir() else name
-
-
-def _from_pretrained(source: str, **config: Any) -> tuple[PreTrainedModel, list[str]]:
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **config)
-    except Exception as error:  # whatever a config that makes no sense leads to
-        reason = reason_of(error)
-        if os.path.isdir(source):
-            raise CompressionError(f"The folder {source} does not load as a text classifier: {reason}") from error
-        raise CompressionError(f"The model {source} is no folder, and cannot be had from the hub: {reason}") from error
-    return model.eval(), list(info["missing_keys"])
-
-
-def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    if os.path.isdir(source) and not any(os.path.exists(os.path.join(source, file)) for file in _TOKENIZER_FILES):
-        return None
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        print(f"{source} has no tokenizer that loads: {reason_of(error)}", file=sys.stderr)
-        return None
-    return tokenizer
-
-
-def _needed(tokenizer: PreTrainedTokenizerBase | None, name: str) -> PreTrainedTokenizerBase:
-    if tokenizer is None:
-        raise CompressionError(f"{name} has no tokenizer; save one there with tokenizer.save_pretrained().")
-    return tokenizer
-
-
-def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """See that texts of different lengths can be put into one batch: GPT-2 has no token for that."""
-    if tokenizer.pad_token is None:
-        index = model.config.pad_token_id
-        tokenizer.pad_token = tokenizer.eos_token if index is None else tokenizer.convert_ids_to_tokens(index)
-        if tokenizer.pad_token is None:
-            raise CompressionError("The tokenizer has no token for padding and none for the end of a text; add one.")
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.accelerator.current_accelerator(check_available=True) if name is None else torch.device(name)
-        device = device or torch.device("cpu")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise CompressionError(f"The device {name} cannot be used: {reason_of(error)}") from error
-    return device
-
-
-# Texts in
 
 
 def _columns(arguments: argparse.Namespace) -> list[str]:
@@ -410,82 +299,9 @@ def _encoded(
     label: str | None,
     max_length: int | None = None,
 ) -> list[Row]:
-    _set_padding(model, tokenizer)
+    set_padding(model, tokenizer)
     length = longest_text(model, tokenizer, max_length or arguments.max_length)
     return encode(rows, _columns(arguments), label, model, tokenizer, length)
-
-
-# Folders and files out
-
-
-@contextmanager
-def _new_folder(arguments: argparse.Namespace) -> Iterator[Path]:
-    """A folder that becomes the output at the end, whole; before that, nothing is there."""
-    output = Path(arguments.output).expanduser()
-    _check_folder(output, arguments.overwrite)
-    with replacing(output, _belongs_to_a_model) as folder:
-        try:
-            yield folder
-        except OSError as error:  # not always about the output
-            raise CompressionError(str(error)) from error
-        _check_folder(output, arguments.overwrite)  # it may have come since
-    print(f"Written to {arguments.output}.", file=sys.stderr)
-
-
-def _belongs_to_a_model(name: str) -> bool:
-    return is_weight_file(name) or name in _TOKENIZER_FILES or name in _COMPANIONS
-
-
-def _check_folder(output: Path, overwrite: bool) -> None:
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise CompressionError(f"{output} is a file; name another folder to write.")
-    if not any(output.iterdir()):
-        return
-    if not overwrite:
-        raise CompressionError(f"{output} exists already; name another folder, or replace it with --overwrite.")
-    if not (output / "config.json").is_file():
-        raise CompressionError(f"{output} holds no model, so --overwrite does not replace it; name another folder.")
-
-
-def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    model.save_pretrained(folder)
-    if tokenizer is None:
-        print("The model has no tokenizer, so none was saved with it.", file=sys.stderr)
-    else:
-        tokenizer.save_pretrained(folder)
-
-
-def _check_file(file: Path, overwrite: bool) -> None:
-    if file.is_dir():
-        raise CompressionError(f"{file} is a folder; name a file.")
-    if not os.access(file.parent, os.W_OK):
-        raise CompressionError(f"{file} cannot be written: there is no folder {file.parent}, or it is read-only.")
-    if file.exists() and not (overwrite and file.is_file()):
-        raise CompressionError(f"{file} exists already; name another file, or replace it with --overwrite.")
-
-
-def _write_file(file: Path, text: str, overwrite: bool) -> None:
-    _check_file(file, overwrite)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _stored(folder: Path) -> int:
-    """Bytes of the files of weights in a folder."""
-    return sum(
-        file.stat().st_size
-        for file in folder.iterdir()
-        if is_weight_file(file.name) or _OLD_WEIGHTS.fullmatch(file.name)
-    )
-
-
-# Text out
 
 
 def _zeros(report: hfc.SparsityReport) -> dict[str, str]:

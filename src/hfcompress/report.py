@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +31,7 @@ _KINDS = {
     "feed-forward": re.compile(r"\b(mlp|ffn?\w*|feed_?forward|intermediate|output|fc\d|densereludense)\b"),
 }
 _LAYER = re.compile(r"(?:.*?\.)?\d+(?=\.)")  # of a name, the part up to the first number
+_COUNTED = 1 << 19  # weights compared by one call, so that what it writes stays in the cache
 _LONG = 30  # matrices: more are shown layer by layer
 
 
@@ -301,8 +303,14 @@ def kind_of(name: str, *, in_body: bool = True) -> str:
 
 
 def _zeros_of(parameter: nn.Parameter) -> int:
-    plain = type(parameter.data) is torch.Tensor and not parameter.is_meta
-    return parameter.numel() - int(torch.count_nonzero(parameter.detach())) if plain else 0
+    if type(parameter.data) is not torch.Tensor or parameter.is_meta:
+        return 0
+    weight = parameter.detach()
+    if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64) and weight.is_contiguous():
+        # An embedding may be large: NumPy's comparisons, in the cache, take a third of the time of torch.count_nonzero.
+        parts = [part.numpy() for part in torch.split(weight.view(-1), _COUNTED)]
+        return sum(part.size - int(np.count_nonzero(part != 0)) for part in parts)
+    return weight.numel() - int(torch.count_nonzero(weight))
 
 
 def _cells(count: LayerSparsity | ZeroCount) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ Row = Sequence[str]
 
 def align(rows: Iterable[Row], alignment: str) -> list[str]:
     """Pad the cells of a table for a terminal; one ``<`` or ``>`` a column says to which side."""
-    rows = list(rows)
+    rows = [[_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     pairs = list(zip(alignment, widths, strict=True))
     return ["  ".join(f"{c:{a}{w}}" for c, (a, w) in zip(row, pairs, strict=True)).rstrip() for row in rows]
@@ -18,7 +18,7 @@ def align(rows: Iterable[Row], alignment: str) -> list[str]:
 
 def markdown(rows: Iterable[Row], alignment: str) -> list[str]:
     """Write a table in Markdown, the first row as its head; aligned as for `align`."""
-    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(_line(cell).replace("|", r"\|") for cell in row) + " |" for row in rows]
     rule = "".join("|---:" if side == ">" else "|---" for side in alignment) + "|"
     return [lines[0], rule, *lines[1:]]
 
@@ -43,6 +43,11 @@ def html(rows: Iterable[Row], alignment: str, totals: int = 0) -> str:
         style += "border-top: 1px solid #888; " if index == len(body) - totals else ""
         lines.append(_html_row(row, sides, "td", style))
     return "\n".join([*lines, "</tbody>", "</table>"])
+
+
+def _line(cell: str) -> str:
+    """A name may have line breaks in it; the row of a table may not."""
+    return " ".join(cell.splitlines())
 
 
 def _html_row(row: Row, sides: list[str], tag: str, style: str) -> str:
