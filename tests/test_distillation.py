@@ -825,6 +825,21 @@ def test_streamed_data_train_as_data_in_memory(tmp_path):
     assert same_bits(*states)
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_stream_that_ends_within_an_update_goes_on_with_it(size, tmp_path):
+    """Of 19 examples, two updates take 8 each; the last 3 begin the third, which the next pass ends with its first 4."""
+    data = part(DATA, 0, 19)
+    student, teacher = student_and_teacher()
+    expected, taught = copy.deepcopy(student), answers(teacher, data)
+    for rows_of_update in (range(8), range(8, 16), [16, 17, 18, 0, 1, 2, 3], range(4, 12)):
+        chosen = torch.tensor(list(rows_of_update))
+        plain_training(expected, taught[chosen], {key: value[chosen] for key, value in data.items()})
+    sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+    stream = Dataset.from_list(rows(data)).to_iterable_dataset()
+    make(student, teacher, tmp_path, stream, args={"max_steps": 4, **sizes}, eval_dataset=None).train()
+    assert_same_weights(student, expected)
+
+
 # Resuming
 
 

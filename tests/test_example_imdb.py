@@ -9,12 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    TrainerCallback,
+)
 
+from architectures import arguments, batch, build, rows
 from examples.imdb import __main__ as command
 from examples.imdb import losses, models, schedules, shrinking, systems
 from examples.imdb.data import load_reviews
 from examples.imdb.settings import IN_MINUTES, PRESETS, SYSTEMS
+from hfcompress import DistillationArguments
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("seconds", "latency_ms", "latency_iqr_ms", "throughput", "times_ms", "speedups")
@@ -289,3 +297,23 @@ def test_a_study_trains_writes_its_page_and_goes_on(study, tmp_path, monkeypatch
     assert noted == {file: file.stat().st_mtime_ns for file in (tmp_path / "work").glob("*.json")}
     if study is not shrinking:  # which times itself
         assert (tmp_path / "page" / "index.md").read_text() == page
+
+
+def test_fine_tuning_takes_the_mean_over_the_update_however_it_is_cut(tmp_path):
+    """Teachers are fine-tuned without the stock Trainer's factor (see test_transformers_hooks)."""
+    norms = {}
+    for size, accumulated in ((8, 1), (4, 2), (2, 4)):
+        found = norms[accumulated] = []
+
+        class Norms(TrainerCallback):
+            def on_pre_optimizer_step(self, args, state, control, found=found, **kwargs):
+                found.append(float(torch.cat([p.grad.flatten() for p in kwargs["model"].parameters()]).norm()))
+
+        settings = {"alpha": 0.0, "label_loss": "cross_entropy", "optim": "sgd", "max_grad_norm": 0.0}
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+        args = arguments(DistillationArguments, tmp_path, **settings, **sizes)
+        data = rows(batch(21))  # the last update has five
+        systems.EpochTrainer(model=build(), args=args, train_dataset=data, callbacks=[Norms()]).train()
+    assert len(norms[1]) == 3
+    assert norms[2] == pytest.approx(norms[1], rel=1e-5)
+    assert norms[4] == pytest.approx(norms[1], rel=1e-5)

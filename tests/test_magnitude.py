@@ -126,7 +126,7 @@ def test_how_the_weights_are_read_does_not_matter(weights, amount, data):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_PIECE", "_CHUNK", "_RUN", "_LISTED", "_BIN_BITS"):
             patch.setattr(hfcompress.scan, name, data.draw(st.integers(1, 5), label=name))
-        patch.setattr(hfcompress.magnitude, "_SAMPLE", data.draw(st.integers(1, 20), label="_SAMPLE"))
+        patch.setattr(hfcompress.magnitude, "_SAMPLE", (1, data.draw(st.integers(1, 20), label="_SAMPLE")))
         assert_pruned_like_the_reference(stack(*weights), amount)
 
 

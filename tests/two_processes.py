@@ -1,18 +1,16 @@
 """What takes two processes to show: shared caching, distillation, sharded weights. test_two_processes runs it once.
 
-Run as ``python two_processes.py FOLDER``. Both processes are forks of one, so that the imports, which take longer than
-all the rest, are done once; they are told about each other by the variables that torchrun sets. The first process
-writes what it found to ``FOLDER/two_processes.pt``.
+Run as ``accelerate launch --multi_gpu --num_processes 2 two_processes.py FOLDER``, which starts torchrun; without GPUs
+the processes speak gloo. The first one writes what it found to ``FOLDER/two_processes.pt``.
 """
 
 import gc
-import os
-import socket
 import sys
 from pathlib import Path
 
 import torch
 from architectures import arguments, batch, build, rows, texts, word_tokenizer
+from datasets import Dataset
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -34,12 +32,16 @@ from hfcompress.layers import select_matrices
 
 
 UPDATE = 8  # examples of a full update, over all processes and accumulated batches
-# name: (examples, accumulated batches, step of the checkpoint to resume from)
+# name: (examples, accumulated batches, step of the checkpoint to resume from). Streamed data are read by the first
+# process, which hands the others their part (accelerate's dispatch_batches).
 SCENARIOS = {
     "17 examples": (17, 1, None),
     "24 examples": (24, 1, None),
     "19 examples resumed": (19, 1, 1),
     "21 examples accumulated and resumed": (21, 2, 1),
+    "24 examples streamed": (24, 1, None),
+    "19 examples streamed": (19, 1, None),
+    "19 examples streamed, accumulated": (19, 2, None),
     "19 examples with layers, accumulated and resumed": (19, 2, 1),
 }
 LAYERS = {"hidden_weight": 0.3, "relation_weight": 0.7}  # with a wider teacher: a projection learns beside the student
@@ -65,6 +67,9 @@ def distil(scenario, folder, processes):
     prune_global_l1(student, 0.5)
     folder = Path(folder) / scenario.replace(" ", "_")
 
+    data = rows(batch(examples, num_labels=3))
+    train_data = Dataset.from_list(data).to_iterable_dataset() if "streamed" in scenario else data
+
     def trainer(model, steps, gradients):
         args = arguments(
             DistillationArguments,
@@ -75,17 +80,15 @@ def distil(scenario, folder, processes):
             optim="sgd",
             learning_rate=0.1,
             max_grad_norm=0.0,
-            num_train_epochs=2,
             max_steps=steps,
             save_strategy="steps" if resume_from else "no",
             save_steps=resume_from or 1,
             ddp_timeout=60,
             **(LAYERS if with_layers else {}),
         )
-        data = rows(batch(examples, num_labels=3))
         callbacks = [KeepSparsity(), gradients]
         return DistillationTrainer(
-            model=model, args=args, teacher=teacher, train_dataset=data, eval_dataset=data, callbacks=callbacks
+            model=model, args=args, teacher=teacher, train_dataset=train_data, eval_dataset=data, callbacks=callbacks
         )
 
     gradients = Gradients()
@@ -93,7 +96,7 @@ def distil(scenario, folder, processes):
     if resume_from:
         trainer(student, resume_from, gradients).train()
         student, checkpoint = build(num_labels=3, seed=3), str(folder / f"checkpoint-{resume_from}")
-    final = trainer(student, -1, gradients)
+    final = trainer(student, 2 * -(-examples // UPDATE), gradients)  # a stream has no length of its own
     final.train(resume_from_checkpoint=checkpoint)
     metrics = {key: value for key, value in final.evaluate().items() if "second" not in key and "time" not in key}
     return {
@@ -160,16 +163,13 @@ def shard(architecture, keep_zeros):
     }
 
 
-def work(rank, folder, port):
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in names.items()})
+def main(folder):
     found = {
         "shared": share(folder),  # first: nothing has set up the processes' group yet
         "distilled": {scenario: distil(scenario, folder, processes=2) for scenario in SCENARIOS},
         "sharded": {one: shard(*one) for one in (("bert", True), ("gpt2", True), ("bert", False))},
     }
-    if rank == 0:
+    if torch.distributed.get_rank() == 0:
         torch.save(found, folder / "two_processes.pt")
     torch.distributed.destroy_process_group()
 
@@ -177,6 +177,4 @@ def work(rank, folder, port):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     gc.freeze()  # every Trainer collects garbage; what the imports made need not be looked at each time
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        free = server.getsockname()[1]
-    torch.multiprocessing.start_processes(work, (Path(sys.argv[1]), free), nprocs=2, start_method="fork")
+    main(Path(sys.argv[1]))

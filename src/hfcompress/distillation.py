@@ -107,6 +107,7 @@ class DistillationTrainer(Trainer):
         if args.alpha < 1:
             check_label_loss(args.label_loss, self._problem, args.label_smoothing_factor)
         self._sums: dict[str, Tensor] = {}  # since the last log: each term's, and the number of examples
+        self._begun: list[dict[str, Any]] = []  # batches of an update for which the stream did not suffice
         teachers: list[Any] = list(teacher) if isinstance(teacher, Sequence) else [] if teacher is None else [teacher]
         self._teachers: Teachers | None = None
         self._teacher_only: frozenset[str] = (
@@ -241,7 +242,7 @@ class DistillationTrainer(Trainer):
                 "The student has no parameter that can be trained; if it is a copy of a teacher, which is frozen, call "
                 "student.requires_grad_(True)."
             )
-        self._sums = {}
+        self._sums, self._begun = {}, []
         if self.model_init is not None and self._between is not None:
             self._between.draw_projection()  # a new student, as in each trial of a search
         return super().train(*args, **kwargs)
@@ -250,23 +251,30 @@ class DistillationTrainer(Trainer):
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
         """Collect the batches of one update and count their examples over all processes."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches - len(self._begun), device)
         if self._projection is not None:
             self._projection.weight.grad = None  # an update begins; the Trainer clears the model's alone
         weights = [torch.ones(_batch_size(batch), device=device) for batch in batches]
         state = self.accelerator.gradient_state
-        remainder = state.remainder
-        if remainder < 0 and not self.args.dataloader_drop_last:
+        loader = self.callback_handler.train_dataloader
+        ended, remainder = state.end_of_dataloader, state.remainder
+        if len(self._begun) + len(batches) < num_batches:
+            # A stream has ended on the way, and its loader no longer tells the state.
+            ended, remainder = True, getattr(loader, "remainder", -1)
+        elif remainder < 0 and not self.args.dataloader_drop_last:
             # An epoch resumed half-way: accelerate's skip_first_batches loses the number.
             with suppress(AttributeError, TypeError):  # streamed data have no length
-                loader = self.callback_handler.train_dataloader
                 remainder = len(loader.dataset) % loader.total_batch_size
-        if batches and state.end_of_dataloader and remainder > 0:
+        if batches and ended and remainder > 0:
             # The last global batch holds `remainder` examples; accelerate repeats others behind them to fill it up.
             first = self.accelerator.process_index * len(weights[-1])
             weights[-1][max(0, remainder - first) :] = 0
-        count = torch.stack([weight.sum() for weight in weights]).sum() if weights else torch.zeros((), device=device)
-        batches = [{**batch, _WEIGHTS: weight} for batch, weight in zip(batches, weights, strict=True)]
+        batches = self._begun + [{**batch, _WEIGHTS: one} for batch, one in zip(batches, weights, strict=True)]
+        # Where a stream ends within an update, the Trainer takes no step: what was read begins the next update.
+        self._begun = batches if len(batches) < num_batches else []
+        batches = batches[len(self._begun) :]
+        counts = [batch[_WEIGHTS].sum() for batch in batches]
+        count = torch.stack(counts).sum() if counts else torch.zeros((), device=device)
         return batches, self.accelerator.reduce(count, reduction="sum")
 
     def compute_loss(

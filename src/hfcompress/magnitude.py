@@ -38,7 +38,7 @@ from hfcompress.scan import (
     value_of_key,
 )
 
-_SAMPLE = 1 << 19
+_SAMPLE = 1 << 17, 1 << 19  # weights at least and at most: of a larger model more pay off
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,9 @@ def _threshold(pieces: Sequence[Piece], dtype: torch.dtype, rank: int) -> tuple[
     """Find the key of the ``rank``-th smallest magnitude, and how many keys of each piece are below and equal to it."""
     infinity = infinity_key(dtype)
     smallest, beyond = 1, infinity  # where the threshold is known to be, unless it is zero
-    low, high = _guess(sample(pieces, dtype, _SAMPLE), sum(piece.weight.numel() for piece in pieces), rank, infinity)
+    total = sum(piece.weight.numel() for piece in pieces)
+    size = min(max(_SAMPLE[0], total >> 7), _SAMPLE[1])
+    low, high = _guess(sample(pieces, dtype, size), total, rank, infinity)
     while True:
         found = scan(pieces, dtype, low, high)
         _check_finite(pieces, found, infinity)

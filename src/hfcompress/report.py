@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -306,11 +305,13 @@ def _zeros_of(parameter: nn.Parameter) -> int:
     if type(parameter.data) is not torch.Tensor or parameter.is_meta:
         return 0
     weight = parameter.detach()
-    if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64) and weight.is_contiguous():
-        # An embedding may be large: NumPy's comparisons, in the cache, take a third of the time of torch.count_nonzero.
-        parts = [part.numpy() for part in torch.split(weight.view(-1), _COUNTED)]
-        return sum(part.size - int(np.count_nonzero(part != 0)) for part in parts)
-    return weight.numel() - int(torch.count_nonzero(weight))
+    if weight.dtype not in PRUNABLE_DTYPES or not weight.numel():
+        return weight.numel() - int(torch.count_nonzero(weight))
+    # An embedding may be large. Compared into the weights' own dtype and added, many at a time, it takes a third of the
+    # time of torch.count_nonzero.
+    parts = torch.split(weight.reshape(-1), _COUNTED)
+    flags = torch.empty_like(parts[0])
+    return sum(int(torch.eq(part, 0, out=flags[: len(part)]).sum(dtype=torch.float32)) for part in parts)
 
 
 def _cells(count: LayerSparsity | ZeroCount) -> tuple[str, str, str]:
