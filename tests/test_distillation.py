@@ -827,7 +827,7 @@ def test_streamed_data_train_as_data_in_memory(tmp_path):
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_stream_that_ends_within_an_update_goes_on_with_it(size, tmp_path):
-    """Of 19 examples, two updates take 8 each; the last 3 begin the third, which the next pass ends with its first 4."""
+    """Two updates take 8 examples each; the last 3 of the 19 begin the third, which the first 4 of the next pass end."""
     data = part(DATA, 0, 19)
     student, teacher = student_and_teacher()
     expected, taught = copy.deepcopy(student), answers(teacher, data)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import arguments, batch, build, rows
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,7 +18,6 @@ from transformers import (
     TrainerCallback,
 )
 
-from architectures import arguments, batch, build, rows
 from examples.imdb import __main__ as command
 from examples.imdb import losses, models, schedules, shrinking, systems
 from examples.imdb.data import load_reviews
