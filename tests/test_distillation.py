@@ -827,7 +827,7 @@ def test_streamed_data_train_as_data_in_memory(tmp_path):
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_stream_that_ends_within_an_update_goes_on_with_it(size, tmp_path):
-    """Two updates take 8 examples each; the last 3 of the 19 begin the third, which the first 4 of the next pass end."""
+    """Two updates take 8 examples each; the last 3 of 19 begin the third, which the first 4 of the next pass end."""
     data = part(DATA, 0, 19)
     student, teacher = student_and_teacher()
     expected, taught = copy.deepcopy(student), answers(teacher, data)
