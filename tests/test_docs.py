@@ -77,21 +77,19 @@ WORKS = set(works_with.MODELS)
 # Figures
 
 
-def column(result, heading, *, every_run=False, **chosen):
-    """The numbers of a column of a committed result, in the rows whose first cells are those chosen."""
+def column(result, heading, **chosen):
+    """The numbers of a column of a committed result's first table with it, in the rows with the chosen cells."""
     tables = re.findall(r"(?:^\|.*\n)+", (ROOT / "benchmarks" / "results" / f"{result}.md").read_text(), re.MULTILINE)
     tables = [table for table in tables if re.search(rf"\| {re.escape(heading)} +\|", table)]
-    kept = []
-    for table in tables if every_run else tables[:1]:
-        titles, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-        rows = [row for row in rows if all(row[titles.index(title)] == value for title, value in chosen.items())]
-        kept += [float(row[titles.index(heading)].rstrip("%")) for row in rows]
+    titles, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables[0].splitlines()]
+    rows = [row for row in rows if all(row[titles.index(title)] == value for title, value in chosen.items())]
+    kept = [float(row[titles.index(heading)].rstrip("%")) for row in rows]
     assert kept
     return kept
 
 
 FASTER, OURS, TORCHS = (
-    column("prune_global", heading, every_run=True)
+    column("prune_global", heading)
     for heading in ("times faster", "hfcompress, MB above the model", "torch, MB above the model")
 )
 SPEEDUPS = column("structured_speed", "speed-up", model="BERT-base")

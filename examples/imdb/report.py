@@ -82,10 +82,11 @@ def write(runs: list[Run], output: Path, new: System | None = None) -> str:
     if new is None:
         on_disk = "MB on disk (model.safetensors), equal sizes side by side"
         sizes = [results[system.key][0]["bytes_on_disk"] / 1e6 for system in done]
-        times = [measured[system.key]["latency_ms"] for system in done]
+        timed = [system for system in done if measured.get(system.key)]
+        times = [measured[system.key]["latency_ms"] for system in timed]
         batch = f"milliseconds a batch of {runs[0].preset.batch_size}, on this machine's CPU"
         figures.append(_against(sizes, on_disk, "size-accuracy.png", done, results, output))
-        figures.append(_against(times, batch, "speed-accuracy.png", done, results, output))
+        figures.append(_against(times, batch, "speed-accuracy.png", timed, results, output))
     elif new.paper:
         _figure(new, new.paper, results[new.key], output)
     table = _table(done, results, measured)
