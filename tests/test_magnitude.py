@@ -236,6 +236,26 @@ def test_the_report_says_what_was_asked():
     assert sparsity_report(model).amount is None
 
 
+@pytest.mark.parametrize(
+    "tie", [lambda weight: weight.data, lambda weight: weight.data.t()], ids=["same", "transposed"]
+)
+def test_parameters_on_one_storage_count_once(tie):
+    first = nn.Linear(3, 3, bias=False)
+    second = nn.Linear(3, 3, bias=False)
+    second.weight = nn.Parameter(tie(first.weight))
+    report = prune_global_l1(nn.Sequential(first, second), 0.34)
+    assert (report.weights, report.zeros, report.whole_model.weights) == (9, 3, 9)
+    assert int((first.weight == 0).sum()) == 3
+
+
+def test_wrappers_that_copy_to_several_devices_do_not_bring_the_head_into_scope():
+    model = build("bert")
+    wrapped = nn.DataParallel(model)
+    head = model.classifier.weight.clone()
+    assert prune_global_l1(wrapped, 0.5).weights == sparsity_report(model).weights
+    assert torch.equal(model.classifier.weight, head)
+
+
 def test_a_tied_matrix_counts_once():
     model = stack(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
     model[1].weight = model[0].weight
@@ -371,7 +391,7 @@ def test_meta_weights_are_refused_by_place():
 def test_quantized_weights_are_refused_by_place():
     model = stack(torch.ones(2, 2), torch.ones(2, 2))
     model[1].weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
-    assert_refused(model, r"1\.weight is quantized \(Parameter, torch\.int8\)")
+    assert_refused(model, r"1\.weight is quantized or sparse \(Parameter, torch\.int8, ")
 
 
 def test_a_weight_of_a_tensor_subclass_is_refused_by_place():
@@ -399,6 +419,25 @@ def test_sharded_weights_are_refused_by_place(tmp_path):
         assert torch.equal(model[0].weight.full_tensor(), torch.ones(2, 2))
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.LazyLinear(4), r"0\.weight is not initialized yet"),
+        (lambda: stack(torch.eye(4).to_sparse())[0], r"0\.weight is quantized or sparse"),
+        (lambda: inference_linear(), r"0\.weight was made in torch\.inference_mode"),
+    ],
+    ids=["lazy", "sparse", "inference"],
+)
+def test_weights_that_cannot_be_written_are_refused_by_place(make, message):
+    with pytest.raises(CompressionError, match=message):
+        prune_global_l1(nn.Sequential(make()), 0.5)
+
+
+def inference_linear():
+    with torch.inference_mode():
+        return nn.Linear(4, 4)
 
 
 def test_a_model_without_matrices_is_refused_and_what_it_has_is_named():

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from itertools import pairwise
 
 import peft
 import pytest
@@ -271,6 +272,78 @@ def test_adapters_are_not_frozen_at_the_zero_they_start_from(tmp_path):
     assert back["bert.encoder.layer.0.attention.self.key"] == 0
 
 
+def test_a_module_that_an_adapter_trains_in_full_is_kept_and_counted(tmp_path):
+    """PEFT trains a copy of it; the original, which is not in use any more, says nothing."""
+    model = pruned()
+    zeros = zeros_of(model)["bert.pooler.dense"]
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], modules_to_save=["pooler"])
+    tuned = peft.get_peft_model(model, config)
+    train(tuned, tmp_path, KeepSparsity(), max_steps=3)
+    report = sparsity_report(tuned)
+    assert [one.name for one in report.layers if "pooler" in one.name] == [
+        "base_model.model.bert.pooler.modules_to_save.default.dense"
+    ]
+    pooler = tuned.merge_and_unload().bert.pooler.dense.weight
+    assert torch.equal(pooler == 0, zeros)
+    # Pruned after wrapping, it is the copy in use that is pruned.
+    tuned = peft.get_peft_model(build(), config)
+    prune_global_l1(tuned, 0.5)
+    wrapper = tuned.base_model.model.bert.pooler
+    assert int((wrapper.modules_to_save["default"].dense.weight == 0).sum()) > 100
+    assert wrapper.original_module.dense.weight.all()
+
+
+@pytest.mark.parametrize("name", ["VBLoRAConfig", "RandLoraConfig"])
+def test_adapters_that_stand_in_for_a_linear_layer_are_looked_through(name):
+    settings = {"VBLoRAConfig": {"num_vectors": 4, "vector_length": 8, "topk": 2}, "RandLoraConfig": {"r": 4}}[name]
+    model = pruned()
+    expected = sparsity_report(model)
+    tuned = peft.get_peft_model(model, getattr(peft, name)(task_type="SEQ_CLS", target_modules=["query"], **settings))
+    assert (sparsity_report(tuned).zeros, sparsity_report(tuned).weights) == (expected.zeros, expected.weights)
+
+
+class OutOfMemoryOnce(torch.optim.SGD):
+    """Runs out of memory after it has moved the weights."""
+
+    failed = False
+
+    def step(self, closure=None):
+        super().step(closure)
+        if not self.failed:
+            OutOfMemoryOnce.failed = True
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("callback", [KeepSparsity, lambda: GradualPruning(0.5)], ids=["keep", "gradual"])
+def test_a_training_that_begins_again_with_smaller_batches_still_knows_the_zeros(callback, tmp_path, monkeypatch):
+    monkeypatch.setattr(OutOfMemoryOnce, "failed", False)
+    model = pruned()
+    zeros = zeros_of(model)
+    args = arguments(TrainingArguments, tmp_path, auto_find_batch_size=True, max_steps=3)
+    optimizer = OutOfMemoryOnce(model.parameters(), lr=0.1)
+    optimizers = (optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0))
+    Trainer(model=model, args=args, train_dataset=DATA, callbacks=[callback()], optimizers=optimizers).train()
+    assert OutOfMemoryOnce.failed
+    assert come_back(model, zeros) == 0
+
+
+class Disturber(TrainerCallback):
+    """Moves every weight after every step, as an average of the weights written back does."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        with torch.no_grad():
+            for parameter in kwargs["model"].parameters():
+                parameter.add_(1e-3)
+
+
+def test_a_checkpoint_has_the_zeros_whatever_a_callback_before_did(tmp_path):
+    model = pruned()
+    zeros = zeros_of(model)
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    train(model, tmp_path, Disturber(), KeepSparsity(), **settings)
+    assert come_back(type(model).from_pretrained(tmp_path / "checkpoint-2"), zeros) == 0
+
+
 # GradualPruning
 
 
@@ -405,6 +478,22 @@ def test_the_best_model_is_one_of_the_final_sparsity(tmp_path):
     report = sparsity_report(model)
     assert report.zeros == round(0.8 * report.weights)
     assert same_bits(type(model).from_pretrained(trainer.state.best_model_checkpoint).state_dict(), model.state_dict())
+
+
+def test_no_pruned_weight_comes_back_at_the_next_pruning_whatever_a_callback_did(tmp_path):
+    class Watch(TrainerCallback):
+        def __init__(self):
+            self.zeros = []
+
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            self.zeros.append(zeros_of(kwargs["model"]))
+
+    watch = Watch()
+    pruning = GradualPruning(0.5, schedule="linear", every=2, end=0.8)
+    with pytest.warns(UserWarning, match="pruned weights had come back"):
+        train(build(), tmp_path, pruning, watch, Disturber(), max_steps=10)
+    for before, after in pairwise(watch.zeros):
+        assert all(after[name][mask].all() for name, mask in before.items())
 
 
 def test_weights_that_were_zero_before_stay_zero_and_count(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import CompressionError
@@ -49,10 +50,10 @@ class Selection:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model below wrappers that only add a layer around it (DDP, ``torch.compile``, PEFT)."""
+    """Return the model below wrappers that only add a layer around it (DDP, DataParallel, ``torch.compile``, PEFT)."""
     inner: Any = model  # nn.Module's attributes are typed Tensor | Module
     while True:
-        if isinstance(inner, nn.parallel.DistributedDataParallel):
+        if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
             inner = inner.module
         elif hasattr(inner, "_orig_mod"):
             inner = inner._orig_mod
@@ -145,9 +146,12 @@ def select_matrices(
     in_body = {id(module) for module in body.modules()}
     modules = dict(model.named_modules())
     adapters = set(_adapter_modules(modules))
-    embeddings = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
 
-    candidates = {n: m for n, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and n not in adapters}
+    # Some of PEFT's layers are an nn.Linear around the real one.
+    matrices_of = {
+        n: m for n, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and "base_layer" not in m._modules
+    }
+    candidates = {name: module for name, module in matrices_of.items() if name not in adapters}
     if include is None:
         chosen = {name: module for name, module in candidates.items() if id(module) in in_body}
     else:
@@ -157,6 +161,9 @@ def select_matrices(
         chosen = {name: module for name, module in chosen.items() if name not in left_out}
 
     seen: set[object] = set()
+    for module in modules.values():
+        if isinstance(module, nn.Embedding):
+            first_time(module.weight, seen)
     matrices = []
     for name, module in chosen.items():
         weight = module._parameters.get("weight")
@@ -166,9 +173,8 @@ def select_matrices(
                 "torch.nn.utils.prune's); make it a plain parameter first, for example with "
                 f"torch.nn.utils.prune.remove(module, 'weight'), or exclude {name!r}."
             )
-        if id(weight) in embeddings or not _first_time(weight, seen):
-            continue
-        matrices.append(WeightMatrix(name, weight))
+        if first_time(weight, seen):
+            matrices.append(WeightMatrix(name, weight))
     return Selection(tuple(matrices), tuple(_not_covered(modules, in_body, adapters)))
 
 
@@ -190,18 +196,25 @@ def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = Fa
         where, weight = f"{matrix.name}.weight", matrix.weight
         if weight.is_meta:
             raise CompressionError(f"{where} is on the meta device and holds no values; load the weights first.")
+        if is_lazy(weight):
+            raise CompressionError(f"{where} is not initialized yet; run the lazy module once first.")
+        if weight.is_inference() and not torch.is_inference_mode_enabled():
+            raise CompressionError(
+                f"{where} was made in torch.inference_mode(), where it cannot be changed from outside; load the model "
+                "outside of it."
+            )
         if isinstance(weight, DTensor) and not sharded:
             raise CompressionError(f"{where} is sharded over devices (DTensor); prune the model before it is sharded.")
+        plain = type(weight) is nn.Parameter and type(weight.data) is torch.Tensor and weight.layout is torch.strided
+        if weight.dtype not in PRUNABLE_DTYPES or not (plain or isinstance(weight, DTensor)):
+            raise CompressionError(
+                f"{where} is quantized or sparse ({type(weight).__name__}, {weight.dtype}, {weight.layout}); prune the "
+                "model as dense float32, float64, float16 or bfloat16 and convert it afterwards."
+            )
         if not sharded and (weight.dim() != 2 or (0 in weight.stride() and weight.numel() > 1)):
             raise CompressionError(
                 f"{where} has shape {tuple(weight.shape)} and strides {weight.stride()}, so it is no whole matrix of "
                 "its own: a shard (FSDP, ZeRO-3) or an expanded view; prune the model before it is sharded."
-            )
-        plain = isinstance(weight, DTensor) or (type(weight) is nn.Parameter and type(weight.data) is torch.Tensor)
-        if weight.dtype not in PRUNABLE_DTYPES or not plain:
-            raise CompressionError(
-                f"{where} is quantized ({type(weight).__name__}, {weight.dtype}); prune the model in float32, float64, "
-                "float16 or bfloat16 and quantize it afterwards."
             )
 
 
@@ -218,10 +231,10 @@ def _is_three_parts(model: nn.Module, fused: str) -> bool:
 def _patterns(patterns: Sequence[str] | str | None, argument: str) -> list[str] | None:
     if patterns is None:
         return None
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+    given = [patterns] if isinstance(patterns, str) else list(patterns) if isinstance(patterns, Iterable) else []
+    if not given or not all(isinstance(pattern, str) for pattern in given):
         raise CompressionError(f"{argument}={patterns!r} must be one or more shell patterns over module names.")
-    return patterns
+    return given
 
 
 def _matching(candidates: dict[str, nn.Module], patterns: list[str], argument: str) -> set[str] | dict[str, None]:
@@ -244,18 +257,39 @@ def _paths(name: str) -> Iterator[str]:
 
 
 def _adapter_modules(modules: dict[str, nn.Module]) -> Iterator[str]:
-    """Names of the modules that PEFT added: its tuner layers list them in ``adapter_layer_names``."""
+    """Names of the modules that PEFT added: its tuner layers list them in ``adapter_layer_names``.
+
+    Of a module that PEFT copied to train it in full (``modules_to_save``), the copy in use takes the original's place.
+    """
     for name, module in modules.items():
-        for attribute in getattr(module, "adapter_layer_names", ()):
-            prefix = f"{name}.{attribute}"
-            yield from (other for other in modules if other == prefix or other.startswith(prefix + "."))
+        added = [f"{name}.{attribute}" for attribute in getattr(module, "adapter_layer_names", ())]
+        in_use = ""
+        if {"original_module", "modules_to_save"} <= module._modules.keys():
+            wrapper: Any = module
+            if wrapper.active_adapters and not wrapper.disable_adapters:
+                added.append(f"{name}.original_module")
+                in_use = f"{name}.modules_to_save.{wrapper.active_adapters[0]}"
+        if "prompt_encoder" in module._modules and hasattr(module, "get_base_model"):
+            added.append(f"{name}.prompt_encoder".removeprefix("."))
+        for prefix in added:
+            inside = (other for other in modules if _is_inside(other, prefix))
+            yield from (other for other in inside if not in_use or not _is_inside(other, in_use))
 
 
-def _first_time(weight: torch.Tensor, seen: set[object]) -> bool:
-    """Whether this memory was not seen before; parameters tied through ``.data`` are two objects on one storage."""
+def _is_inside(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def first_time(weight: torch.Tensor, seen: set[object]) -> bool:
+    """Whether this memory was not seen before, and note it.
+
+    Parameters tied through ``.data``, or as each other's transpose, are two objects on one storage.
+    """
     keys: list[object] = [id(weight)]
-    if type(weight.data) is torch.Tensor and not weight.is_meta and weight.numel():
-        keys.append((weight.device, weight.data_ptr(), weight.shape, weight.stride()))
+    plain = type(weight.data) is torch.Tensor and not weight.is_meta and not is_lazy(weight)
+    if plain and weight.layout is torch.strided and weight.numel():
+        steps = sorted(zip(weight.stride(), weight.shape, strict=True))
+        keys.append((weight.device, weight.data_ptr(), tuple(steps)))
     new = seen.isdisjoint(keys)
     seen.update(keys)
     return new

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hfcompress.layers import PRUNABLE_DTYPES, Selection, WeightMatrix, check_prunable, select_matrices, unwrap
+from hfcompress.layers import (
+    PRUNABLE_DTYPES,
+    Selection,
+    WeightMatrix,
+    check_prunable,
+    first_time,
+    select_matrices,
+    unwrap,
+)
 from hfcompress.plots import draw_sparsity, new_axes
 from hfcompress.scan import common_dtype, pieces_of, scan
 from hfcompress.tables import align, html, markdown
@@ -283,8 +291,10 @@ def report_of(
         kind = kind_of(matrix.name, in_body=id(model.get_submodule(matrix.name)) in body)
         shape, count = tuple(weight.shape), zeros.get(matrix.name, 0)
         layers.append(LayerSparsity(matrix.name, shape, dtype, weight.numel(), count, kind))
-    chosen = {id(matrix.weight) for matrix in selection.matrices}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    seen: set[object] = set()
+    for matrix in selection.matrices:
+        first_time(matrix.weight, seen)
+    others = [parameter for parameter in model.parameters() if first_time(parameter, seen)]
     found = _total(layers)
     whole = ZeroCount(found.weights + sum(other.numel() for other in others), found.zeros + sum(map(_zeros_of, others)))
     return SparsityReport(tuple(layers), whole, selection.not_covered, amount)

@@ -100,6 +100,7 @@ class KeepSparsity(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the zeros."""
+        self._begin_again(args)
         self.read(kwargs["model"])
         if not self._kept:
             warnings.warn(
@@ -112,6 +113,11 @@ class KeepSparsity(TrainerCallback):
     ) -> None:
         """Write the zeros back."""
         self.apply()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write them back once more before the model is evaluated or saved: a callback may have changed weights."""
+        if control.should_evaluate or control.should_save:
+            self.apply()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -129,12 +135,17 @@ class KeepSparsity(TrainerCallback):
             self.apply()
         self._kept = []
 
+    def _begin_again(self, args: TrainingArguments) -> None:
+        """A training that ran out of memory within an update begins again with smaller batches; the zeros are known."""
+        if args.auto_find_batch_size:
+            self.apply()
+
 
 class GradualPruning(KeepSparsity):
     """Prune during training, a little at a time, and keep the zeros in between.
 
     The weights are pruned by `prune_global_l1` before the first training step of each pruning; n prunings are spread
-    evenly from ``start`` to ``end``. After the k-th the sparsity is
+    evenly from ``start`` to ``end`` (with ``every``, the last of them may come sooner). After the k-th the sparsity is
 
     - ``"cubic"``: ``amount * (1 - (1 - k / n) ** 3)``, much at first and ever less (Zhu & Gupta 2017,
       https://arxiv.org/abs/1710.01878, equation 1, from sparsity 0);
@@ -230,6 +241,7 @@ class GradualPruning(KeepSparsity):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check the model, make the plan, and read the zeros that are there."""
+        self._begin_again(args)
         model = kwargs["model"]
         weights = prune_global_l1(model, 0, include=self.include, exclude=self.exclude).weights  # which only checks
         if isinstance(self.amount, Integral) and self.amount > weights:
@@ -281,6 +293,7 @@ class GradualPruning(KeepSparsity):
         self._sparsity = None
 
     def _prune(self, model: nn.Module, amount: float | int, state: TrainerState) -> None:
+        self.apply()  # whatever another callback did to the zeros
         before = sparsity_report(model, include=self.include, exclude=self.exclude).zeros
         report = prune_global_l1(model, amount, include=self.include, exclude=self.exclude)
         self._sparsity = report.sparsity
