@@ -9,10 +9,12 @@ import torch
 from architectures import CHECKPOINTING, arguments, batch, build, rows, same_bits, state_of, word_tokenizer
 from datasets import Dataset
 from safetensors import safe_open
+from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, one_hot
-from transformers import TrainerCallback, TrainingArguments
+from transformers import BertJapaneseTokenizer, TrainerCallback, TrainingArguments
 
 from hfcompress import CompressionError, DistillationArguments, DistillationTrainer, GradualPruning, sparsity_report
+from hfcompress.teacher import same_tokenizer
 
 LABELS = 3
 DATA = batch(40, num_labels=LABELS)
@@ -153,6 +155,42 @@ def test_gradients_are_those_of_whole_updates_however_they_are_accumulated(examp
     for found, wanted in zip(gradients.found, reference, strict=True):
         assert torch.linalg.vector_norm(found - wanted) < 1e-5 * torch.linalg.vector_norm(wanted)
     assert_same_weights(student, expected)
+
+
+def test_every_example_counts_where_fewer_are_drawn_than_there_are(tmp_path):
+    class Drawing(DistillationTrainer):
+        def _get_train_sampler(self, *args):
+            return range(13)
+
+    student, teacher = student_and_teacher()
+    expected, data = copy.deepcopy(student), part(DATA, 0, 13)
+    plain_training(expected, answers(teacher, data), data)
+    args = arguments(DistillationArguments, tmp_path, optim="sgd", learning_rate=0.1, max_grad_norm=0.0)
+    Drawing(model=student, args=args, teacher=teacher, train_dataset=rows(part(DATA, 0, 17))).train()
+    assert_same_weights(student, expected)
+
+
+def test_what_was_tried_with_larger_batches_is_not_in_the_log(tmp_path):
+    class Failing(DistillationTrainer):
+        failed = False
+
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            if not self.failed:
+                self.failed = True
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return loss
+
+    student, teacher = student_and_teacher()
+    settings = {"auto_find_batch_size": True, "logging_strategy": "steps", "logging_steps": 1, "optim": "sgd"}
+    args = arguments(DistillationArguments, tmp_path, **settings)
+    trainer = Failing(model=student, args=args, teacher=teacher, train_dataset=rows(DATA))
+    trainer.train()
+    logged = [one for one in trainer.state.log_history if "loss" in one]
+    assert trainer.failed
+    assert len(logged) > 5
+    for one in logged:
+        assert (one["teacher_term"] + one["label_term"]) / 2 == pytest.approx(one["loss"], abs=1e-6)
 
 
 def test_the_logged_loss_is_the_mean_of_the_objective(tmp_path):
@@ -320,6 +358,15 @@ def test_a_teacher_with_its_classes_in_another_order_teaches_the_same(tmp_path):
     assert trainer.evaluate()["eval_agreement"] == pytest.approx(float(agreement))
 
 
+def test_classes_named_by_label2id_alone_have_names(tmp_path):
+    student, teacher = student_and_teacher()
+    student.config.label2id = {"a": 0, "b": 1, "c": 2}
+    teacher.config.label2id = {"c": 0, "a": 1, "b": 2}
+    trainer = make(student, teacher, tmp_path)
+    expected = answers(teacher, DATA)[:, [1, 2, 0]].argmax(-1) == answers(student, DATA).argmax(-1)
+    assert trainer.evaluate()["eval_agreement"] == pytest.approx(float(expected.float().mean()))
+
+
 def test_a_student_made_by_model_init_is_held_to_the_same_labels(tmp_path):
     student, teacher = student_and_teacher()
     named(student, ["class 0", "class 1", "class 2"])
@@ -475,6 +522,14 @@ def test_several_teachers_teach_the_mean_of_their_probabilities(weights, tmp_pat
     trainer.train()
 
 
+@pytest.mark.parametrize("kind", ["mse", "mse_logits", "kl"])
+def test_two_teachers_that_say_the_same_are_one(kind, tmp_path):
+    student, teacher = student_and_teacher()
+    one = make(student, teacher, tmp_path, args={"teacher_loss": kind}).evaluate()
+    two = make(student, [teacher, copy.deepcopy(teacher)], tmp_path, args={"teacher_loss": kind}).evaluate()
+    assert two["eval_distillation_loss"] == pytest.approx(one["eval_distillation_loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize("weights", [[1], [1, 2, 3], [1, 0], [1, -1], [1, float("nan")], ["a", "b"]])
 def test_teacher_weights_that_do_not_fit_are_refused(weights, tmp_path):
     student, teacher = student_and_teacher()
@@ -527,6 +582,26 @@ def test_with_alpha_one_no_labels_are_needed(tmp_path):
     assert metrics["eval_distillation_loss"] == pytest.approx(float(wanted), rel=1e-5)
     assert metrics["eval_loss"] == metrics["eval_distillation_loss"]
     assert "eval_accuracy" not in metrics
+
+
+@pytest.mark.parametrize("missing", [-1, -100])
+def test_examples_without_a_label_count_where_none_is_needed(missing, tmp_path):
+    student, teacher = student_and_teacher()
+    some = dict(DATA, labels=DATA["labels"].clone())
+    some["labels"][::2] = missing
+    trainer = make(student, teacher, tmp_path, some, args={"alpha": 1.0})
+    trainer.train()
+    found, labelled = trainer.evaluate(), trainer.evaluate(rows({key: value[1::2] for key, value in DATA.items()}))
+    for name in ("eval_loss", "eval_accuracy"):
+        assert found[name] == pytest.approx(labelled[name])
+    whole = trainer.evaluate(rows(DATA))
+    for name in ("eval_distillation_loss", "eval_agreement"):
+        assert found[name] == pytest.approx(whole[name])
+    none = dict(DATA, labels=torch.full_like(DATA["labels"], missing))
+    found = trainer.evaluate(rows(none))
+    assert found["eval_loss"] == found["eval_distillation_loss"] == pytest.approx(whole["eval_distillation_loss"])
+    assert "eval_accuracy" not in found
+    assert trainer.predict(rows(none)).predictions.shape == (40, LABELS)
 
 
 def test_labels_that_are_needed_and_missing_are_refused(tmp_path):
@@ -703,11 +778,65 @@ def test_a_missing_text_column_is_refused_by_name(tmp_path):
     own, data = word_tokenizer(["e", "d"]), text_dataset("review")
     with pytest.raises(CompressionError, match=r"no column 'text' \(they have review"):
         make(student, teacher, tmp_path, data, processing_class=STUDENT_TOKENIZER, teacher_processing_class=own)
+    tokenizers = {"processing_class": STUDENT_TOKENIZER, "teacher_processing_class": own}
+    with pytest.raises(CompressionError, match=r"no column 'text' \(they have review"):
+        make(student, teacher, tmp_path, data.to_list(), **tokenizers)
+    unknown = data.with_transform(lambda columns: columns)  # which may have made the text
+    with pytest.raises(CompressionError, match=r"keep the column 'text', or name it with text_column="):
+        make(student, teacher, tmp_path, unknown, **tokenizers).train()
+
+
+def test_evaluation_without_the_text_is_one_without_the_teacher(tmp_path):
+    student, teacher = student_and_teacher()
+    own, data = word_tokenizer(["e", "d"]), text_dataset()
+    tokenizers = {"processing_class": STUDENT_TOKENIZER, "teacher_processing_class": own}
+    trainer = make(student, teacher, tmp_path, data, **tokenizers)
+    assert "eval_agreement" in trainer.evaluate()
+    without = data.remove_columns("text")
+    found = trainer.evaluate(without)
+    assert found["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"])
+    assert not {"eval_agreement", "eval_distillation_loss"} & found.keys()
+    assert trainer.predict(without).predictions.shape == (len(TEXTS), LABELS)
+
+
+def test_a_collator_may_encode_the_text_itself(tmp_path):
+    def collate(features):
+        encoded = STUDENT_TOKENIZER([one["text"] for one in features], padding=True, return_tensors="pt")
+        return dict(encoded) | {"labels": torch.tensor([one["labels"] for one in features])}
+
+    states = []
+    for data, extra in (
+        (text_dataset(), {}),
+        (text_dataset().select_columns(["text", "labels"]), {"data_collator": collate}),
+    ):
+        student, teacher = student_and_teacher()
+        tokenizers = {"processing_class": STUDENT_TOKENIZER, "teacher_processing_class": word_tokenizer(["e", "d"])}
+        args = {"remove_unused_columns": not extra}
+        make(student, teacher, tmp_path, data, args=args, **tokenizers, **extra).train()
+        states.append(state_of(student))
+    assert same_bits(*states)
+
+
+def test_a_teacher_is_not_asked_where_it_would_read_the_ids_of_another_vocabulary(tmp_path):
+    """The data to train on have its answers, those to evaluate on do not."""
+    student, teacher = build("bert", LABELS, seed=1), build("bert", LABELS, seed=2, vocab_size=200)
     trainer = make(
-        student, teacher, tmp_path, data.to_list(), processing_class=STUDENT_TOKENIZER, teacher_processing_class=own
+        student, teacher, tmp_path, DATA | {"teacher_logits": torch.randn(40, LABELS)}, eval_dataset=rows(DATA)
     )
-    with pytest.raises(CompressionError, match="no column 'text'"):
-        trainer.train()
+    trainer.train()
+    assert not {"eval_agreement", "eval_distillation_loss"} & trainer.evaluate().keys()
+
+
+def test_tokenizers_written_in_python_are_told_apart_by_what_they_do(tmp_path):
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "Good"]))
+    kinds = {"word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece"}
+    one, same, other = (
+        BertJapaneseTokenizer(str(vocabulary), do_lower_case=lower, padding_side=side, **kinds)
+        for lower, side in ((False, "right"), (False, "left"), (True, "right"))
+    )
+    assert same_tokenizer(one, same)
+    assert not same_tokenizer(one, other)
 
 
 def test_vocabularies_that_differ_are_refused_with_both_sizes(tmp_path):
@@ -731,6 +860,53 @@ def test_a_teacher_that_shares_its_embeddings_is_refused(tmp_path):
     teacher.bert.embeddings.word_embeddings = student.bert.embeddings.word_embeddings
     with pytest.raises(CompressionError, match="share parameters"):
         make(student, teacher, tmp_path)
+
+
+def test_a_teacher_on_the_students_memory_is_refused(tmp_path):
+    student, teacher = student_and_teacher(layers=2)
+    student.load_state_dict(teacher.state_dict(), assign=True)  # other parameters, the same numbers
+    with pytest.raises(CompressionError, match="share parameters"):
+        make(student, teacher, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "settings", "message"),
+    [
+        (lambda: "some/teacher", {}, "teacher='some/teacher' must be a model, not str"),
+        (lambda: build("bert", LABELS, seed=2).to("meta"), {}, "teacher is on the meta device"),
+        (lambda: build("bert", LABELS, seed=2), {"teacher_weights": 1.0}, "teacher_weights=1.0 must be a list"),
+        (lambda: build("bert", LABELS, seed=2), {"args": {"hidden_weight": 1.0, "layer_map": {0: 9}}}, "layer_map"),
+    ],
+    ids=["name", "meta", "weights", "layers"],
+)
+def test_what_is_refused_leaves_the_teacher_as_it_was(teacher, settings, message, tmp_path):
+    model = teacher()
+    with pytest.raises(CompressionError, match=message):
+        make(build("bert", LABELS, seed=1), model, tmp_path, **settings)
+    if isinstance(model, nn.Module):
+        assert model.training
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class WithoutConfig(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask=None):
+        return {"logits": self.model(input_ids, attention_mask).logits}
+
+
+@pytest.mark.parametrize("wrap", [WithoutConfig, lambda model: torch.compile(model, backend="eager")])
+def test_models_that_tell_less_of_themselves_are_trained_too(wrap, tmp_path):
+    states = []
+    for around in (lambda model: model, wrap):
+        student, teacher = student_and_teacher()
+        data = Dataset.from_list(rows(DATA))
+        trainer = make(around(student), around(teacher), tmp_path, data, eval_dataset=None)
+        trainer.train()
+        states.append(state_of(student))
+    assert same_bits(*states)
 
 
 def test_a_student_that_was_frozen_as_a_teacher_is_refused(tmp_path):

@@ -7,7 +7,18 @@ import math
 import peft
 import pytest
 import torch
-from architectures import ARCHITECTURES, CHECKPOINTING, arguments, batch, build, rows, same_bits, state_of
+from architectures import (
+    ARCHITECTURES,
+    CHECKPOINTING,
+    VOCABULARY,
+    arguments,
+    batch,
+    build,
+    rows,
+    same_bits,
+    state_of,
+    word_tokenizer,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, HfArgumentParser
@@ -19,6 +30,7 @@ from hfcompress import (
     prune_structured,
     student_from_teacher,
 )
+from hfcompress.intermediate import Watch
 from hfcompress.layers import attention_projections
 
 LABELS = 3
@@ -200,6 +212,37 @@ def test_every_architecture_learns_from_layers(architecture, tmp_path):
     assert len(terms) == 2 + len(weights)
     own = make(copy.deepcopy(teacher), teacher, tmp_path, args=weights | {"alpha": 1.0})
     assert own.evaluate()["eval_distillation_loss"] == pytest.approx(0.0, abs=1e-6), "a copy says what the teacher says"
+
+
+def test_a_deberta_that_projects_its_positions_with_the_same_modules_learns_relations(tmp_path):
+    """As DeBERTa-v3 does: queries and keys are those of the tokens."""
+    student, teacher = (build("deberta-v2", LABELS, seed=seed, share_att_key=True) for seed in (1, 2))
+    inputs = {key: DATA[key] for key in ("input_ids", "attention_mask")}
+    watch = Watch(student, hidden=False, layer=-1)
+    assert {vectors.shape[:2] for vectors in watch(student, inputs).attention} == {DATA["input_ids"].shape}
+    before = state_of(student)
+    make(student, teacher, tmp_path, args={"relation_weight": 1.0}).train()
+    assert not same_bits(before, state_of(student))
+
+
+def test_the_same_tokenizer_with_spare_embeddings_reads_the_same_tokens(tmp_path):
+    student, teacher = build("bert", LABELS, seed=1), build("bert", LABELS, seed=2, vocab_size=VOCABULARY + 4)
+    tokenizer = word_tokenizer()
+    tokenizers = {"processing_class": tokenizer, "teacher_processing_class": word_tokenizer()}
+    make(student, teacher, tmp_path, args={"hidden_weight": 1.0}, **tokenizers).train()
+
+
+def test_the_weights_of_layers_may_change_between_trainings(tmp_path):
+    """As in the trials of a search."""
+    student, teacher = build("bert", LABELS, seed=1), build("bert", LABELS, seed=2)
+    trainer = make(student, teacher, tmp_path, args={"max_steps": 1})
+    losses = []
+    for weight in (0.0, 1.0, 2.0, 0.0):
+        trainer.args.hidden_weight = weight
+        student.load_state_dict(build("bert", LABELS, seed=1).state_dict())
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == pytest.approx(losses[3])
+    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
 
 
 def test_a_gpt2_student_learns_from_the_layers_of_a_bert(tmp_path):

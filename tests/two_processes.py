@@ -39,12 +39,20 @@ SCENARIOS = {
     "24 examples": (24, 1, None),
     "19 examples resumed": (19, 1, 1),
     "21 examples accumulated and resumed": (21, 2, 1),
+    "19 examples of which 13 are drawn": (19, 1, None),
     "24 examples streamed": (24, 1, None),
     "19 examples streamed": (19, 1, None),
     "19 examples streamed, accumulated": (19, 2, None),
     "19 examples with layers, accumulated and resumed": (19, 2, 1),
 }
 LAYERS = {"hidden_weight": 0.3, "relation_weight": 0.7}  # with a wider teacher: a projection learns beside the student
+
+
+class Drawing(DistillationTrainer):
+    """Trains on the first thirteen examples."""
+
+    def _get_train_sampler(self, *args):
+        return range(13)
 
 
 class Gradients(TrainerCallback):
@@ -87,7 +95,8 @@ def distil(scenario, folder, processes):
             **(LAYERS if with_layers else {}),
         )
         callbacks = [KeepSparsity(), gradients]
-        return DistillationTrainer(
+        kind = Drawing if "drawn" in scenario else DistillationTrainer
+        return kind(
             model=model, args=args, teacher=teacher, train_dataset=train_data, eval_dataset=data, callbacks=callbacks
         )
 

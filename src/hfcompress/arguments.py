@@ -98,6 +98,17 @@ class DistillationArguments(TrainingArguments):
         """Whether some term of the loss is about what is between the inputs and the logits."""
         return self.hidden_weight > 0 or self.relation_weight > 0
 
+    @property
+    def layer_settings(self) -> tuple[Any, ...]:
+        """All that says how layers are compared."""
+        return (
+            self.hidden_weight,
+            self.layer_map,
+            self.relation_weight,
+            self.relation_layer,
+            self.relation_heads,
+        )
+
 
 def _layer_map(given: Any) -> dict[int, int] | None:
     """Read the map of layers, which the command line and files give as JSON."""

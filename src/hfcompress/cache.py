@@ -171,7 +171,7 @@ class _Answers:
         for name in rows[0]:
             filler = self.pad_token_id if name == "input_ids" else 0
             padded = [row[name] + [filler] * (longest - len(row[name])) for row in rows]
-            batch[name] = torch.tensor(padded, device=self.device)
+            batch[name] = torch.tensor(padded, dtype=torch.long, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return logits_of(self.teacher(**batch)).float().cpu()
 

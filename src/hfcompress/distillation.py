@@ -57,6 +57,8 @@ class DistillationTrainer(Trainer):
     training, the terms are logged apart, unweighted, as ``teacher_term`` and ``label_term`` (``hidden_term``,
     ``relation_term``), each a mean over the examples since the last log.
 
+    In evaluation, examples labelled -1 or -100 count as unlabelled: they have a part in what needs no label.
+
     With several labels an example (``problem_type="multi_label_classification"``) the probabilities are sigmoids,
     ``eval_loss`` is the binary cross-entropy, and accuracy and agreement count labels. With a regression head both
     losses are the squared error, as is ``eval_loss``; there is no accuracy.
@@ -108,41 +110,50 @@ class DistillationTrainer(Trainer):
             check_label_loss(args.label_loss, self._problem, args.label_smoothing_factor)
         self._sums: dict[str, Tensor] = {}  # since the last log: each term's, and the number of examples
         self._begun: list[dict[str, Any]] = []  # batches of an update for which the stream did not suffice
-        teachers: list[Any] = list(teacher) if isinstance(teacher, Sequence) else [] if teacher is None else [teacher]
+        self._evaluated: list[Tensor] = []
+        listed: list[Any] = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+        listed = [] if teacher is None else listed
         self._teachers: Teachers | None = None
-        self._teacher_only: frozenset[str] = (
-            frozenset()
-        )  # inputs that the student does not take: segments, DistilBERT's
-        self._reencode = False
-        if teachers:
-            # Checked before the teachers are frozen.
-            self._reencode = True in {self._needs_own_ids(one, teacher_processing_class) for one in teachers}
-            dtype = getattr(torch, args.teacher_dtype) if args.teacher_dtype else None
-            self._teachers = Teachers(self.model, teachers, teacher_weights, args.device, dtype)
+        self._teacher_only: frozenset[str] = frozenset()  # what the student does not take: segments, DistilBERT's
+        self._reencode = False  # whether the teacher reads the text with a tokenizer of its own
+        self._other_ids = False  # whether it cannot read the student's ids
+        if listed:
+            # All is checked before the teachers are frozen.
+            self._teachers = Teachers(self.model, listed, teacher_weights)
+            self._reencode = True in {self._needs_own_ids(one, teacher_processing_class) for one in listed}
+            self._other_ids = self._reencode or (
+                teacher_processing_class is None and not all(self._same_size(one) for one in listed)
+            )
             self._teacher_only = self._teachers.inputs - inputs_of(self.model)
+        self.teacher = self._teachers.module if self._teachers else None
+        self._build_layer_terms()
+        if self._teachers is not None:
+            self._teachers.freeze(args.device, getattr(torch, args.teacher_dtype) if args.teacher_dtype else None)
             if self._reencode:
                 self.data_collator = TeacherCollator(
                     self.data_collator, teacher_processing_class, self._text_columns, args.teacher_max_length
                 )
-        self.teacher = self._teachers.module if self._teachers else None
-        self._between = self._compare_layers(teachers) if args.compares_layers else None
-        self._watch = self._teacher_watch = Watch(self.model, hidden=False, layer=None)
-        if self._between is not None:
-            self._watch, self._teacher_watch = self._between.student, self._between.teacher
-        self._evaluated: list[Tensor] = []
 
     @property
     def _text_columns(self) -> list[str]:
         pair = self.args.text_pair_column
         return [self.args.text_column, *([] if pair is None else [pair])]
 
-    def _compare_layers(self, teachers: Sequence[nn.Module]) -> IntermediateTerms:
+    def _build_layer_terms(self) -> None:
+        """Compare layers as the arguments say by now; the trials of a search may change them."""
+        self._layer_settings = self.args.layer_settings
+        self._between = self._compare_layers() if self.args.compares_layers else None
+        self._watch = self._teacher_watch = Watch(self.model, hidden=False, layer=None)
+        if self._between is not None:
+            self._watch, self._teacher_watch = self._between.student, self._between.teacher
+
+    def _compare_layers(self) -> IntermediateTerms:
         args = self.args
+        teachers = self._teachers.models if self._teachers else []
         what = f"hidden_weight={args.hidden_weight}, relation_weight={args.relation_weight} compare layers"
         if len(teachers) != 1:
             raise CompressionError(f"{what}, which needs one teacher in the trainer; there are {len(teachers)}.")
-        sizes = [getattr(config_of(model), "vocab_size", None) for model in (self.model, *teachers)]
-        if self._reencode or sizes[0] != sizes[1]:
+        if self._other_ids:
             raise CompressionError(
                 f"{what} token by token, but the teacher reads other tokens than the student (another tokenizer); set "
                 "both to 0, or take a teacher with the student's tokenizer."
@@ -172,6 +183,8 @@ class DistillationTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Make the optimizer, the projection of the hidden states in it."""
+        if self._layer_settings != self.args.layer_settings:
+            self._build_layer_terms()
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if self._projection is not None and id(self._projection.weight) not in trained:
@@ -213,12 +226,17 @@ class DistillationTrainer(Trainer):
             nn.utils.clip_grad_norm_(self._projection.parameters(), self.args.max_grad_norm)
         return norm
 
+    def _same_size(self, teacher: nn.Module) -> bool:
+        """Whether the vocabularies are of one size, as far as the configs tell."""
+        sizes = {getattr(config_of(model), "vocab_size", None) for model in (self.model, teacher)} - {None}
+        return len(sizes) < 2
+
     def _needs_own_ids(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
-        columns = getattr(self.train_dataset, "column_names", None)
+        columns = _columns_of(self.train_dataset)
         cached = columns is not None and "teacher_logits" in columns
-        sizes = [getattr(config_of(m), "vocab_size", None) for m in (self.model, teacher)]
         if tokenizer is None:
-            if sizes[0] != sizes[1] and not cached:
+            if not self._same_size(teacher) and not cached:
+                sizes = [getattr(config_of(model), "vocab_size", None) for model in (self.model, teacher)]
                 raise CompressionError(
                     f"The student's vocabulary has {sizes[0]} tokens, the teacher's {sizes[1]}, so the teacher cannot "
                     "read the student's ids; pass teacher_processing_class= and keep the text column in the data."
@@ -232,8 +250,9 @@ class DistillationTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
+        own = ["labels", *inputs_of(self.model)]  # which the Trainer overlooks in a compiled model, or one without loss
         extra = ["teacher_logits", *sorted(self._teacher_only), *(self._text_columns if self._reencode else [])]
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *extra]))
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *own, *extra]))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the stock Trainer does."""
@@ -242,10 +261,16 @@ class DistillationTrainer(Trainer):
                 "The student has no parameter that can be trained; if it is a copy of a teacher, which is frozen, call "
                 "student.requires_grad_(True)."
             )
-        self._sums, self._begun = {}, []
+        if self._layer_settings != self.args.layer_settings:
+            self._build_layer_terms()
         if self.model_init is not None and self._between is not None:
             self._between.draw_projection()  # a new student, as in each trial of a search
         return super().train(*args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Begin to count anew: also where auto_find_batch_size begins again with smaller batches."""
+        self._sums, self._begun = {}, []
+        return super()._inner_training_loop(*args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -255,16 +280,7 @@ class DistillationTrainer(Trainer):
         if self._projection is not None:
             self._projection.weight.grad = None  # an update begins; the Trainer clears the model's alone
         weights = [torch.ones(_batch_size(batch), device=device) for batch in batches]
-        state = self.accelerator.gradient_state
-        loader = self.callback_handler.train_dataloader
-        ended, remainder = state.end_of_dataloader, state.remainder
-        if len(self._begun) + len(batches) < num_batches:
-            # A stream has ended on the way, and its loader no longer tells the state.
-            ended, remainder = True, getattr(loader, "remainder", -1)
-        elif remainder < 0 and not self.args.dataloader_drop_last:
-            # An epoch resumed half-way: accelerate's skip_first_batches loses the number.
-            with suppress(AttributeError, TypeError):  # streamed data have no length
-                remainder = len(loader.dataset) % loader.total_batch_size
+        ended, remainder = self._end_of_epoch(complete=len(self._begun) + len(batches) == num_batches)
         if batches and ended and remainder > 0:
             # The last global batch holds `remainder` examples; accelerate repeats others behind them to fill it up.
             first = self.accelerator.process_index * len(weights[-1])
@@ -276,6 +292,24 @@ class DistillationTrainer(Trainer):
         counts = [batch[_WEIGHTS].sum() for batch in batches]
         count = torch.stack(counts).sum() if counts else torch.zeros((), device=device)
         return batches, self.accelerator.reduce(count, reduction="sum")
+
+    def _end_of_epoch(self, *, complete: bool) -> tuple[bool, int]:
+        """Whether the last global batch was reached, and how many of its examples are no repetitions, if not all."""
+        state = self.accelerator.gradient_state
+        ended, remainder = state.end_of_dataloader, state.remainder
+        if self.accelerator.num_processes == 1 or self.args.dataloader_drop_last:
+            return ended, 0  # nothing is ever repeated
+        loader = self.callback_handler.train_dataloader
+        if not complete:  # a stream has ended on the way, and the state no longer tells of its loader
+            return True, getattr(loader, "remainder", 0)
+        with suppress(AttributeError, TypeError):  # streamed data have no length
+            # Not accelerate's own number: it goes by the data, not by what is drawn of them, and is lost in an epoch
+            # that is resumed half-way.
+            sampler = loader.batch_sampler
+            while hasattr(sampler, "batch_sampler"):
+                sampler = sampler.batch_sampler
+            remainder = len(sampler.sampler) % loader.total_batch_size
+        return ended, remainder
 
     def compute_loss(
         self,
@@ -300,7 +334,8 @@ class DistillationTrainer(Trainer):
         """
         inputs, labels, weights, teach = self._split(inputs)
         answer = self._watch(model, inputs)
-        terms = self._terms(answer, labels, teach(), inputs.get("attention_mask"))
+        taught = teach() if self.args.needs_teacher else None
+        terms = self._terms(answer, labels, taught, inputs.get("attention_mask"))
         losses = _weighted(terms)
         if weights is not None:
             self._add_up(terms, weights)
@@ -324,22 +359,23 @@ class DistillationTrainer(Trainer):
             answer = self._watch(model, inputs)
             taught = teach()
         logits = answer.logits
+        args: DistillationArguments = self.args
+        given, known = _known(labels, logits, self._problem)
         columns = {}
-        if labels is not None:
+        if given is not None:
             kind: LabelLoss = "mse" if self._problem == "regression" else "cross_entropy"
-            columns["loss"] = label_loss(logits, labels, kind, problem=self._problem)
+            columns["loss"] = label_loss(logits, given, kind, problem=self._problem)
             if self._problem != "regression":
                 said = _answer(logits, self._problem)
-                columns["accuracy"] = _same(said, labels.reshape(said.shape))
-        args: DistillationArguments = self.args
-        if (taught is not None or not args.needs_teacher) and (labels is not None or args.alpha == 1):
-            columns["distillation_loss"] = _weighted(self._terms(answer, labels, taught, inputs.get("attention_mask")))
+                columns["accuracy"] = _same(said, given.reshape(said.shape))
+        if (taught is not None or not args.needs_teacher) and (given is not None or args.alpha == 1):
+            columns["distillation_loss"] = _weighted(self._terms(answer, given, taught, inputs.get("attention_mask")))
             columns.setdefault("loss", columns["distillation_loss"])
         if taught is not None and self._problem != "regression":
             columns["agreement"] = _same(_answer(logits, self._problem), _answer(taught.logits, self._problem))
         if columns:
             self._evaluated_columns = list(columns)
-            table = torch.stack(list(columns.values()), dim=1)
+            table = torch.stack([known, *columns.values()], dim=1)
             self._evaluated.append(self.accelerator.gather_for_metrics(table))
         loss = columns["loss"].mean() if "loss" in columns else None
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
@@ -349,11 +385,19 @@ class DistillationTrainer(Trainer):
         self._evaluated = []
         output = super().evaluation_loop(*args, **kwargs)
         if self._evaluated:
-            means = torch.cat(self._evaluated).double().mean(0).tolist()
+            known, *columns = torch.cat(self._evaluated).detach().double().unbind(1)
+            alone = self.args.alpha == 1  # whether the objective needs no labels
+            means = {}
+            for name, values in zip(self._evaluated_columns, columns, strict=True):
+                rows = values if name == "agreement" or (name == "distillation_loss" and alone) else values[known == 1]
+                if len(rows):
+                    means[name] = float(rows.mean())
+            if "distillation_loss" in means and "loss" not in means:
+                means["loss"] = means["distillation_loss"]  # no example has a label
             prefix = kwargs.get("metric_key_prefix", "eval")
-            found = {f"{prefix}_{name}": mean for name, mean in zip(self._evaluated_columns, means, strict=True)}
-            # A metric of the user's compute_metrics wins over ours, except for the loss, which the loop rounds.
-            output.metrics.update({k: v for k, v in found.items() if k == f"{prefix}_loss" or k not in output.metrics})
+            output.metrics.pop(f"{prefix}_loss", None)  # rounded, and over all rows
+            # A metric of the user's compute_metrics wins over ours.
+            output.metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()} | output.metrics)
         self._evaluated = []
         return output
 
@@ -368,8 +412,8 @@ class DistillationTrainer(Trainer):
         def teach() -> Answer | None:
             if isinstance(cached, Tensor) and self._between is None:
                 return Answer(cached if self._teachers is None else self._teachers.in_order(cached))
-            if self._teachers is None:
-                return None
+            if self._teachers is None or (own_inputs is None and self._other_ids):
+                return None  # the student's ids would be noise to it
             own_dtype = self.args.teacher_dtype is not None
             with nullcontext() if own_dtype else self.accelerator.autocast():
                 return self._teachers.answer(inputs if own_inputs is None else own_inputs, self._teacher_watch)
@@ -400,6 +444,13 @@ class DistillationTrainer(Trainer):
         logits = answer.logits
         terms: dict[str, tuple[float, Tensor]] = {}
         if args.needs_teacher and taught is None:
+            if self._teachers is not None:
+                columns = " and ".join(map(repr, self._text_columns))
+                raise CompressionError(
+                    "The teacher cannot read the student's ids, and a batch has neither 'teacher_logits' nor the text "
+                    f"as its own tokenizer reads it: keep the column {columns}, or name it with text_column= (and "
+                    "text_pair_column=), and pass teacher_processing_class=."
+                )
             raise CompressionError(
                 f"alpha={args.alpha} needs a teacher: pass teacher=, keep a 'teacher_logits' column in the data, "
                 "or set alpha=0."
@@ -421,6 +472,24 @@ class DistillationTrainer(Trainer):
 
 def _weighted(terms: Mapping[str, tuple[float, Tensor]]) -> Tensor:
     return torch.stack([weight * values for weight, values in terms.values()]).sum(0)
+
+
+def _columns_of(dataset: Any) -> list[str] | None:
+    """The columns of a data set as far as they are known before it is read."""
+    if isinstance(dataset, Sequence):
+        first = dataset[0] if len(dataset) else None
+        return list(first) if isinstance(first, Mapping) else None
+    form = getattr(dataset, "format", None)
+    made_on_the_way = isinstance(form, Mapping) and form.get("type") == "custom"  # by set_transform
+    return None if made_on_the_way else getattr(dataset, "column_names", None)
+
+
+def _known(labels: Tensor | None, logits: Tensor, problem: Problem) -> tuple[Tensor | None, Tensor]:
+    """Labels without gaps, and for each example 1 where there was none: unlabelled ones have -1 or -100."""
+    known = torch.ones(len(logits), device=logits.device)
+    if labels is None or problem != "single_label_classification" or labels.is_floating_point():
+        return labels, known
+    return labels.clamp(min=0), (labels >= 0).to(known.dtype)
 
 
 def _batch_size(batch: Mapping[str, Any]) -> int:

@@ -159,7 +159,7 @@ def logits_of(outputs: Any) -> Tensor:
 
 
 def _note(noted: dict[str, Tensor], name: str, module: nn.Module, arguments: Any, output: Tensor) -> None:
-    noted[name] = output
+    noted.setdefault(name, output)  # the first: DeBERTa projects its relative positions with the same modules later
 
 
 def _layer_map(given: Mapping[int, int] | None, student: int, teacher: int) -> dict[int, int]:

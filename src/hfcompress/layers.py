@@ -280,8 +280,8 @@ def _is_inside(name: str, module: str) -> bool:
     return name == module or name.startswith(module + ".")
 
 
-def first_time(weight: torch.Tensor, seen: set[object]) -> bool:
-    """Whether this memory was not seen before, and note it.
+def memory_of(weight: torch.Tensor) -> list[object]:
+    """What tells a parameter, and the memory that it is kept in.
 
     Parameters tied through ``.data``, or as each other's transpose, are two objects on one storage.
     """
@@ -290,6 +290,12 @@ def first_time(weight: torch.Tensor, seen: set[object]) -> bool:
     if plain and weight.layout is torch.strided and weight.numel():
         steps = sorted(zip(weight.stride(), weight.shape, strict=True))
         keys.append((weight.device, weight.data_ptr(), tuple(steps)))
+    return keys
+
+
+def first_time(weight: torch.Tensor, seen: set[object]) -> bool:
+    """Whether this memory was not seen before, and note it."""
+    keys = memory_of(weight)
     new = seen.isdisjoint(keys)
     seen.update(keys)
     return new

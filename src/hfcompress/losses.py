@@ -235,7 +235,9 @@ def mean_logits(
     if problem == "regression":
         return (stacked * shares).sum(0)
     if problem == "single_label_classification":
-        return (stacked.log_softmax(-1) + shares.log()).logsumexp(0)
+        mean = (stacked.log_softmax(-1) + shares.log()).logsumexp(0)
+        # Any number may be added; this one gives the logits of models that say the same.
+        return mean + (stacked.logsumexp(-1, keepdim=True) * shares).sum(0)
     holds, holds_not = ((functional.logsigmoid(sign * stacked) + shares.log()).logsumexp(0) for sign in (1, -1))
     return holds - holds_not
 

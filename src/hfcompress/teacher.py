@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -16,26 +17,27 @@ from transformers import PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
 from hfcompress.intermediate import Answer, Watch
-from hfcompress.layers import unwrap
+from hfcompress.layers import memory_of, unwrap
 from hfcompress.losses import Problem, check_problem, mean_logits
+
+_NO_RULE = "file|path|padding|truncation|max_length|name"  # of the arguments of a tokenizer, those that change no id
 
 
 class Teachers:
-    """One teacher or several, frozen, on the student's device; their answers in the order of the student's classes.
+    """One teacher or several; their answers in the order of the student's classes.
 
     Args:
         student: Whom they teach.
-        models: The teachers; frozen, moved and put into eval mode in place.
+        models: The teachers.
         weights: What each counts for in the mean of their probabilities; all the same if None.
-        device: The student's.
-        dtype: To which they are converted, or None.
 
     Attributes:
+        models: The teachers.
         module: The teacher itself, or a list module of several.
         inputs: Names of all inputs that they take.
 
     Raises:
-        CompressionError: A teacher does not fit the student, or the weights the teachers; nothing was changed then.
+        CompressionError: A teacher does not fit the student, or the weights the teachers.
     """
 
     def __init__(
@@ -43,15 +45,16 @@ class Teachers:
         student: nn.Module,
         models: Sequence[nn.Module],
         weights: Sequence[float] | None,
-        device: torch.device,
-        dtype: torch.dtype | None,
     ) -> None:
         self._label_orders = [_check_pair(student, model) for model in models]
         self._weights = _shares(weights, len(models))
-        self._models = list(models)
+        self.models = list(models)
         self._problem = problem_of(student, "student")
         self.inputs = frozenset[str]().union(*map(inputs_of, models))
         self.module = models[0] if len(models) == 1 else nn.ModuleList(models)
+
+    def freeze(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        """Freeze the teachers in place, move them to a device, convert them if a dtype is given; into eval mode."""
         self.module.requires_grad_(False)
         # Without gradients there is nothing to synchronise, so no wrapper is needed: a plain move will do.
         self.module.to(device, dtype).eval()
@@ -61,7 +64,7 @@ class Teachers:
         """Answer a batch; each teacher takes what it knows of the inputs. Of a single one also what was watched."""
         self.module.eval()
         answers, logits = [], []
-        for model, order in zip(self._models, self._label_orders, strict=True):
+        for model, order in zip(self.models, self._label_orders, strict=True):
             known = inputs_of(model)
             answers.append(watch(model, {name: value for name, value in inputs.items() if name in known}))
             logits.append(_ordered(answers[-1].logits, order))
@@ -69,11 +72,11 @@ class Teachers:
 
     def in_order(self, cached: Tensor) -> Tensor:
         """Put logits that were computed before, by the only teacher, into the order of the student's classes."""
-        return _ordered(cached, self._label_orders[0]) if len(self._models) == 1 else cached
+        return _ordered(cached, self._label_orders[0]) if len(self.models) == 1 else cached
 
 
 class TeacherCollator:
-    """Collates for the student, and encodes the same texts with the teacher's tokenizer."""
+    """Collates for the student, and encodes the same texts, where there are any, with the teacher's tokenizer."""
 
     def __init__(
         self,
@@ -88,14 +91,15 @@ class TeacherCollator:
         self.max_length = max_length
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Make a batch, with ``teacher_inputs`` unless the teacher's answers are there."""
-        own = [{name: value for name, value in f.items() if name not in self.text_columns} for f in features]
-        if all("teacher_logits" in feature for feature in features):
-            return dict(self.collator(own))
-        for feature in features:
-            check_text_columns(self.text_columns, feature)
-        texts = [[feature[column] for feature in features] for column in self.text_columns]
+        """Make a batch, with ``teacher_inputs`` unless the teacher's answers are there or the texts are not."""
+        encoded = all("input_ids" in feature for feature in features)  # if not, the collator may need the text itself
+        left_out = set(self.text_columns) if encoded else set()
+        texts = [[feature.get(column) for feature in features] for column in self.text_columns]
+        answered = all("teacher_logits" in feature for feature in features)
+        own = [{name: value for name, value in feature.items() if name not in left_out} for feature in features]
         batch = dict(self.collator(own))
+        if answered or any(text is None for column in texts for text in column):
+            return batch
         assert self.tokenizer is not None
         encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
         return batch | {"teacher_inputs": dict(encoded)}
@@ -133,7 +137,9 @@ def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """All that decides which ids a text gets, but for cutting and padding."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+        # Of a tokenizer written in Python, how it was made says what it does to a text before it looks words up.
+        made = {k: repr(v) for k, v in tokenizer.init_kwargs.items() if not re.search(_NO_RULE, k)}
+        return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "made": made}
     return {**json.loads(backend.to_str()), "truncation": None, "padding": None}
 
 
@@ -155,6 +161,8 @@ def problem_of(model: nn.Module, role: str) -> Problem:
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     if weights is None:
         return [1 / count] * count
+    if not isinstance(weights, Iterable):
+        raise CompressionError(f"teacher_weights={weights!r} must be a list, one positive number for each teacher.")
     valid = [isinstance(weight, Real) and 0 < weight < math.inf for weight in weights]
     if len(weights) != count or not all(valid):
         raise CompressionError(
@@ -166,7 +174,12 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     """Check that a teacher can teach a student; return the order of its classes if it differs from the student's."""
-    if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
+    if not isinstance(teacher, nn.Module):
+        raise CompressionError(f"teacher={teacher!r} must be a model, not {type(teacher).__name__}; load it first.")
+    if any(parameter.is_meta for parameter in teacher.parameters()):
+        raise CompressionError("The teacher is on the meta device and holds no weights; load them first.")
+    students, teachers = ({key for p in m.parameters() for key in memory_of(p)} for m in (student, teacher))
+    if students & teachers:
         raise CompressionError(
             "Teacher and student share parameters, so freezing the teacher would freeze the student; pass a copy, for "
             "example copy.deepcopy(teacher)."
@@ -177,26 +190,38 @@ def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
             f"The student's problem_type is {problems[0]!r}, the teacher's {problems[1]!r}; both must answer the same "
             "question."
         )
-    taught, labels = (config_of(model).id2label for model in (teacher, student))
-    if len(taught) != len(labels):
+    taught, labels = _labels(teacher), _labels(student)
+    if taught and labels and len(taught) != len(labels):
         raise CompressionError(
             f"The teacher has {len(taught)} labels ({taught}), the student {len(labels)} ({labels}); both must have "
             "the same."
         )
-    generic = {f"LABEL_{index}" for index in range(len(labels))}
-    if generic not in (set(taught.values()), set(labels.values())) and set(taught.values()) != set(labels.values()):
+    names = [set(found.values()) for found in (taught, labels)]
+    if names[0] != names[1] and not any(_made_up(found) for found in (taught, labels)):
         raise CompressionError(f"The teacher's labels are {taught}, the student's {labels}; both must have the same.")
     return label_order(student, teacher)
 
 
 def label_order(first: nn.Module, other: nn.Module) -> list[int] | None:
     """Where the classes of the first model are among those of another: None in the same places, or without names."""
-    labels, others = (getattr(config_of(model), "id2label", None) or {} for model in (first, other))
-    generic = {f"LABEL_{index}" for index in range(len(labels))}
-    if labels == others or set(labels.values()) != set(others.values()) or set(labels.values()) == generic:
+    labels, others = _labels(first), _labels(other)
+    if labels == others or set(labels.values()) != set(others.values()) or _made_up(labels):
         return None
     index = {name: class_id for class_id, name in others.items()}
     return [index[labels[class_id]] for class_id in sorted(labels)]
+
+
+def _labels(model: nn.Module) -> dict[int, str]:
+    """The names of a model's classes by index; none without a config."""
+    config = config_of(model)
+    labels = dict(getattr(config, "id2label", None) or {})
+    named = {index: name for name, index in (getattr(config, "label2id", None) or {}).items()}
+    return named if _made_up(labels) and set(named) == set(labels) else labels  # label2id may have been set alone
+
+
+def _made_up(labels: Mapping[int, str]) -> bool:
+    """Whether these are the names that transformers gives to classes without any."""
+    return set(labels.values()) == {f"LABEL_{index}" for index in range(len(labels))}
 
 
 def _ordered(logits: Tensor, order: list[int] | None) -> Tensor:
