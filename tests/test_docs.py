@@ -5,10 +5,12 @@ import io
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
 from docs import run_tutorials, works_with
+from examples.imdb.losses import spread
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -99,13 +101,21 @@ LOADING = {dtype: column("storage", "load: ratio", dtype=dtype) for dtype in DTY
 DENSE, PACKED = (column("storage", f"{one} file, MB", dtype="float32") for one in ("dense", "packed"))
 
 
+def of_example(preset, system):
+    """The figures of a system of the example."""
+    results = json.loads((ROOT / "examples" / "imdb" / "results" / preset / "results.json").read_text())["systems"]
+    return next(one for one in results if one["key"] == system)["by_seed"]["0"]
+
+
 def right(preset, system, part="test"):
     """What share a system of the example got right, in percent."""
-    results = json.loads((ROOT / "examples" / "imdb" / "results" / preset / "results.json").read_text())["systems"]
-    return 100 * next(one for one in results if one["key"] == system)["by_seed"]["0"][f"{part}_accuracy"]
+    return 100 * of_example(preset, system)[f"{part}_accuracy"]
 
 
-STUDIES = {name: json.loads((ROOT / "docs" / name / "results.json").read_text()) for name in ("schedules", "shrinking")}
+STUDIES = {
+    name: json.loads((ROOT / "docs" / name / "results.json").read_text())
+    for name in ("schedules", "shrinking", "losses")
+}
 
 
 def study(name, run):
@@ -117,8 +127,19 @@ SCHEDULES = ("one-shot", "iterative", "cubic")
 AT_MOST_HALF = [study("schedules", f"{name} {amount}") for name in SCHEDULES for amount in (0.2, 0.5)]
 
 
+DISTIL = (ROOT / "benchmarks" / "results" / "distil.md").read_text()
+LOSSES = {name: [run["accuracy"] for run in runs] for name, runs in STUDIES["losses"]["runs"].items()}
+LABELS_ALONE = "labels alone: cross_entropy"
+GAINS = {
+    name: [one - other for one, other in zip(runs, LOSSES[LABELS_ALONE], strict=True)]
+    for name, runs in LOSSES.items()
+    if name not in ("the teacher", LABELS_ALONE)
+}
+OURS_ALONE = "mse + mse (the paper's)"
+SMALL = sorted(mean(gain) for name, gain in GAINS.items() if name != OURS_ALONE)  # the first is a loss
+
 RANKED, CONTROL = ("fisher", "taylor", "l1"), "BERT, taught by itself"
-PAPER = ("bert", "pruned-10", "pruned-20", "control", "student", "student-wrong-ids")
+PAPER = ("bert", "pruned-10", "pruned-20", "control", "student", "student-alone", "student-wrong-ids")
 # What is cited, as it must stand there, and as computed from what was measured.
 CITED = {
     "README.md": [
@@ -126,7 +147,8 @@ CITED = {
         (r"in (\d+) MB beside the model", (f"{max(OURS):.0f}",)),
         (
             r"had seen, BERT gets ([\d.]+) % right, pruned by 10 % ([\d.]+) %, by 20 % ([\d.]+) %, trained on as long "
-            r"with nothing pruned ([\d.]+) %, the student ([\d.]+) %, and the student .* probably was, ([\d.]+) %",
+            r"with nothing pruned ([\d.]+) %, the student ([\d.]+) %, without a teacher ([\d.]+) %, and fed .* "
+            r"probably was, ([\d.]+) %",
             tuple(f"{right('paper', system):.1f}" for system in PAPER),
         ),
         (r"instead of ([\d.]+) GB and more", (f"{min(TORCHS) / 1000:.1f}",)),
@@ -168,6 +190,43 @@ CITED = {
         (
             r"with it not pruned, one-shot had ([\d.]+), equal steps ([\d.]+) and cubic ([\d.]+)\.",
             tuple(study("schedules", f"{name} 0.7, pooler not pruned") for name in SCHEDULES),
+        ),
+    ],
+    "docs/distillation.md": [
+        (
+            r"took ([\d.]+) times as long as thirteen epochs .* and ([\d.]+) times as long as bare loops",
+            tuple(re.findall(r": ([\d.]+) times\.", DISTIL)),
+        ),
+        (
+            r"online it is ([\d.]+) times as long; TextBrewer takes ([\d.]+) times as long, and",
+            tuple(
+                re.search(rf"^\| {name} +\|[^|]+\| ([\d.]+)", DISTIL, re.MULTILINE)[1]
+                for name in ("DistillationTrainer with the teacher", r"TextBrewer 0\.2\.1")
+            ),
+        ),
+        (
+            r"had an accuracy of ([\d.]+), the labels' cross-entropy alone ([\d.]+), and .* gain over that, "
+            r"\+([\d.]+) \(± ([\d.]+)\), .* gained from \+([\d.]+) to \+([\d.]+), and attention "
+            r"relations lost ([\d.]+)\.",
+            tuple(
+                f"{figure:.3f}"
+                for figure in (
+                    *(mean(LOSSES[name]) for name in (OURS_ALONE, LABELS_ALONE)),
+                    *(mean(GAINS[OURS_ALONE]), spread(GAINS[OURS_ALONE])),
+                    *(SMALL[1], SMALL[-1], -SMALL[0]),
+                )
+            ),
+        ),
+        (
+            r"the student has ([\d.]+) % of 4,000 test reviews right, and trained for as long on the labels alone "
+            r"([\d.]+) %",
+            tuple(f"{right('paper', system):.1f}" for system in ("student", "student-alone")),
+        ),
+        (
+            r"the cross-entropy there is ([\d.]+) instead of ([\d.]+)\.",
+            tuple(
+                f"{of_example('paper', system)['test_cross_entropy']:.3f}" for system in ("student", "student-alone")
+            ),
         ),
     ],
     "docs/structured.md": [

@@ -106,8 +106,8 @@ def _page(found: dict[str, list[dict[str, Any]]]) -> str:
 A teacher, all-MiniLM-L6-v2 fine-tuned on {REVIEWS * 4 // 5} IMDB reviews of at most {MAX_LENGTH} tokens for {EPOCHS}
 epochs, teaches students of two of its pretrained layers (first and last) for {STUDENT_EPOCHS} epochs, alpha 0.5 where
 nothing else is said. AdamW, learning rate {LEARNING_RATE:g}, falling linearly. Tested on {TEST_REVIEWS} other reviews;
-{len(SEEDS)} seeds, mean and Student's 95 % interval; the gain is that over the labels' cross-entropy alone, seed by
-seed. The teacher: one seed, Wilson's interval.
+{len(SEEDS)} seeds, mean and Student's 95 % interval over the seeds, which says nothing of how other reviews would have
+come out; the gain is that over the labels' cross-entropy alone, seed by seed. The teacher: one seed, Wilson's interval.
 
 {tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)}
 

@@ -263,6 +263,8 @@ def _markdown(content: dict[str, Any], table: list[dict[str, str]], results: dic
     seeds = ", ".join(map(str, content["seeds"]))
     pictures = "\n\n".join(f"![{name}]({name})" for name in figures)
     missing = [system.title for system in SYSTEMS if not results[system.key]]
+    untimed = any(entry["measured"] is None for entry in content["systems"])
+    later = "\nRows without milliseconds were not timed beside the others." * untimed
     test_counts = {one["test_examples"] for found in results.values() for one in found if "test_examples" in one}
     tested = f", {max(test_counts)} others to test" if test_counts else ""
     return f"""# Results
@@ -278,7 +280,7 @@ The accuracies are of the trained model, without dropout; the interval is Wilson
 several. Nothing was trained or chosen on the test reviews; the paper had none. "paper" is what the paper's figures show
 after the last epoch. Cross-entropy is one scale for all systems, whatever they were trained with. Sparsity is of the
 prunable weights, after fine-tuning. Milliseconds are of a batch of {preset["batch_size"]} in float32 on the CPU, the
-models timed in turn.
+models timed in turn.{later}
 
 ## What the paper lacks
 

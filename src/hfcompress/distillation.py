@@ -15,10 +15,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hfcompress.arguments import DistillationArguments
 from hfcompress.errors import CompressionError
+from hfcompress.evaluation import figures_of, means_of
 from hfcompress.intermediate import Answer, IntermediateTerms, Watch
 from hfcompress.losses import (
-    LabelLoss,
-    Problem,
     check_label_loss,
     check_teacher_loss,
     label_loss,
@@ -110,7 +109,7 @@ class DistillationTrainer(Trainer):
             check_label_loss(args.label_loss, self._problem, args.label_smoothing_factor)
         self._sums: dict[str, Tensor] = {}  # since the last log: each term's, and the number of examples
         self._begun: list[dict[str, Any]] = []  # batches of an update for which the stream did not suffice
-        self._evaluated: list[Tensor] = []
+        self._evaluated: dict[str, list[Tensor]] = {}
         listed: list[Any] = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
         listed = [] if teacher is None else listed
         self._teachers: Teachers | None = None
@@ -358,47 +357,31 @@ class DistillationTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             answer = self._watch(model, inputs)
             taught = teach()
-        logits = answer.logits
         args: DistillationArguments = self.args
-        given, known = _known(labels, logits, self._problem)
-        columns = {}
-        if given is not None:
-            kind: LabelLoss = "mse" if self._problem == "regression" else "cross_entropy"
-            columns["loss"] = label_loss(logits, given, kind, problem=self._problem)
-            if self._problem != "regression":
-                said = _answer(logits, self._problem)
-                columns["accuracy"] = _same(said, given.reshape(said.shape))
-        if (taught is not None or not args.needs_teacher) and (given is not None or args.alpha == 1):
-            columns["distillation_loss"] = _weighted(self._terms(answer, given, taught, inputs.get("attention_mask")))
-            columns.setdefault("loss", columns["distillation_loss"])
-        if taught is not None and self._problem != "regression":
-            columns["agreement"] = _same(_answer(logits, self._problem), _answer(taught.logits, self._problem))
-        if columns:
-            self._evaluated_columns = list(columns)
-            table = torch.stack([known, *columns.values()], dim=1)
-            self._evaluated.append(self.accelerator.gather_for_metrics(table))
-        loss = columns["loss"].mean() if "loss" in columns else None
-        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+        def objective(given: Tensor | None) -> Tensor:
+            return _weighted(self._terms(answer, given, taught, inputs.get("attention_mask")))
+
+        told = (taught is not None or not args.needs_teacher) and (labels is not None or args.alpha == 1)
+        answered = None if taught is None else taught.logits
+        found = figures_of(answer.logits, labels, answered, self._problem, objective if told else None)
+        for name, values in found.items():
+            self._evaluated.setdefault(name, []).append(self.accelerator.gather_for_metrics(values))
+        loss = found.get("loss", found.get("distillation_loss"))
+        loss = None if loss is None else loss.mean()
+        return (loss, None, None) if prediction_loss_only else (loss, answer.logits, labels)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Run the stock loop and add the means over the examples, exact also where the last batch is short."""
-        self._evaluated = []
+        self._evaluated = {}
         output = super().evaluation_loop(*args, **kwargs)
         if self._evaluated:
-            known, *columns = torch.cat(self._evaluated).detach().double().unbind(1)
-            alone = self.args.alpha == 1  # whether the objective needs no labels
-            means = {}
-            for name, values in zip(self._evaluated_columns, columns, strict=True):
-                rows = values if name == "agreement" or (name == "distillation_loss" and alone) else values[known == 1]
-                if len(rows):
-                    means[name] = float(rows.mean())
-            if "distillation_loss" in means and "loss" not in means:
-                means["loss"] = means["distillation_loss"]  # no example has a label
+            means = means_of(self._evaluated, objective_needs_labels=self.args.alpha < 1)
             prefix = kwargs.get("metric_key_prefix", "eval")
             output.metrics.pop(f"{prefix}_loss", None)  # rounded, and over all rows
             # A metric of the user's compute_metrics wins over ours.
             output.metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()} | output.metrics)
-        self._evaluated = []
+        self._evaluated = {}
         return output
 
     def _split(
@@ -484,24 +467,5 @@ def _columns_of(dataset: Any) -> list[str] | None:
     return None if made_on_the_way else getattr(dataset, "column_names", None)
 
 
-def _known(labels: Tensor | None, logits: Tensor, problem: Problem) -> tuple[Tensor | None, Tensor]:
-    """Labels without gaps, and for each example 1 where there was none: unlabelled ones have -1 or -100."""
-    known = torch.ones(len(logits), device=logits.device)
-    if labels is None or problem != "single_label_classification" or labels.is_floating_point():
-        return labels, known
-    return labels.clamp(min=0), (labels >= 0).to(known.dtype)
-
-
 def _batch_size(batch: Mapping[str, Any]) -> int:
     return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
-
-
-def _answer(logits: Tensor, problem: Problem) -> Tensor:
-    """The class, or for each label whether it holds."""
-    return logits.argmax(-1) if problem == "single_label_classification" else (logits > 0).to(logits.dtype)
-
-
-def _same(one: Tensor, other: Tensor) -> Tensor:
-    """By example, whether the answers are the same, or for what share of the labels."""
-    same = (one == other).float()
-    return same if same.dim() == 1 else same.mean(-1)
