@@ -232,17 +232,46 @@ def test_the_same_tokenizer_with_spare_embeddings_reads_the_same_tokens(tmp_path
     make(student, teacher, tmp_path, args={"hidden_weight": 1.0}, **tokenizers).train()
 
 
-def test_the_weights_of_layers_may_change_between_trainings(tmp_path):
-    """As in the trials of a search."""
-    student, teacher = build("bert", LABELS, seed=1), build("bert", LABELS, seed=2)
-    trainer = make(student, teacher, tmp_path, args={"max_steps": 1})
+@pytest.mark.parametrize("wider", [{}, {"hidden_size": 48, "num_attention_heads": 6}], ids=["same width", "wider"])
+@pytest.mark.parametrize("search", [False, True], ids=["trainings", "trials"])
+def test_the_weights_of_layers_may_change_between_trainings(search, wider, tmp_path):
+    student, teacher = build("bert", LABELS, seed=1), build("bert", LABELS, seed=2, **wider)
+    made = {"model_init": lambda: build("bert", LABELS, seed=1)} if search else {}
+    trainer = make(None if search else student, teacher, tmp_path, args={"max_steps": 1}, **made)
     losses = []
     for weight in (0.0, 1.0, 2.0, 0.0):
         trainer.args.hidden_weight = weight
-        student.load_state_dict(build("bert", LABELS, seed=1).state_dict())
+        if not search:
+            student.load_state_dict(build("bert", LABELS, seed=1).state_dict())
         losses.append(trainer.train().training_loss)
+        if weight:
+            projections = [
+                p for group in trainer.optimizer.param_groups for p in group["params"] if p.shape == (48, 32)
+            ]
+            assert len(projections) == bool(wider)
+    assert losses[1] > losses[0] + 0.1
     assert losses[0] == pytest.approx(losses[3])
     assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
+
+
+def test_a_refused_change_of_the_layers_is_refused_again(tmp_path):
+    trainer = make(build("bert", LABELS, seed=1), build("bert", LABELS, seed=2), tmp_path, args={"max_steps": 1})
+    trainer.args.hidden_weight, trainer.args.layer_map = 1.0, {0: 9}
+    for _ in range(2):
+        with pytest.raises(CompressionError, match="layer_map"):
+            trainer.train()
+
+
+def test_each_trial_compares_the_layers_of_its_own_student(tmp_path):
+    depths = iter((2, 2, 3, 1))  # the first is made to find out what is trained
+    teacher = build("bert", LABELS, seed=2, layers=3)
+    trainer = make(
+        None, teacher, tmp_path, args=BOTH | {"max_steps": 1},
+        model_init=lambda: build("bert", LABELS, seed=1, layers=next(depths)),
+    )  # fmt: skip
+    for depth in (2, 3, 1):
+        fresh = make(build("bert", LABELS, seed=1, layers=depth), teacher, tmp_path, args=BOTH | {"max_steps": 1})
+        assert trainer.train().training_loss == pytest.approx(fresh.train().training_loss)
 
 
 def test_a_gpt2_student_learns_from_the_layers_of_a_bert(tmp_path):

@@ -141,7 +141,7 @@ def test_nothing_to_keep_is_told(tmp_path):
 def test_a_model_without_matrices_is_refused_when_training_begins():
     args = TrainingArguments(output_dir="unused", use_cpu=True)
     with pytest.raises(CompressionError, match="has no weight matrix"):
-        KeepSparsity().on_train_begin(args, None, None, model=nn.LayerNorm(3))
+        KeepSparsity().on_train_begin(args, TrainerState(), TrainerControl(), model=nn.LayerNorm(3))
 
 
 def test_a_pattern_that_matches_nothing_is_refused_when_training_begins(tmp_path):
@@ -285,12 +285,25 @@ def test_a_module_that_an_adapter_trains_in_full_is_kept_and_counted(tmp_path):
     ]
     pooler = tuned.merge_and_unload().bert.pooler.dense.weight
     assert torch.equal(pooler == 0, zeros)
-    # Pruned after wrapping, it is the copy in use that is pruned.
+    # Pruned after wrapping, it is the copy in use that is pruned: of two adapters the active one's, without any the
+    # original.
     tuned = peft.get_peft_model(build(), config)
     prune_global_l1(tuned, 0.5)
     wrapper = tuned.base_model.model.bert.pooler
-    assert int((wrapper.modules_to_save["default"].dense.weight == 0).sum()) > 100
-    assert wrapper.original_module.dense.weight.all()
+    copies = {"default": wrapper.modules_to_save["default"], "original": wrapper.original_module}
+    assert [name for name, one in copies.items() if not one.dense.weight.all()] == ["default"]
+    tuned.add_adapter("other", config)
+    tuned.set_adapter("other")
+    assert [one.name.split(".")[-2] for one in sparsity_report(tuned).layers if "pooler" in one.name] == ["other"]
+    with tuned.disable_adapter():
+        names = [one.name.split(".")[-2] for one in sparsity_report(tuned).layers if "pooler" in one.name]
+    assert names == ["original_module"]
+
+
+def test_the_encoder_of_a_prompt_is_an_adapter():
+    config = peft.PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=3, encoder_hidden_size=16)
+    tuned = peft.get_peft_model(build(), config)
+    assert not any("prompt" in one.name for one in sparsity_report(tuned, include="*").layers)
 
 
 @pytest.mark.parametrize("name", ["VBLoRAConfig", "RandLoraConfig"])
@@ -308,10 +321,12 @@ class OutOfMemoryOnce(torch.optim.SGD):
     failed = False
 
     def step(self, closure=None):
-        super().step(closure)
         if not self.failed:
             OutOfMemoryOnce.failed = True
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data.add_(1.0)  # so that what was zero is not small any more
             raise torch.OutOfMemoryError("CUDA out of memory.")
+        super().step(closure)
 
 
 @pytest.mark.parametrize("callback", [KeepSparsity, lambda: GradualPruning(0.5)], ids=["keep", "gradual"])
@@ -328,18 +343,35 @@ def test_a_training_that_begins_again_with_smaller_batches_still_knows_the_zeros
 
 
 class Disturber(TrainerCallback):
-    """Moves every weight after every step, as an average of the weights written back does."""
+    """Moves every weight after every step, so that what was zero is not small any more."""
 
     def on_step_end(self, args, state, control, **kwargs):
         with torch.no_grad():
             for parameter in kwargs["model"].parameters():
-                parameter.add_(1e-3)
+                parameter.add_(1.0)
 
 
-def test_a_checkpoint_has_the_zeros_whatever_a_callback_before_did(tmp_path):
+class Interrupter(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_the_zeros_of_an_interrupted_training_are_not_those_of_the_next(tmp_path):
+    """The next one may begin with other weights."""
+    keep, model = KeepSparsity(), pruned()
+    with pytest.raises(KeyboardInterrupt):
+        train(model, tmp_path, keep, Interrupter(), auto_find_batch_size=True)
+    model.load_state_dict(build().state_dict())
+    with pytest.warns(UserWarning, match="nothing to keep"):
+        train(model, tmp_path, keep, max_steps=1, auto_find_batch_size=True)
+    assert sparsity_report(model).zeros == 0
+
+
+@pytest.mark.parametrize("settings", [{"save_strategy": "steps", "save_steps": 2}, {"save_strategy": "epoch"}], ids=str)
+def test_a_checkpoint_has_the_zeros_whatever_a_callback_before_did(settings, tmp_path):
     model = pruned()
     zeros = zeros_of(model)
-    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    settings = settings | {"num_train_epochs": 1, "per_device_train_batch_size": 20}
     train(model, tmp_path, Disturber(), KeepSparsity(), **settings)
     assert come_back(type(model).from_pretrained(tmp_path / "checkpoint-2"), zeros) == 0
 

@@ -56,7 +56,7 @@ class DistillationTrainer(Trainer):
     training, the terms are logged apart, unweighted, as ``teacher_term`` and ``label_term`` (``hidden_term``,
     ``relation_term``), each a mean over the examples since the last log.
 
-    In evaluation, examples labelled -1 or -100 count as unlabelled: they have a part in what needs no label.
+    In evaluation, examples whose class is -1 or -100 count as unlabelled: they have a part in what needs no label.
 
     With several labels an example (``problem_type="multi_label_classification"``) the probabilities are sigmoids,
     ``eval_loss`` is the binary cross-entropy, and accuracy and agreement count labels. With a regression head both
@@ -82,6 +82,8 @@ class DistillationTrainer(Trainer):
     # The loss below is already the mean over the whole update, so the Trainer must not divide it again.
     loss_is_scaled_for_ga = True
     data_collator: Any
+    optimizer: Any
+    lr_scheduler: Any
     _signature_columns: list[str]
 
     def __init__(
@@ -102,6 +104,7 @@ class DistillationTrainer(Trainer):
             raise CompressionError(
                 "compute_loss_func cannot be used: the loss is set by alpha, teacher_loss and label_loss."
             )
+        self._optimizer_given = self.optimizer is not None
         self._problem = problem_of(self.model, "student")
         if args.alpha > 0:
             check_teacher_loss(args.teacher_loss, self._problem)
@@ -109,6 +112,7 @@ class DistillationTrainer(Trainer):
             check_label_loss(args.label_loss, self._problem, args.label_smoothing_factor)
         self._sums: dict[str, Tensor] = {}  # since the last log: each term's, and the number of examples
         self._begun: list[dict[str, Any]] = []  # batches of an update for which the stream did not suffice
+        self._updating = False  # whether a whole update was read
         self._evaluated: dict[str, list[Tensor]] = {}
         listed: list[Any] = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
         listed = [] if teacher is None else listed
@@ -139,12 +143,11 @@ class DistillationTrainer(Trainer):
         return [self.args.text_column, *([] if pair is None else [pair])]
 
     def _build_layer_terms(self) -> None:
-        """Compare layers as the arguments say by now; the trials of a search may change them."""
-        self._layer_settings = self.args.layer_settings
-        self._between = self._compare_layers() if self.args.compares_layers else None
-        self._watch = self._teacher_watch = Watch(self.model, hidden=False, layer=None)
-        if self._between is not None:
-            self._watch, self._teacher_watch = self._between.student, self._between.teacher
+        """Compare layers as the arguments and the student say by now; the trials of a search may change both."""
+        between = self._compare_layers() if self.args.compares_layers else None
+        plain = Watch(self.model, hidden=False, layer=None)
+        self._watch, self._teacher_watch = (plain, plain) if between is None else (between.student, between.teacher)
+        self._between, self._layer_settings = between, self.args.layer_settings
 
     def _compare_layers(self) -> IntermediateTerms:
         args = self.args
@@ -173,7 +176,7 @@ class DistillationTrainer(Trainer):
                 f"{what} of different widths with a projection, which FSDP and DeepSpeed would not train; use "
                 "relation_weight alone, which needs none."
             )
-        if between.projection is not None and self.optimizer is not None:
+        if between.projection is not None and self._optimizer_given:
             raise CompressionError(
                 f"{what} of different widths with a projection, which the optimizer given with optimizers= would not "
                 "train; let the Trainer make it (optim=, optimizer_cls_and_kwargs=), or use relation_weight alone."
@@ -182,7 +185,7 @@ class DistillationTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Make the optimizer, the projection of the hidden states in it."""
-        if self._layer_settings != self.args.layer_settings:
+        if self._layer_settings != self.args.layer_settings or (self._between and self.model_init is not None):
             self._build_layer_terms()
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -262,13 +265,13 @@ class DistillationTrainer(Trainer):
             )
         if self._layer_settings != self.args.layer_settings:
             self._build_layer_terms()
-        if self.model_init is not None and self._between is not None:
-            self._between.draw_projection()  # a new student, as in each trial of a search
+            if not self._optimizer_given:
+                self.optimizer = self.lr_scheduler = None  # made anew, with the projection that there is now
         return super().train(*args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Begin to count anew: also where auto_find_batch_size begins again with smaller batches."""
-        self._sums, self._begun = {}, []
+        self._sums, self._begun, self._updating = {}, [], False
         return super()._inner_training_loop(*args, **kwargs)
 
     def get_batch_samples(
@@ -288,6 +291,12 @@ class DistillationTrainer(Trainer):
         # Where a stream ends within an update, the Trainer takes no step: what was read begins the next update.
         self._begun = batches if len(batches) < num_batches else []
         batches = batches[len(self._begun) :]
+        self._updating |= bool(batches)
+        if not self._updating and self._begun:
+            raise CompressionError(
+                f"The streamed data end after {len(self._begun)} batches, before the first update has its "
+                f"gradient_accumulation_steps={num_batches}; lower that, or stream more data."
+            )
         counts = [batch[_WEIGHTS].sum() for batch in batches]
         count = torch.stack(counts).sum() if counts else torch.zeros((), device=device)
         return batches, self.accelerator.reduce(count, reduction="sum")
@@ -362,13 +371,20 @@ class DistillationTrainer(Trainer):
         def objective(given: Tensor | None) -> Tensor:
             return _weighted(self._terms(answer, given, taught, inputs.get("attention_mask")))
 
-        told = (taught is not None or not args.needs_teacher) and (labels is not None or args.alpha == 1)
+        told = taught is not None or not args.needs_teacher
         answered = None if taught is None else taught.logits
-        found = figures_of(answer.logits, labels, answered, self._problem, objective if told else None)
+        found = figures_of(
+            answer.logits,
+            labels,
+            answered,
+            self._problem,
+            objective if told else None,
+            objective_needs_labels=args.alpha < 1,
+        )
         for name, values in found.items():
             self._evaluated.setdefault(name, []).append(self.accelerator.gather_for_metrics(values))
-        loss = found.get("loss", found.get("distillation_loss"))
-        loss = None if loss is None else loss.mean()
+        loss = torch.tensor(means_of({name: [one] for name, one in found.items()}).get("loss", 0.0))
+        loss = loss.to(answer.logits.device)  # in every process, whether its part has labels or not
         return (loss, None, None) if prediction_loss_only else (loss, answer.logits, labels)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -376,9 +392,9 @@ class DistillationTrainer(Trainer):
         self._evaluated = {}
         output = super().evaluation_loop(*args, **kwargs)
         if self._evaluated:
-            means = means_of(self._evaluated, objective_needs_labels=self.args.alpha < 1)
+            means = means_of(self._evaluated)
             prefix = kwargs.get("metric_key_prefix", "eval")
-            output.metrics.pop(f"{prefix}_loss", None)  # rounded, and over all rows
+            output.metrics.pop(f"{prefix}_loss", None)  # the loop's is rounded, and over all rows
             # A metric of the user's compute_metrics wins over ours.
             output.metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()} | output.metrics)
         self._evaluated = {}

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from hfcompress.losses import LabelLoss, Problem, label_loss
 
-_LABELLED = "labelled"  # 1 where an example has a label
-_NEED_LABELS = ("loss", "accuracy")
+UNLABELLED = (-1, -100)  # what data sets give to examples without a label
 
 
 def figures_of(
@@ -19,6 +18,8 @@ def figures_of(
     taught: Tensor | None,
     problem: Problem,
     objective: Callable[[Tensor | None], Tensor] | None,
+    *,
+    objective_needs_labels: bool,
 ) -> dict[str, Tensor]:
     """The figures of a batch.
 
@@ -28,43 +29,47 @@ def figures_of(
         taught: The teacher's logits, shape (batch, classes), or None.
         problem: What the logits mean.
         objective: The training objective of each example, given labels without gaps; None where it cannot be told.
+        objective_needs_labels: Whether it means nothing for an example without a label.
 
     Returns:
-        By name a tensor of shape (batch,); empty if there is nothing to tell.
+        By name a tensor of shape (batch, 2): the figure of each example, and 1 where it is known, 0 where not. All
+        batches have the same names, whatever is missing in some.
 
     Raises:
         CompressionError: The labels do not fit.
     """
-    found = {}
-    labelled = torch.ones(len(logits), device=logits.device)
-    if labels is not None:
-        if problem == "single_label_classification" and not labels.is_floating_point():
-            labelled, labels = (labels >= 0).to(labelled.dtype), labels.clamp(min=0)
-        kind: LabelLoss = "mse" if problem == "regression" else "cross_entropy"
-        found["loss"] = label_loss(logits, labels, kind, problem=problem)
-        if problem != "regression":
-            said = answer_of(logits, problem)
-            found["accuracy"] = _same(said, labels.reshape(said.shape))
-    if objective is not None:
-        found["distillation_loss"] = objective(labels)
-    if taught is not None and problem != "regression":
-        found["agreement"] = _same(answer_of(logits, problem), answer_of(taught, problem))
-    return found | {_LABELLED: labelled} if found else {}
+    every, no = torch.ones(len(logits), device=logits.device), torch.zeros(len(logits), device=logits.device)
+    labelled = no if labels is None else every
+    if labels is not None and problem == "single_label_classification" and not labels.is_floating_point():
+        missing = torch.isin(labels, labels.new_tensor(UNLABELLED))
+        labelled, labels = (~missing).to(every.dtype), labels.masked_fill(missing, 0)
+    kind: LabelLoss = "mse" if problem == "regression" else "cross_entropy"
+    found = {"loss": (no if labels is None else label_loss(logits, labels, kind, problem=problem), labelled)}
+    if problem != "regression":
+        said = answer_of(logits, problem)
+        found["accuracy"] = (no if labels is None else _same(said, labels.reshape(said.shape)), labelled)
+        same = None if taught is None else _same(said, answer_of(taught, problem))
+        found["agreement"] = (no, no) if same is None else (same, every)
+    if objective is None or (labels is None and objective_needs_labels):
+        found["distillation_loss"] = (no, no)
+    else:
+        found["distillation_loss"] = (objective(labels), labelled if objective_needs_labels else every)
+    return {name: torch.stack(pair, dim=1) for name, pair in found.items()}
 
 
-def means_of(figures: Mapping[str, Sequence[Tensor]], *, objective_needs_labels: bool) -> dict[str, float]:
-    """The means over the examples of all batches; of what needs a label, over those that have one.
+def mean_of(figure: Sequence[Tensor]) -> float | None:
+    """The mean of a figure over the examples of all batches for which it is known; None if there is none."""
+    values, known = torch.cat(list(figure)).detach().double().unbind(1)
+    values = values[known == 1]
+    return float(values.mean()) if len(values) else None
 
-    Where none has one, the loss is the training objective.
-    """
-    columns = {name: torch.cat(list(parts)).detach().double() for name, parts in figures.items()}
-    labelled = columns.pop(_LABELLED) == 1
-    needing = (*_NEED_LABELS, *["distillation_loss"] * objective_needs_labels)
-    chosen = {name: values[labelled] if name in needing else values for name, values in columns.items()}
-    means = {name: float(values.mean()) for name, values in chosen.items() if len(values)}
-    if "loss" not in means and "distillation_loss" in means:
+
+def means_of(figures: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
+    """The means of all figures that are known; the loss, where no example has a label, is the training objective."""
+    means = {name: mean_of(parts) for name, parts in figures.items()}
+    if means["loss"] is None:
         means["loss"] = means["distillation_loss"]
-    return means
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def answer_of(logits: Tensor, problem: Problem) -> Tensor:

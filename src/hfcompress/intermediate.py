@@ -117,12 +117,14 @@ class IntermediateTerms:
         self._heads, self._teacher_heads = relation_heads, getattr(configs[1], "num_attention_heads", 1)
         self._layer_map = _layer_map(layer_map, *(c.num_hidden_layers for c in configs)) if hidden else {}
         self.projection: nn.Linear | None = None
-        self._seed = seed
         widths = [config.hidden_size for config in configs]
         if hidden and widths[0] != widths[1]:
+            # The same in all processes, and all else in the training stays as it was.
+            start = torch.randn(widths[1], widths[0], generator=torch.Generator().manual_seed(seed))
             with torch.random.fork_rng(devices=[]):
-                self.projection = nn.Linear(widths[0], widths[1], bias=False).to(device)
-            self.draw_projection()
+                self.projection = nn.Linear(widths[0], widths[1], bias=False)
+            self.projection.weight.data = start / widths[0] ** 0.5
+            self.projection.to(device)
 
     def __call__(self, student: Answer, teacher: Answer, mask: Tensor | None) -> dict[str, tuple[float, Tensor]]:
         """Compare two answers: by name, the weight of a term and its value for each example, shape (batch,)."""
@@ -137,14 +139,6 @@ class IntermediateTerms:
             found = [relation_loss(ours, theirs, heads, mask) for ours, theirs in pairs]
             terms["relation_term"] = (self._relation_weight, torch.stack(found).mean(0))
         return terms
-
-    @torch.no_grad()
-    def draw_projection(self) -> None:
-        """Draw the projection anew: the same in all processes, and all else in the training stays as it was."""
-        if self.projection is not None:
-            weight = self.projection.weight
-            start = torch.randn(weight.shape, generator=torch.Generator().manual_seed(self._seed))
-            weight.copy_(start / weight.shape[1] ** 0.5)
 
     def _hidden(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         if self.projection is not None:

@@ -280,14 +280,20 @@ def _is_inside(name: str, module: str) -> bool:
     return name == module or name.startswith(module + ".")
 
 
+def holds_numbers(weight: torch.Tensor) -> bool:
+    """Whether this is a plain dense tensor with values: not quantized, sharded, lazy, sparse or on the meta device."""
+    if is_lazy(weight) or weight.is_meta:
+        return False
+    return type(weight.data) is torch.Tensor and weight.layout is torch.strided
+
+
 def memory_of(weight: torch.Tensor) -> list[object]:
     """What tells a parameter, and the memory that it is kept in.
 
     Parameters tied through ``.data``, or as each other's transpose, are two objects on one storage.
     """
     keys: list[object] = [id(weight)]
-    plain = type(weight.data) is torch.Tensor and not weight.is_meta and not is_lazy(weight)
-    if plain and weight.layout is torch.strided and weight.numel():
+    if holds_numbers(weight) and weight.numel():
         steps = sorted(zip(weight.stride(), weight.shape, strict=True))
         keys.append((weight.device, weight.data_ptr(), tuple(steps)))
     return keys

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from hfcompress.layers import (
     PRUNABLE_DTYPES,
@@ -18,6 +19,7 @@ from hfcompress.layers import (
     WeightMatrix,
     check_prunable,
     first_time,
+    holds_numbers,
     select_matrices,
     unwrap,
 )
@@ -294,7 +296,7 @@ def report_of(
     seen: set[object] = set()
     for matrix in selection.matrices:
         first_time(matrix.weight, seen)
-    others = [parameter for parameter in model.parameters() if first_time(parameter, seen)]
+    others = [p for p in model.parameters() if first_time(p, seen) and not is_lazy(p)]
     found = _total(layers)
     whole = ZeroCount(found.weights + sum(other.numel() for other in others), found.zeros + sum(map(_zeros_of, others)))
     return SparsityReport(tuple(layers), whole, selection.not_covered, amount)
@@ -312,7 +314,7 @@ def kind_of(name: str, *, in_body: bool = True) -> str:
 
 
 def _zeros_of(parameter: nn.Parameter) -> int:
-    if type(parameter.data) is not torch.Tensor or parameter.is_meta:
+    if not holds_numbers(parameter):
         return 0
     weight = parameter.detach()
     if weight.dtype not in PRUNABLE_DTYPES or not weight.numel():

@@ -20,7 +20,10 @@ from hfcompress.intermediate import Answer, Watch
 from hfcompress.layers import memory_of, unwrap
 from hfcompress.losses import Problem, check_problem, mean_logits
 
-_NO_RULE = "file|path|padding|truncation|max_length|name"  # of the arguments of a tokenizer, those that change no id
+# Of the arguments of a tokenizer, those that change no id: where it is from, and how batches are cut and filled up.
+_NO_RULE = re.compile(
+    r".*_(file|path|side|length|strategy|class|token|tokens)|is_local|local_files_only|padding|truncation|auto_map"
+)
 
 
 class Teachers:
@@ -92,8 +95,9 @@ class TeacherCollator:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Make a batch, with ``teacher_inputs`` unless the teacher's answers are there or the texts are not."""
-        encoded = all("input_ids" in feature for feature in features)  # if not, the collator may need the text itself
-        left_out = set(self.text_columns) if encoded else set()
+        # Where nothing is encoded yet, the collator may need the text itself.
+        has_inputs = all("input_ids" in feature or "inputs_embeds" in feature for feature in features)
+        left_out = set(self.text_columns) if has_inputs else set()
         texts = [[feature.get(column) for feature in features] for column in self.text_columns]
         answered = all("teacher_logits" in feature for feature in features)
         own = [{name: value for name, value in feature.items() if name not in left_out} for feature in features]
@@ -138,8 +142,14 @@ def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         # Of a tokenizer written in Python, how it was made says what it does to a text before it looks words up.
-        made = {k: repr(v) for k, v in tokenizer.init_kwargs.items() if not re.search(_NO_RULE, k)}
-        return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "made": made}
+        made = {name: repr(value) for name, value in tokenizer.init_kwargs.items() if not _NO_RULE.fullmatch(name)}
+        special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
+        return {
+            "class": type(tokenizer).__name__,
+            "vocabulary": tokenizer.get_vocab(),
+            "made": made,
+            "special": special,
+        }
     return {**json.loads(backend.to_str()), "truncation": None, "padding": None}
 
 
@@ -161,7 +171,7 @@ def problem_of(model: nn.Module, role: str) -> Problem:
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     if weights is None:
         return [1 / count] * count
-    if not isinstance(weights, Iterable):
+    if not isinstance(weights, Sequence):
         raise CompressionError(f"teacher_weights={weights!r} must be a list, one positive number for each teacher.")
     valid = [isinstance(weight, Real) and 0 < weight < math.inf for weight in weights]
     if len(weights) != count or not all(valid):
@@ -175,7 +185,9 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     """Check that a teacher can teach a student; return the order of its classes if it differs from the student's."""
     if not isinstance(teacher, nn.Module):
-        raise CompressionError(f"teacher={teacher!r} must be a model, not {type(teacher).__name__}; load it first.")
+        raise CompressionError(
+            f"teacher must be a model or a list of models, not {type(teacher).__name__}; load it first."
+        )
     if any(parameter.is_meta for parameter in teacher.parameters()):
         raise CompressionError("The teacher is on the meta device and holds no weights; load them first.")
     students, teachers = ({key for p in m.parameters() for key in memory_of(p)} for m in (student, teacher))

@@ -65,6 +65,7 @@ class KeepSparsity(TrainerCallback):
         self.include = include
         self.exclude = exclude
         self._kept: list[tuple[str, nn.Parameter, Tensor]] = []
+        self._batch_size: int | None = None  # of the training that goes on
 
     def read(self, model: nn.Module) -> None:
         """Remember which prunable weights are zero; once the model is on its devices, sharded if it is to be.
@@ -100,7 +101,7 @@ class KeepSparsity(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the zeros."""
-        self._begin_again(args)
+        self._restore(args, state)
         self.read(kwargs["model"])
         if not self._kept:
             warnings.warn(
@@ -115,9 +116,15 @@ class KeepSparsity(TrainerCallback):
         self.apply()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write them back once more before the model is evaluated or saved: a callback may have changed weights."""
+        """Write them back once more before the model is evaluated or saved: a callback before may have changed them."""
         if control.should_evaluate or control.should_save:
             self.apply()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The same at the end of an epoch."""
+        self.on_step_end(args, state, control)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -133,11 +140,12 @@ class KeepSparsity(TrainerCallback):
                 stacklevel=2,
             )
             self.apply()
-        self._kept = []
+        self._kept, self._batch_size = [], None
 
-    def _begin_again(self, args: TrainingArguments) -> None:
-        """A training that ran out of memory within an update begins again with smaller batches; the zeros are known."""
-        if args.auto_find_batch_size:
+    def _restore(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Write the zeros back where the Trainer begins again with smaller batches: out of memory in an update."""
+        before, self._batch_size = self._batch_size, state.train_batch_size
+        if args.auto_find_batch_size and before and self._batch_size and self._batch_size < before:
             self.apply()
 
 
@@ -241,7 +249,7 @@ class GradualPruning(KeepSparsity):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check the model, make the plan, and read the zeros that are there."""
-        self._begin_again(args)
+        self._restore(args, state)
         model = kwargs["model"]
         weights = prune_global_l1(model, 0, include=self.include, exclude=self.exclude).weights  # which only checks
         if isinstance(self.amount, Integral) and self.amount > weights:
