@@ -146,9 +146,9 @@ CITED = {
         (r"on BERT-base (\d+) to (\d+) times faster than", (f"{min(FASTER):.0f}", f"{max(FASTER):.0f}")),
         (r"in (\d+) MB beside the model", (f"{max(OURS):.0f}",)),
         (
-            r"had seen, BERT gets ([\d.]+) % right, pruned by 10 % ([\d.]+) %, by 20 % ([\d.]+) % at once and ([\d.]+) % in "
-            r"four steps, trained on as long with nothing pruned ([\d.]+) %, the student ([\d.]+) %, without a teacher ([\d.]+) %, and fed .* "
-            r"probably was, ([\d.]+) %",
+            r"had seen, BERT gets ([\d.]+) % right, pruned by 10 % ([\d.]+) %, by 20 % ([\d.]+) % at once and "
+            r"([\d.]+) % in four steps, trained on as long with nothing pruned ([\d.]+) %, the student ([\d.]+) %, "
+            r"without a teacher ([\d.]+) %, and fed .* probably was, ([\d.]+) %",
             tuple(f"{right('paper', system):.1f}" for system in PAPER),
         ),
         (r"instead of ([\d.]+) GB and more", (f"{min(TORCHS) / 1000:.1f}",)),
