@@ -883,15 +883,24 @@ def test_a_teacher_on_the_students_memory_is_refused(tmp_path):
         make(student, teacher, tmp_path)
 
 
+def partitioned():
+    """A teacher as DeepSpeed leaves it where transformers loads it under ZeRO-3: each parameter is marked."""
+    teacher = build("bert", LABELS, seed=2)
+    for index, parameter in enumerate(teacher.parameters()):
+        parameter.ds_id = index
+    return teacher
+
+
 @pytest.mark.parametrize(
     ("teacher", "settings", "message"),
     [
+        (partitioned, {}, "partitioned by DeepSpeed"),
         (lambda: "some/teacher", {}, "teacher must be a model or a list of models, not str"),
         (lambda: build("bert", LABELS, seed=2).to("meta"), {}, "teacher is on the meta device"),
         (lambda: build("bert", LABELS, seed=2), {"teacher_weights": 1.0}, "teacher_weights=1.0 must be a list"),
         (lambda: build("bert", LABELS, seed=2), {"args": {"hidden_weight": 1.0, "layer_map": {0: 9}}}, "layer_map"),
     ],
-    ids=["name", "meta", "weights", "layers"],
+    ids=["partitioned", "name", "meta", "weights", "layers"],
 )
 def test_what_is_refused_leaves_the_teacher_as_it_was(teacher, settings, message, tmp_path):
     model = teacher()

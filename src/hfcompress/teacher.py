@@ -190,6 +190,11 @@ def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
         )
     if any(parameter.is_meta for parameter in teacher.parameters()):
         raise CompressionError("The teacher is on the meta device and holds no weights; load them first.")
+    if any(hasattr(parameter, "ds_id") for parameter in teacher.parameters()):
+        raise CompressionError(
+            "The teacher's weights are partitioned by DeepSpeed (ZeRO-3), so that it cannot answer by itself; load it "
+            "before the training arguments are made, or let it answer beforehand with cache_teacher_logits."
+        )
     students, teachers = ({key for p in m.parameters() for key in memory_of(p)} for m in (student, teacher))
     if students & teachers:
         raise CompressionError(
