@@ -435,6 +435,10 @@ def test_weights_that_cannot_be_written_are_refused_by_place(make, message):
         prune_global_l1(nn.Sequential(make()), 0.5)
 
 
+def test_the_zeros_of_weights_that_cannot_be_written_are_counted():
+    assert sparsity_report(nn.Sequential(inference_linear())).weights == 16
+
+
 def inference_linear():
     with torch.inference_mode():
         return nn.Linear(4, 4)

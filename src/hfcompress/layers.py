@@ -147,11 +147,9 @@ def select_matrices(
     modules = dict(model.named_modules())
     adapters = set(_adapter_modules(modules))
 
-    # Some of PEFT's layers are an nn.Linear around the real one.
-    matrices_of = {
-        n: m for n, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and "base_layer" not in m._modules
-    }
-    candidates = {name: module for name, module in matrices_of.items() if name not in adapters}
+    # Some of PEFT's layers are an nn.Linear around the real one, their base_layer.
+    linear = {n: m for n, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and n not in adapters}
+    candidates = {name: module for name, module in linear.items() if "base_layer" not in module._modules}
     if include is None:
         chosen = {name: module for name, module in candidates.items() if id(module) in in_body}
     else:
@@ -198,11 +196,6 @@ def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = Fa
             raise CompressionError(f"{where} is on the meta device and holds no values; load the weights first.")
         if is_lazy(weight):
             raise CompressionError(f"{where} is not initialized yet; run the lazy module once first.")
-        if weight.is_inference() and not torch.is_inference_mode_enabled():
-            raise CompressionError(
-                f"{where} was made in torch.inference_mode(), where it cannot be changed from outside; load the model "
-                "outside of it."
-            )
         if isinstance(weight, DTensor) and not sharded:
             raise CompressionError(f"{where} is sharded over devices (DTensor); prune the model before it is sharded.")
         plain = type(weight) is nn.Parameter and type(weight.data) is torch.Tensor and weight.layout is torch.strided

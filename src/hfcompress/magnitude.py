@@ -100,6 +100,12 @@ def prune_global_l1(
     selection = select_matrices(model, include, exclude)
     check_prunable(model, selection)
     matrices = selection.matrices
+    for matrix in matrices:
+        if matrix.weight.is_inference() and not torch.is_inference_mode_enabled():
+            raise CompressionError(
+                f"{matrix.name}.weight was made in torch.inference_mode(), so that it cannot be changed outside of it; "
+                "load the model without it."
+            )
     total = sum(matrix.weight.numel() for matrix in matrices)
     count = int(amount) if isinstance(amount, Integral) else round(float(amount) * total)
     if count > total:
