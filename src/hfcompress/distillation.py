@@ -26,11 +26,9 @@ from hfcompress.losses import (
 from hfcompress.teacher import (
     TeacherCollator,
     Teachers,
-    check_text_columns,
-    config_of,
     inputs_of,
     problem_of,
-    same_tokenizer,
+    reading_of,
 )
 
 _WEIGHTS = "example_weights"  # added to each training batch: 0 for examples repeated to fill up an epoch's last batch
@@ -114,8 +112,7 @@ class DistillationTrainer(Trainer):
         self._begun: list[dict[str, Any]] = []  # batches of an update for which the stream did not suffice
         self._updating = False  # whether a whole update was read
         self._evaluated: dict[str, list[Tensor]] = {}
-        listed: list[Any] = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
-        listed = [] if teacher is None else listed
+        listed: list[Any] = list(teacher) if isinstance(teacher, list | tuple) else [teacher] * (teacher is not None)
         self._teachers: Teachers | None = None
         self._teacher_only: frozenset[str] = frozenset()  # what the student does not take: segments, DistilBERT's
         self._reencode = False  # whether the teacher reads the text with a tokenizer of its own
@@ -123,10 +120,9 @@ class DistillationTrainer(Trainer):
         if listed:
             # All is checked before the teachers are frozen.
             self._teachers = Teachers(self.model, listed, teacher_weights)
-            self._reencode = True in {self._needs_own_ids(one, teacher_processing_class) for one in listed}
-            self._other_ids = self._reencode or (
-                teacher_processing_class is None and not all(self._same_size(one) for one in listed)
-            )
+            tokenizers = self.processing_class, teacher_processing_class
+            read = [reading_of(self.model, one, *tokenizers, self.train_dataset, self._text_columns) for one in listed]
+            self._reencode, self._other_ids = "text" in read, read != ["ids"] * len(read)
             self._teacher_only = self._teachers.inputs - inputs_of(self.model)
         self.teacher = self._teachers.module if self._teachers else None
         self._build_layer_terms()
@@ -227,28 +223,6 @@ class DistillationTrainer(Trainer):
         if self._projection is not None:  # by itself: it is no part of the model whose norm is logged
             nn.utils.clip_grad_norm_(self._projection.parameters(), self.args.max_grad_norm)
         return norm
-
-    def _same_size(self, teacher: nn.Module) -> bool:
-        """Whether the vocabularies are of one size, as far as the configs tell."""
-        sizes = {getattr(config_of(model), "vocab_size", None) for model in (self.model, teacher)} - {None}
-        return len(sizes) < 2
-
-    def _needs_own_ids(self, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
-        columns = _columns_of(self.train_dataset)
-        cached = columns is not None and "teacher_logits" in columns
-        if tokenizer is None:
-            if not self._same_size(teacher) and not cached:
-                sizes = [getattr(config_of(model), "vocab_size", None) for model in (self.model, teacher)]
-                raise CompressionError(
-                    f"The student's vocabulary has {sizes[0]} tokens, the teacher's {sizes[1]}, so the teacher cannot "
-                    "read the student's ids; pass teacher_processing_class= and keep the text column in the data."
-                )
-            return False
-        if self.processing_class is not None and same_tokenizer(self.processing_class, tokenizer):
-            return False
-        if columns is not None and not cached:
-            check_text_columns(self._text_columns, columns)
-        return True
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -471,16 +445,6 @@ class DistillationTrainer(Trainer):
 
 def _weighted(terms: Mapping[str, tuple[float, Tensor]]) -> Tensor:
     return torch.stack([weight * values for weight, values in terms.values()]).sum(0)
-
-
-def _columns_of(dataset: Any) -> list[str] | None:
-    """The columns of a data set as far as they are known before it is read."""
-    if isinstance(dataset, Sequence):
-        first = dataset[0] if len(dataset) else None
-        return list(first) if isinstance(first, Mapping) else None
-    form = getattr(dataset, "format", None)
-    made_on_the_way = isinstance(form, Mapping) and form.get("type") == "custom"  # by set_transform
-    return None if made_on_the_way else getattr(dataset, "column_names", None)
 
 
 def _batch_size(batch: Mapping[str, Any]) -> int:

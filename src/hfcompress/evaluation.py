@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hfcompress.losses import LabelLoss, Problem, label_loss
 
-UNLABELLED = (-1, -100)  # what data sets give to examples without a label
+_UNLABELLED = (-1, -100)  # what data sets give to examples without a label
 
 
 def figures_of(
@@ -41,14 +41,14 @@ def figures_of(
     every, no = torch.ones(len(logits), device=logits.device), torch.zeros(len(logits), device=logits.device)
     labelled = no if labels is None else every
     if labels is not None and problem == "single_label_classification" and not labels.is_floating_point():
-        missing = torch.isin(labels, labels.new_tensor(UNLABELLED))
+        missing = torch.isin(labels, labels.new_tensor(_UNLABELLED))
         labelled, labels = (~missing).to(every.dtype), labels.masked_fill(missing, 0)
     kind: LabelLoss = "mse" if problem == "regression" else "cross_entropy"
     found = {"loss": (no if labels is None else label_loss(logits, labels, kind, problem=problem), labelled)}
     if problem != "regression":
-        said = answer_of(logits, problem)
+        said = _answer_of(logits, problem)
         found["accuracy"] = (no if labels is None else _same(said, labels.reshape(said.shape)), labelled)
-        same = None if taught is None else _same(said, answer_of(taught, problem))
+        same = None if taught is None else _same(said, _answer_of(taught, problem))
         found["agreement"] = (no, no) if same is None else (same, every)
     if objective is None or (labels is None and objective_needs_labels):
         found["distillation_loss"] = (no, no)
@@ -57,7 +57,7 @@ def figures_of(
     return {name: torch.stack(pair, dim=1) for name, pair in found.items()}
 
 
-def mean_of(figure: Sequence[Tensor]) -> float | None:
+def _mean_of(figure: Sequence[Tensor]) -> float | None:
     """The mean of a figure over the examples of all batches for which it is known; None if there is none."""
     values, known = torch.cat(list(figure)).detach().double().unbind(1)
     values = values[known == 1]
@@ -66,13 +66,13 @@ def mean_of(figure: Sequence[Tensor]) -> float | None:
 
 def means_of(figures: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
     """The means of all figures that are known; the loss, where no example has a label, is the training objective."""
-    means = {name: mean_of(parts) for name, parts in figures.items()}
+    means = {name: _mean_of(parts) for name, parts in figures.items()}
     if means["loss"] is None:
         means["loss"] = means["distillation_loss"]
     return {name: mean for name, mean in means.items() if mean is not None}
 
 
-def answer_of(logits: Tensor, problem: Problem) -> Tensor:
+def _answer_of(logits: Tensor, problem: Problem) -> Tensor:
     """The class, or for each label whether it holds."""
     return logits.argmax(-1) if problem == "single_label_classification" else (logits > 0).to(logits.dtype)
 

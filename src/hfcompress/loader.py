@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -69,7 +69,7 @@ class Unpack(ConversionOps):
 class PlanQuantizer(HfQuantizer):
     """Gives the empty model its planned shapes, unpacks what is packed, and hands back an ordinary model."""
 
-    serialized_names = {"weight": ["weight", f"weight{POSITIONS}"]}  # noqa: RUF012 (read as an instance's own)
+    serialized_names: ClassVar[dict[str, list[str]]] = {"weight": ["weight", f"weight{POSITIONS}"]}
 
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)

@@ -24,7 +24,6 @@ from hfcompress.layers import (
     unwrap,
 )
 from hfcompress.plots import draw_sparsity, new_axes
-from hfcompress.scan import common_dtype, pieces_of, scan
 from hfcompress.tables import align, html, markdown
 
 if TYPE_CHECKING:
@@ -272,12 +271,7 @@ def sparsity_report(
 
 def count_zeros(matrices: Iterable[WeightMatrix]) -> dict[str, int]:
     """Count the zeros of each matrix, by its name; the matrices may be of any dtype."""
-    matrices = list(matrices)
-    zeros = {m.name: int((m.weight == 0).sum()) for m in matrices if m.weight.dtype not in PRUNABLE_DTYPES}
-    pieces = pieces_of(m for m in matrices if m.name not in zeros)
-    for piece, found in zip(pieces, scan(pieces, common_dtype(pieces), 0, 1), strict=True):
-        zeros[piece.matrix.name] = zeros.get(piece.matrix.name, 0) + found.inside
-    return zeros
+    return {matrix.name: _zeros_of(matrix.weight) for matrix in matrices}
 
 
 def report_of(
@@ -314,14 +308,14 @@ def kind_of(name: str, *, in_body: bool = True) -> str:
 
 
 def _zeros_of(parameter: nn.Parameter) -> int:
+    """Count the zeros of a parameter of any dtype; none where its values cannot be read."""
     if not holds_numbers(parameter):
         return 0
     weight = parameter.detach()
-    if weight.dtype not in PRUNABLE_DTYPES or not weight.numel():
+    if weight.dtype not in PRUNABLE_DTYPES or not weight.is_contiguous():
         return weight.numel() - int(torch.count_nonzero(weight))
-    # An embedding may be large. Compared into the weights' own dtype and added, many at a time, it takes a third of the
-    # time of torch.count_nonzero.
-    parts = torch.split(weight.reshape(-1), _COUNTED)
+    # Compared into the weights' own dtype and added, many at a time, which torch.count_nonzero does not do.
+    parts = torch.split(weight.view(-1), _COUNTED)
     flags = torch.empty_like(parts[0])
     return sum(int(torch.eq(part, 0, out=flags[: len(part)]).sum(dtype=torch.float32)) for part in parts)
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +130,38 @@ def check_text_columns(wanted: Sequence[str], found: Iterable[str]) -> None:
         )
 
 
+def reading_of(
+    student: nn.Module,
+    teacher: nn.Module,
+    student_tokenizer: Any,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Any,
+    text_columns: Sequence[str],
+) -> Literal["ids", "text", "nothing"]:
+    """Tell what a teacher reads of the examples: the student's ids, the text, or nothing, where they have its answers.
+
+    Raises:
+        CompressionError: It cannot read the student's ids, and there is nothing else to go by.
+    """
+    columns = _columns_of(dataset)
+    cached = columns is not None and "teacher_logits" in columns
+    if teacher_tokenizer is None:
+        sizes = [getattr(config_of(model), "vocab_size", None) for model in (student, teacher)]
+        if None in sizes or sizes[0] == sizes[1]:
+            return "ids"
+        if cached:
+            return "nothing"
+        raise CompressionError(
+            f"The student's vocabulary has {sizes[0]} tokens, the teacher's {sizes[1]}, so the teacher cannot read the "
+            "student's ids; pass teacher_processing_class= and keep the text column in the data."
+        )
+    if student_tokenizer is not None and same_tokenizer(student_tokenizer, teacher_tokenizer):
+        return "ids"
+    if columns is not None and not cached:
+        check_text_columns(text_columns, columns)
+    return "text"
+
+
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Whether both give every text the same ids, as far as their vocabularies and backends tell."""
     if one is other:
@@ -166,6 +198,16 @@ def problem_of(model: nn.Module, role: str) -> Problem:
         )
     check_problem(problem)
     return cast(Problem, problem)
+
+
+def _columns_of(dataset: Any) -> list[str] | None:
+    """The columns of a data set as far as they are known before it is read."""
+    if isinstance(dataset, Sequence):
+        first = dataset[0] if len(dataset) else None
+        return list(first) if isinstance(first, Mapping) else None
+    form = getattr(dataset, "format", None)
+    made_on_the_way = isinstance(form, Mapping) and form.get("type") == "custom"  # by set_transform
+    return None if made_on_the_way else getattr(dataset, "column_names", None)
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
