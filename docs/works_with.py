@@ -108,6 +108,7 @@ _OTHERS: dict[str, Callable[[], PreTrainedModel]] = {
         decoder_attention_heads=4,
         encoder_ffn_dim=64,
         decoder_ffn_dim=64,
+        num_labels=3,  # BART's own default: its config is saved without any other number of labels than that
     ),
     "t5": lambda: _small(
         T5Config, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4

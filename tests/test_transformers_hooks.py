@@ -26,7 +26,7 @@ from transformers.core_model_loading import WeightConverter, revert_weight_conve
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 import hfcompress as hfc
-from hfcompress.loader import Unpack
+from hfcompress.storage.quantizer import Unpack
 
 DATA = batch(19)
 
@@ -49,7 +49,7 @@ def test_the_signature_columns_are_set_by_one_method_and_read_from_one_attribute
     keys = set(next(iter(batches)))
     assert keys == {"input_ids", "attention_mask", "labels", "teacher_logits"}, (
         "Trainer._set_signature_columns_if_needed no longer decides by _signature_columns which columns stay; "
-        "hfcompress.distillation extends it to keep teacher_logits and the text."
+        "hfcompress.distill.trainer extends it to keep teacher_logits and the text."
     )
 
 
@@ -70,10 +70,10 @@ def test_get_batch_samples_collects_one_update_and_what_it_returns_reaches_train
 
     parameters = list(inspect.signature(Trainer.get_batch_samples).parameters)
     assert parameters == ["self", "epoch_iterator", "num_batches", "device"], (
-        "Trainer.get_batch_samples has other parameters; hfcompress.distillation overrides it."
+        "Trainer.get_batch_samples has other parameters; hfcompress.distill.trainer overrides it."
     )
     make(tmp_path, Watching, per_device_train_batch_size=4, gradient_accumulation_steps=2).train()
-    message = "Trainer.get_batch_samples is no longer called once per update; hfcompress.distillation counts there."
+    message = "Trainer.get_batch_samples is no longer called once per update; hfcompress.distill.trainer counts there."
     assert seen["updates"] == [[4, 4], [4, 4], [3]], message
     assert seen["items"] == [7] * 5, "its count no longer reaches training_step as num_items_in_batch: distillation"
 
@@ -91,7 +91,7 @@ def test_compute_loss_is_given_the_count_of_the_update_and_nothing_in_evaluation
 
     make(tmp_path, Watching, max_steps=1).train()
     assert [int(count) for count in seen] == [7], (
-        "Trainer no longer passes num_items_in_batch to compute_loss by keyword; hfcompress.distillation divides by it."
+        "Trainer no longer passes num_items_in_batch to compute_loss by keyword; hfcompress.distill.trainer divides by it."
     )
 
 
@@ -113,7 +113,7 @@ def test_loss_is_scaled_for_ga_stops_the_division_by_the_accumulation_steps(scal
     make(tmp_path, Summing, [Note()], max_steps=1, **settings).train()
     assert gradients == [2 * factor], (
         "Trainer.loss_is_scaled_for_ga no longer decides about the division by the accumulation steps; "
-        "hfcompress.distillation sets it."
+        "hfcompress.distill.trainer sets it."
     )
 
 
@@ -150,12 +150,12 @@ def test_a_checkpoint_is_written_and_read_with_the_optimizer_and_the_model_alone
         trainer = make(tmp_path, Watching, max_steps=1 if checkpoint is None else 2, **settings)
         trainer.train(resume_from_checkpoint=checkpoint)
     assert seen[:3] == [("clip", ""), ("save", folder), ("load", folder)], (
-        "Trainer no longer clips, saves or loads by these methods; hfcompress.distillation clips and keeps its "
+        "Trainer no longer clips, saves or loads by these methods; hfcompress.distill.trainer clips and keeps its "
         "projection there."
     )
     assert trainer.beside == 0.75, (
         "Trainer no longer takes a parameter beside the model's from create_optimizer, or changes its gradient between "
-        "training_step and the optimizer's step; hfcompress.distillation trains its projection so."
+        "training_step and the optimizer's step; hfcompress.distill.trainer trains its projection so."
     )
 
 
@@ -170,7 +170,7 @@ def test_the_evaluation_loop_is_told_its_prefix_by_keyword_and_returns_metrics_t
             return output
 
     trainer = make(tmp_path, Watching)
-    message = "hfcompress.distillation adds its metrics in Trainer.evaluation_loop."
+    message = "hfcompress.distill.trainer adds its metrics in Trainer.evaluation_loop."
     assert trainer.evaluate(metric_key_prefix="own")["added"] == 1.0, message
     assert trainer.predict(rows(DATA)).metrics["added"] == 1.0, message
     assert prefixes == ["own", "test"], "Trainer.evaluation_loop is not given metric_key_prefix by keyword: " + message
@@ -185,7 +185,7 @@ def test_the_prediction_step_is_called_once_a_batch_with_the_batch_as_collated(t
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     make(tmp_path, Watching).evaluate()
-    assert sizes == [8, 8, 3], "Trainer.prediction_step: hfcompress.distillation evaluates in it."
+    assert sizes == [8, 8, 3], "Trainer.prediction_step: hfcompress.distill.trainer evaluates in it."
 
 
 def test_the_gradient_state_knows_the_last_batch_and_how_many_examples_of_it_are_real():
@@ -196,12 +196,14 @@ def test_the_gradient_state_knows_the_last_batch_and_how_many_examples_of_it_are
         state = accelerator.gradient_state
         found.append((state.end_of_dataloader, state.remainder))
     assert found == [(False, 3), (False, 3), (True, 3)], (
-        "accelerator.gradient_state.end_of_dataloader or .remainder changed their meaning; hfcompress.distillation "
+        "accelerator.gradient_state.end_of_dataloader or .remainder changed their meaning; hfcompress.distill.trainer "
         "weighs the examples of an epoch's last batch by them."
     )
     full = accelerator.prepare_data_loader(DataLoader(range(16), batch_size=8))
     ends = [(GradientState().end_of_dataloader, GradientState().remainder) for _ in full]
-    assert ends == [(False, 0), (True, 0)], "gradient_state.remainder of full batches is not 0: hfcompress.distillation"
+    assert ends == [(False, 0), (True, 0)], (
+        "gradient_state.remainder of full batches is not 0: hfcompress.distill.trainer"
+    )
 
 
 def test_gather_for_metrics_returns_every_example_once():
@@ -209,7 +211,7 @@ def test_gather_for_metrics_returns_every_example_once():
     loader = accelerator.prepare_data_loader(DataLoader(torch.arange(19), batch_size=8))
     gathered = torch.cat([accelerator.gather_for_metrics(one) for one in loader])
     assert gathered.tolist() == list(range(19)), (
-        "Accelerator.gather_for_metrics no longer drops what fills the last batch; hfcompress.distillation's metrics."
+        "Accelerator.gather_for_metrics no longer drops what fills the last batch; hfcompress.distill.trainer's metrics."
     )
 
 
@@ -267,7 +269,7 @@ def test_conv1d_is_where_we_import_it_from_and_stores_inputs_first():
 
     layer = Conv1D(3, 2)
     assert tuple(layer.weight.shape) == (2, 3), "Conv1D stores its matrix otherwise; hfcompress.layers and .report."
-    assert isinstance(build("gpt2").transformer.h[0].mlp.c_fc, Conv1D), "GPT-2 uses no Conv1D: hfcompress.layers."
+    assert isinstance(build("gpt2").transformer.h[0].mlp.c_fc, Conv1D), "GPT-2 uses no Conv1D: hfcompress.models."
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "distilbert"])
@@ -275,7 +277,7 @@ def test_the_body_is_base_model_and_the_layers_are_one_module_list(architecture)
     model = build(architecture, layers=3)
     assert model.base_model is not model, "PreTrainedModel.base_model is not the body; hfcompress.layers relies on it."
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == 3]
-    assert len(stacks) == 1, "the layers are no ModuleList of config.num_hidden_layers; hfcompress.structured."
+    assert len(stacks) == 1, "the layers are no ModuleList of config.num_hidden_layers; hfcompress.shrink.structured."
 
 
 def test_training_arguments_run_our_checks_through_post_init(tmp_path):
@@ -309,9 +311,7 @@ def test_the_stock_trainer_scales_the_loss_of_bert_by_the_accumulation_steps(tmp
         sizes = {"per_device_train_batch_size": 8 // accumulated, "gradient_accumulation_steps": accumulated}
         make(tmp_path, callbacks=[callback], max_steps=1, max_grad_norm=0.0, **sizes).train()
         norms[accumulated] = callback.found[0]
-    assert norms[4] == pytest.approx(4 * norms[1], rel=1e-3), (
-        "Trainer no longer multiplies; see hfcompress.distillation."
-    )
+    assert norms[4] == pytest.approx(4 * norms[1], rel=1e-3), "Trainer no longer multiplies; see hfcompress.distill."
 
 
 @pytest.mark.parametrize("shard_size", ["50GB", "20KB"])

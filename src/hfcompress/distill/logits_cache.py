@@ -1,0 +1,245 @@
+"""A teacher's answers, computed once and kept in files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import get_config, get_logits, input_names, unwrap
+from hfcompress.models.tensors import check_has_values
+from hfcompress.models.tokenizers import tokenizer_rules
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+COLUMN = "teacher_logits"
+_VERSION = 1  # of the files
+_SHARD = 4096  # examples in a file at least
+_SHARDS = 1000  # files at most
+
+
+def cache_teacher_logits(
+    teacher: PreTrainedModel | nn.Module,
+    dataset: Dataset,
+    *,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    text_column: str = "text",
+    text_pair_column: str | None = None,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    bf16: bool = False,
+    cache_dir: str | Path | None = None,
+) -> Dataset:
+    """Add a teacher's logits to a data set as the column ``teacher_logits``, from which `DistillationTrainer` learns.
+
+    They are computed once and kept, memory-mapped, in a folder whose name is a digest of the teacher's weights and
+    config, of the columns that it reads, and of the settings that matter to its answers: with any of them changed, they
+    are computed anew. A call that was interrupted goes on where it stopped. Processes started by ``torchrun`` or
+    ``accelerate launch`` share the work; on several machines ``cache_dir`` must be a folder that all of them see.
+
+    The answers are those of the texts as they are. Where training changes them at random (augmentation), use the
+    teacher itself, ``DistillationTrainer(teacher=...)``.
+
+    Args:
+        teacher: A sequence classifier. Moved to this process's device; put into eval mode while it computes.
+        dataset: A `datasets.Dataset` with the text, or with what the teacher reads (``input_ids``, ...).
+        processing_class: The teacher's tokenizer, with which the text is encoded. Without it the ids in the data are
+            read.
+        text_column: Column with the text.
+        text_pair_column: Column with the second text of a pair.
+        max_length: Tokens at most; the tokenizer's limit if None.
+        batch_size: Examples in a forward pass.
+        bf16: Compute under bfloat16 autocast, as ``TrainingArguments(bf16=True)`` does.
+        cache_dir: Where the folders are; ``hfcompress`` in the cache of `datasets` if None.
+
+    Returns:
+        The data set with the column, float32, one number a class, in the order of the teacher's classes: the student
+        must have the same, or the teacher be given to the trainer too, which then puts them in order.
+
+    Raises:
+        CompressionError: The data have the column already, neither text nor ids that the teacher can read, no rows, or
+            a transform; or the teacher holds no weights.
+        ImportError: `datasets` is not installed.
+
+    Example:
+        ``data = cache_teacher_logits(teacher, data, processing_class=tokenizer, max_length=128)``
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("cache_teacher_logits needs the package datasets: pip install datasets") from error
+    if not isinstance(dataset, datasets.Dataset) or not len(dataset) or dataset.format["type"] == "custom":
+        raise CompressionError(
+            f"A datasets.Dataset with at least one row and without a transform is needed, not {type(dataset).__name__}"
+            f"{'' if not isinstance(dataset, datasets.Dataset) else f' of {len(dataset)} rows'}: answers are kept row "
+            "by row. Where texts are streamed or changed on the way, let the teacher answer online."
+        )
+    check_has_values(teacher.named_parameters(), "The teacher's ")
+    texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
+    read = _columns_to_read(teacher, dataset, processing_class, texts)
+    settings = {"version": _VERSION, "columns": read, "bf16": bf16}
+    encode: Callable[[dict[str, list[Any]]], dict[str, list[Any]]] = dict
+    if read == texts:
+        assert processing_class is not None
+        tokenizer = processing_class
+        settings |= {
+            "max_length": tokenizer.model_max_length if max_length is None else max_length,
+            "truncation_side": tokenizer.truncation_side,
+            "inputs": list(tokenizer.model_input_names),
+            "tokenizer": tokenizer_rules(tokenizer),
+        }
+
+        def encode(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            return dict(tokenizer(*(columns[text] for text in texts), truncation=True, max_length=max_length))
+
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "hfcompress" if cache_dir is None else Path(cache_dir)
+    folder = root / _digest(teacher, dataset.select_columns(read), settings)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    size = max(_SHARD, -(-len(dataset) // _SHARDS))
+    files = {start: folder / f"{start:012d}.arrow" for start in range(0, len(dataset), size)}
+    # Shared out by place, not by what is missing: another process may see other files already there.
+    own = [start for start in list(files)[state.process_index :: state.num_processes] if not files[start].exists()]
+    if own:
+        answers = _Answers(teacher, encode, batch_size, bf16, state.device)
+        for start in tqdm(own, desc="teacher's answers", disable=not state.is_main_process):
+            rows = dataset.select(range(start, min(start + size, len(dataset))))
+            _write(files[start], answers(rows.select_columns(read).with_format(None)[:]))
+    state.wait_for_everyone()
+    logits = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files.values()])
+    result = datasets.concatenate_datasets([dataset.with_format(None), logits], axis=1)
+    form = dataset.format
+    columns = [*form["columns"], COLUMN]
+    return result.with_format(form["type"], columns, form["output_all_columns"], **form["format_kwargs"])
+
+
+class _Answers:
+    """Gives a teacher's logits of examples, in their order."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        encode: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
+        batch_size: int,
+        bf16: bool,
+        device: torch.device,
+    ) -> None:
+        self.teacher = teacher.to(device)
+        self.encode = encode
+        self.batch_size = batch_size
+        self.bf16 = bf16
+        self.device = device
+        self.inputs = input_names(teacher)
+        self.pad_token_id = getattr(get_config(teacher), "pad_token_id", None) or 0
+
+    @torch.no_grad()
+    def __call__(self, columns: dict[str, list[Any]]) -> Tensor:
+        columns = {name: values for name, values in self.encode(columns).items() if name in self.inputs}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        # Sorted by length, a batch needs little padding.
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+        was_training = self.teacher.training
+        self.teacher.eval()
+        try:
+            found = [
+                self._batch([rows[index] for index in order[start : start + self.batch_size]])
+                for start in range(0, len(order), self.batch_size)
+            ]
+        finally:
+            self.teacher.train(was_training)
+        return torch.cat(found)[torch.tensor(order).argsort()]
+
+    def _batch(self, rows: list[dict[str, list[int]]]) -> Tensor:
+        longest = len(rows[-1]["input_ids"])
+        if "attention_mask" in self.inputs:
+            rows = [{"attention_mask": [1] * len(row["input_ids"])} | row for row in rows]
+        batch = {}
+        for name in rows[0]:
+            filler = self.pad_token_id if name == "input_ids" else 0
+            padded = [row[name] + [filler] * (longest - len(row[name])) for row in rows]
+            batch[name] = torch.tensor(padded, dtype=torch.long, device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return get_logits(self.teacher(**batch)).float().cpu()
+
+
+def _columns_to_read(
+    teacher: nn.Module, dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None, texts: list[str]
+) -> list[str]:
+    columns = dataset.column_names
+    if COLUMN in columns:
+        raise CompressionError(f"The data have a column {COLUMN!r} already; remove it with remove_columns({COLUMN!r}).")
+    if tokenizer is not None:
+        missing = [text for text in texts if text not in columns]
+        if missing:
+            raise CompressionError(
+                f"processing_class was given, so the text is needed, and the data, which have the columns "
+                f"{', '.join(columns)}, lack {', '.join(map(repr, missing))}; name it with text_column=, or leave "
+                "processing_class out to let the teacher read input_ids."
+            )
+        return texts
+    inputs = input_names(teacher)
+    read = [name for name in columns if name in inputs and name != "labels"]
+    if "input_ids" not in read:
+        raise CompressionError(
+            f"The teacher cannot read the data, which have the columns {', '.join(columns)}: pass its tokenizer as "
+            "processing_class= and name the text with text_column=, or encode the texts to input_ids."
+        )
+    return read
+
+
+def _digest(teacher: nn.Module, data: Dataset, settings: dict[str, Any]) -> str:
+    """A name for a teacher's answers to these data: it changes with anything that can change them."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update(f"{type(unwrap(teacher)).__module__} {type(unwrap(teacher)).__qualname__}".encode())
+    for name, module in teacher.named_modules():
+        if hasattr(module, "adapter_layer_names"):  # PEFT's
+            state = [getattr(module, key, None) for key in ("scaling", "active_adapters", "disable_adapters")]
+            digest.update(f"{name} {state}".encode())
+    config = get_config(teacher)
+    if config is not None:
+        transient = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
+        kept = {name: value for name, value in config.to_dict().items() if name not in transient}
+        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    for name, tensor in teacher.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for table in data.with_format("arrow").iter(batch_size=1000):
+        digest.update(_arrow(table))
+    return digest.hexdigest()[:32]
+
+
+def _arrow(table: pyarrow.Table) -> pyarrow.Buffer:
+    """The values of a table as bytes, the same however it was cut out of another."""
+    import pyarrow
+
+    # Taken row by row, the values lie in buffers of their own; a slice would bring its offset along.
+    table = table.take(list(range(len(table)))).combine_chunks().replace_schema_metadata(None)
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue()
+
+
+def _write(file: Path, logits: Tensor) -> None:
+    """Write an Arrow file whole or not at all."""
+    import pyarrow
+
+    values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(logits.reshape(-1).numpy()), logits.shape[1])
+    table = pyarrow.table({COLUMN: values})
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    with pyarrow.OSFile(str(temporary), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    os.replace(temporary, file)

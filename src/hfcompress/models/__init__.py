@@ -1,0 +1,1 @@
+"""What a Hugging Face classifier is made of. Nothing here prunes, trains or writes a model."""

@@ -1,0 +1,155 @@
+"""A classifier as a whole: what is inside its wrappers, what it takes and returns, how its labels are named."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.errors import CompressionError
+from hfcompress.losses import Problem, check_problem
+from hfcompress.models.architectures import OFFSET_POSITIONS, TOKEN_LIMITS
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model below wrappers that only add a layer around it (DDP, DataParallel, ``torch.compile``, PEFT)."""
+    inner: Any = model  # nn.Module's attributes are typed Tensor | Module
+    while True:
+        if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = inner.module
+        elif hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        else:
+            return cast(nn.Module, inner)
+
+
+def get_config(model: nn.Module) -> Any:
+    """Return the config of a model, wrapped or not; None if it has none."""
+    return getattr(unwrap(model), "config", None)
+
+
+def input_names(model: nn.Module) -> frozenset[str]:
+    """Return the names of the inputs that a model takes."""
+    return frozenset(inspect.signature(unwrap(model).forward).parameters)
+
+
+def get_logits(outputs: Any) -> Tensor:
+    """Return the logits among a model's outputs, whether they are a mapping or a tuple."""
+    logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    return logits
+
+
+def max_tokens(model: nn.Module) -> int | None:
+    """Return how many tokens of a text a model can read; None if there is no limit.
+
+    Example:
+        >>> from transformers import RobertaConfig, RobertaForSequenceClassification
+        >>> config = RobertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+        >>> config.max_position_embeddings
+        512
+        >>> max_tokens(RobertaForSequenceClassification(config))  # its positions start behind the padding index, 1
+        510
+    """
+    config = get_config(model)
+    limits = [limit for name in TOKEN_LIMITS if isinstance(limit := getattr(config, name, None), int) and limit > 0]
+    limit = min(limits, default=None)
+    for name, module in unwrap(model).named_modules():
+        if name.rpartition(".")[2] in OFFSET_POSITIONS and getattr(module, "padding_idx", None) is not None:
+            room = int(cast(nn.Embedding, module).num_embeddings) - int(cast(Any, module).padding_idx) - 1
+            limit = room if limit is None else min(limit, room)
+    return limit
+
+
+def get_problem_type(model: nn.Module, role: str) -> Problem:
+    """Return what the outputs of a model mean, by its config as transformers reads it.
+
+    Args:
+        model: A classifier.
+        role: What to call it in messages.
+
+    Raises:
+        CompressionError: The config names no problem that there is, or a choice of a single class.
+    """
+    config = get_config(model)
+    outputs = getattr(config, "num_labels", 2)
+    problem = getattr(config, "problem_type", None)
+    if problem is None:
+        problem = "regression" if outputs == 1 else "single_label_classification"
+    if outputs == 1 and problem == "single_label_classification":
+        raise CompressionError(
+            f"The {role} has num_labels=1 and problem_type={problem!r}; a choice needs at least two classes."
+        )
+    check_problem(problem)
+    return cast(Problem, problem)
+
+
+def label_names(model: nn.Module) -> dict[int, str]:
+    """Return the names of a model's classes by index; none without a config."""
+    config = get_config(model)
+    labels = dict(getattr(config, "id2label", None) or {})
+    named = {index: name for name, index in (getattr(config, "label2id", None) or {}).items()}
+    return named if are_default_names(labels) and set(named) == set(labels) else labels  # label2id may be set alone
+
+
+def are_default_names(labels: Mapping[int, str]) -> bool:
+    """Whether these are the names that transformers gives to classes without any."""
+    return set(labels.values()) == {f"LABEL_{index}" for index in range(len(labels))}
+
+
+def label_order(first: nn.Module, other: nn.Module) -> list[int] | None:
+    """Return where the classes of the first model are among those of another.
+
+    Returns:
+        An index of the other model for each class of the first; None if they are in the same places or have no names.
+    """
+    labels, others = label_names(first), label_names(other)
+    if labels == others or set(labels.values()) != set(others.values()) or are_default_names(labels):
+        return None
+    index = {name: class_id for class_id, name in others.items()}
+    return [index[labels[class_id]] for class_id in sorted(labels)]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode and compute no gradients, while the context lasts."""
+    modes = {module: module.training for module in model.modules()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in trained:  # the FLOP counter fails on views of parameters that require gradients (DeBERTa)
+        parameter.requires_grad_(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Hold a model's half-precision numbers in float32 while the context lasts; each comes back as it was."""
+    halves = (torch.float16, torch.bfloat16)
+    before = {name: (tensor, tensor.dtype) for name, tensor in _tensors(model) if tensor.dtype in halves}
+    try:
+        for tensor, _ in before.values():
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, dtype in before.values():
+            tensor.data = tensor.data.to(dtype)
+        for name, tensor in _tensors(model):  # what has taken their place
+            if name in before:
+                tensor.data = tensor.data.to(before[name][1])
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()

@@ -1,0 +1,182 @@
+"""What a model reads: examples put into padded batches, and dummy inputs where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import get_config, input_names, max_tokens, unwrap
+
+Batch = dict[str, Tensor]
+LABELS = ("labels", "label")
+TOKENS = 128  # of the dummy text that FLOPs and latency are about, or as many as the model reads
+_FIRST_ID = 3  # of dummy inputs; those before it are often special tokens
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples that one model can read.
+
+    Attributes:
+        lengths: How many tokens each has.
+        labels: Their labels, or None if they have none.
+        take: Makes the batch of the examples with these indices, on the model's device, without labels.
+    """
+
+    lengths: list[int]
+    labels: Tensor | None
+    take: Callable[[Sequence[int]], Batch]
+
+
+class Padder:
+    """Puts encoded rows into a batch of one length, on the model's device.
+
+    Args:
+        model: What reads them.
+        tokenizer: Pads as it does elsewhere; without one, rows are padded on the right with ``config.pad_token_id``.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        self.device = next(model.parameters()).device
+        self._name = type(unwrap(model)).__name__
+        self.pad_token_id: int | None = getattr(get_config(model), "pad_token_id", None)
+        self._needs_mask = "attention_mask" in input_names(model)
+        self._collate = None if tokenizer is None else DataCollatorWithPadding(tokenizer)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Pad rows, each with ``input_ids`` and columns of the same length.
+
+        Raises:
+            CompressionError: They are of different lengths, and nothing says which token is padding.
+        """
+        if self._needs_mask:
+            rows = [{"attention_mask": [1] * len(row["input_ids"]), **row} for row in rows]
+        if self._collate is not None:
+            batch = dict(self._collate([{name: _listed(value) for name, value in row.items()} for row in rows]))
+        else:
+            if self.pad_token_id is None and len({len(row["input_ids"]) for row in rows}) > 1:
+                raise CompressionError(
+                    f"The rows are of different lengths, and {self._name} has no config.pad_token_id to pad them with; "
+                    "set it, or pass the tokenizer as processing_class=."
+                )
+            batch = {
+                name: pad_sequence(
+                    [torch.as_tensor(row[name]) for row in rows],
+                    batch_first=True,
+                    padding_value=(self.pad_token_id or 0) if name == "input_ids" else 0,
+                )
+                for name in rows[0]
+            }
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+
+def read_examples(
+    owner: str, model: nn.Module, inputs: Any, processing_class: PreTrainedTokenizerBase | None = None
+) -> Examples:
+    """Read a batch or a data set for a model.
+
+    Args:
+        owner: Whose inputs they are, for messages.
+        model: What reads them.
+        inputs: A mapping of tensors with one row an example, or a sequence of mappings with the token ids of one.
+        processing_class: The tokenizer that pads rows; see `Padder`.
+
+    Raises:
+        CompressionError: There are no examples, they cannot be read as such, or they are longer than the model reads.
+    """
+    if isinstance(inputs, Mapping):
+        return _read_tensors(owner, model, inputs)
+    return _read_rows(owner, model, inputs, Padder(model, processing_class))
+
+
+def check_lengths(owner: str, model: nn.Module, lengths: Iterable[int]) -> None:
+    """Refuse a text without a token, or with more than the model reads."""
+    limit = max_tokens(model)
+    for length in lengths:
+        if length < 1 or (limit is not None and length > limit):
+            reads = "at least 1" if limit is None else f"1 to {limit}"
+            raise CompressionError(
+                f"A row of {owner} has {length} tokens, and {type(unwrap(model)).__name__} reads {reads}; truncate the "
+                "texts and leave out empty ones."
+            )
+
+
+def dummy_inputs(model: nn.Module, tokens: int = TOKENS, batch_size: int = 1) -> Batch:
+    """Make texts without padding, for models whose answers to them do not matter.
+
+    Args:
+        model: What reads them.
+        tokens: Tokens of each text; fewer if the model does not read so many.
+        batch_size: How many texts.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, each of shape (batch_size, tokens), on the model's device.
+    """
+    config, device = get_config(model), next(model.parameters()).device
+    embeddings: Any = unwrap(model)
+    vocabulary: int = embeddings.get_input_embeddings().weight.shape[0]
+    tokens = min(tokens, max_tokens(model) or tokens)
+    ids = (_FIRST_ID + torch.arange(batch_size * tokens, device=device)) % vocabulary
+    pad, eos = (getattr(config, name, None) for name in ("pad_token_id", "eos_token_id"))
+    plain = next((one for one in range(_FIRST_ID, vocabulary) if one not in (pad, eos)), 0)
+    for special in (pad, eos):
+        if isinstance(special, int):
+            ids[ids == special] = plain
+    ids = ids.view(batch_size, tokens)
+    if getattr(config, "is_encoder_decoder", False) and isinstance(eos, int):
+        ids[:, -1] = eos  # at which BART and T5 classify
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _read_tensors(owner: str, model: nn.Module, inputs: Mapping[str, Any]) -> Examples:
+    device = next(model.parameters()).device
+    tensors = {key: value.to(device) for key, value in inputs.items() if isinstance(value, Tensor)}
+    labels = next((tensors.pop(key) for key in LABELS if key in tensors), None)
+    sizes = {key: len(value) for key, value in tensors.items()} | ({} if labels is None else {"labels": len(labels)})
+    if not tensors or len(set(sizes.values())) != 1 or 0 in sizes.values():
+        found = {key: sizes.get(key, type(value).__name__) for key, value in inputs.items()}
+        raise CompressionError(
+            f"{owner} must be tensors with one row an example, at least one: found {found}; or a data set, with token "
+            "ids in each row."
+        )
+    first = tensors.get("input_ids", next(iter(tensors.values())))
+    tokens = first.shape[1] if first.dim() > 1 else 1
+    if "input_ids" in tensors:
+        check_lengths(owner, model, [tokens])
+
+    def take(indices: Sequence[int]) -> Batch:
+        chosen = torch.tensor(indices, device=device)
+        return {key: value[chosen] for key, value in tensors.items()}
+
+    return Examples([tokens] * len(first), labels, take)
+
+
+def _read_rows(owner: str, model: nn.Module, inputs: Any, padder: Padder) -> Examples:
+    rows = [dict(row) for row in inputs] if isinstance(inputs, Sequence) or hasattr(inputs, "__getitem__") else []
+    columns = set.intersection(*(set(row) for row in rows)) if rows else set()
+    read = [column for column in (rows[0] if rows else ()) if column in columns & input_names(model) - set(LABELS)]
+    if "input_ids" not in read:
+        raise CompressionError(
+            f"{owner} must be a batch of tensors, or a data set with input_ids in each row: found "
+            f"{type(inputs).__name__} of {len(rows)} rows with {', '.join(sorted(columns)) or 'no columns'}."
+        )
+    encoded = [{column: torch.as_tensor(row[column]) for column in read} for row in rows]
+    lengths = [len(row["input_ids"]) for row in encoded]
+    check_lengths(owner, model, lengths)
+    label = next((column for column in LABELS if column in columns), None)
+    try:
+        labels = None if label is None else torch.as_tensor([row[label] for row in rows], device=padder.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CompressionError(f"The column {label!r} of {owner} holds no numbers: {error}") from error
+    return Examples(lengths, labels, lambda indices: padder([encoded[index] for index in indices]))
+
+
+def _listed(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value

@@ -1,0 +1,105 @@
+"""The plan of a shrunken model's shapes, as it stands in ``config.json``, and models built by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeGuard
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.heads_and_neurons import KINDS, Group, Kind, find_groups, neuron_group
+from hfcompress.models.surgery import remove
+
+METHOD = "hfcompress"  # how config.json names who can rebuild the shapes
+_VERSIONS = (1, 2)  # of plans; 2 where neurons are named by their modules
+
+
+def is_plan(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether this ``quantization_config`` is a plan of ours."""
+    return isinstance(value, Mapping) and value.get("quant_method") == METHOD
+
+
+def make_plan(shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a plan, of the lowest version that can say these shapes.
+
+    Args:
+        shapes: ``heads`` and ``neurons``; other keys are left out.
+
+    Example:
+        >>> make_plan({"heads": [2, 3]})
+        {'quant_method': 'hfcompress', 'version': 1, 'heads': [2, 3]}
+    """
+    shapes = {kind: shapes[kind] for kind in KINDS if kind in shapes}
+    named = any(isinstance(entry, Mapping) for entry in shapes.get("neurons", ()))
+    return {"quant_method": METHOD, "version": _VERSIONS[named], **shapes}
+
+
+def check_version(plan: Mapping[str, Any]) -> None:
+    """Raise a `CompressionError` if a plan is of a newer version."""
+    if plan.get("version") not in _VERSIONS:
+        raise CompressionError(
+            f"The model was shrunken by an hfcompress that writes plans of version {plan.get('version')!r}; this one "
+            f"reads version {' and '.join(map(str, _VERSIONS))}. Update it: pip install -U hfcompress"
+        )
+
+
+def apply_plan(model: nn.Module, plan: Mapping[str, Any]) -> None:
+    """Give a model, built from its config, the shapes of a plan; in place.
+
+    Args:
+        model: With any weights, or on the meta device: the first heads and neurons of each block stay.
+        plan: ``{"version": 1, "heads": [a number a block], "neurons": [a number a block]}``; both may be missing. In
+            version 2 ``neurons`` may list ``{"up": [names], "down": name, "width": number}``, names being those of
+            ``nn.Linear`` modules, which are only ever narrowed.
+
+    Raises:
+        CompressionError: The plan is of a newer version, or does not fit the model.
+    """
+    check_version(plan)
+    for kind in KINDS:
+        if kind in plan:
+            groups, counts = _planned(model, kind, plan[kind])
+            fits = len(groups) == len(counts) and all(
+                type(count) is int and 1 <= count <= group.count for group, count in zip(groups, counts, strict=True)
+            )
+            if not fits:
+                raise CompressionError(
+                    f"The plan of config.json leaves {kind} {str(plan[kind])[:200]}, but {type(model).__name__} has "
+                    f"{[group.count for group in groups]}; the file does not fit the model or is damaged."
+                )
+            for group, count in zip(groups, counts, strict=True):
+                remove(model, group, range(count), ExitStack())
+
+
+def build_from_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
+    """Build what ``from_pretrained`` would build of a config once it was saved and read again, without weights."""
+    with torch.device("meta"):
+        made = kind(type(config).from_dict(config.to_dict()))
+    plan = getattr(config, "quantization_config", None)
+    if is_plan(plan):
+        apply_plan(made, plan)
+    return made
+
+
+def _planned(model: nn.Module, kind: Kind, entries: Any) -> tuple[Sequence[Group], list[Any]]:
+    """The groups that a plan is about, and how many of each it leaves."""
+    if not isinstance(entries, list) or not any(isinstance(entry, Mapping) for entry in entries):
+        return find_groups(model, kind), entries if isinstance(entries, list) else []
+    modules = dict(model.named_modules())
+    groups: list[Group] = []
+    try:
+        for entry in entries:
+            up, down = list(entry["up"]), entry["down"]
+            if kind != "neurons" or not all(isinstance(modules[name], nn.Linear) for name in (*up, down)):
+                raise TypeError(f"{kind} in modules that are no nn.Linear")
+            groups.append(neuron_group(modules, up, down))
+        return groups, [entry["width"] for entry in entries]
+    except (KeyError, TypeError, IndexError, CompressionError) as error:
+        raise CompressionError(
+            f"The plan of config.json names {kind} that {type(model).__name__} does not have ({error!r:.200}); the "
+            "file does not fit the model or is damaged."
+        ) from error

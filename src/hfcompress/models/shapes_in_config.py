@@ -1,0 +1,154 @@
+"""A shrunken model's shapes written into its config: as plain settings where they can say them, else as a plan."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import product
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.architectures import HEAD_SIZE_SETTINGS, WIDTH_SETTINGS
+from hfcompress.models.heads_and_neurons import KINDS, Group, Kind, find_groups, has_layout, neuron_group
+from hfcompress.models.shape_plan import build_from_config, is_plan, make_plan
+from hfcompress.models.traced_neurons import trace_neurons
+
+
+def write_plan(model: PreTrainedModel) -> None:
+    """Make the config of a model say what shape it has, so that what it saves loads again.
+
+    Plain settings are used where the architecture has them (as many neurons in all layers, or heads where the head
+    size is a setting): such a model needs nothing but transformers. What they cannot say becomes
+    ``quantization_config``, the place where transformers looks for how a checkpoint must be loaded: a plan with the
+    number of heads or neurons of each block, or with the modules of neurons that no record of ARCHITECTURES describes.
+
+    Args:
+        model: Changed: its config alone.
+
+    Raises:
+        CompressionError: A model built from the config would differ all the same; the config is as before then.
+    """
+    configs = _configs(model)
+    with _restored_unless_kept(configs) as keep:
+        foreign = False
+        for config in configs:
+            given = vars(config).get("quantization_config")
+            foreign = foreign or (given is not None and not is_plan(given))
+            if is_plan(given):
+                del config.quantization_config
+        found = {kind: groups for kind in KINDS if (groups := _find_known(model, kind))}
+        for groups in found.values():
+            if len({group.count for group in groups}) == 1:
+                _use_plain_settings(model, configs, groups)
+        built = build_from_config(model.config, type(model))
+        shapes: dict[str, list[Any]] = {}
+        for kind, groups in found.items():
+            counts = [group.count for group in groups]
+            if counts != [group.count for group in find_groups(built, kind)]:
+                shapes[kind] = counts
+        if not has_layout(model, "neurons") and _first_difference(model, built) is not None:
+            shapes["neurons"] = _traced_shapes(model, built)
+        if shapes and foreign:
+            raise CompressionError("The config has a quantization_config of its own, so it cannot say the shapes too.")
+        if shapes:
+            for config in configs:
+                config.quantization_config = make_plan(shapes)
+            built = build_from_config(model.config, type(model))
+        different = _first_difference(model, built)
+        if different is not None:
+            raise CompressionError(f"{different} differs from what the config of {type(model).__name__} builds.")
+        keep.append(True)
+
+
+def own_configs(model: nn.Module, undo: ExitStack) -> None:
+    """Give a model copies of its configs, which other models may share; closing ``undo`` puts them back."""
+    holders = [(module, vars(module)["config"]) for module in model.modules() if "config" in vars(module)]
+    copies = {id(config): copy.deepcopy(config) for _, config in holders}
+    for module, config in holders:
+        undo.callback(setattr, module, "config", config)
+        module.config = copies[id(config)]
+
+
+def _configs(model: nn.Module) -> list[PreTrainedConfig]:
+    return list({id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values())
+
+
+def _traced_shapes(model: nn.Module, built: nn.Module) -> list[dict[str, Any]]:
+    """Entries of a plan for the neurons that no record describes, where there are others than in the built model."""
+    modules = dict(built.named_modules())
+    entries = []
+    for group in trace_neurons(model):
+        up, down = [part.module for part in group.slices if part.outputs], group.consumers[0].module
+        if neuron_group(modules, up, down).count != group.count:
+            entries.append({"up": up, "down": down, "width": group.count})
+    return entries
+
+
+def _first_difference(model: PreTrainedModel, built: PreTrainedModel) -> str | None:
+    """Name the first weight whose shape differs, or what in a layer is set otherwise (GPT-2 may scale by depth)."""
+    expected: dict[str, torch.Tensor] = built.state_dict()
+    found: dict[str, torch.Tensor] = model.state_dict()
+    for key in [*expected, *found]:
+        if key not in expected or key not in found or expected[key].shape != found[key].shape:
+            return key
+    modules = dict(built.named_modules())
+    for name, module in model.named_modules():
+        in_layer = any(part.isdigit() for part in name.split("."))
+        if in_layer and (name not in modules or _settings(module) != _settings(modules[name])):
+            return str(name)
+    return None
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    plain = bool | int | float | str | None
+    return {k: v for k, v in vars(module).items() if isinstance(v, plain) and k != "training" and not k.startswith("_")}
+
+
+def _find_known(model: nn.Module, kind: Kind) -> list[Group]:
+    with suppress(CompressionError):
+        return find_groups(model, kind)
+    return []
+
+
+def _use_plain_settings(model: PreTrainedModel, configs: Sequence[PreTrainedConfig], groups: Sequence[Group]) -> None:
+    """Set what in the config makes these heads or neurons, if anything does."""
+    for settings in _candidates(model.config, groups[0]):
+        with _restored_unless_kept(configs) as keep, suppress(Exception):  # whatever a config or constructor says
+            for config, (name, value) in product(configs, settings.items()):
+                setattr(config, name, value)
+            if find_groups(build_from_config(model.config, type(model)), groups[0].kind) == groups:
+                keep.append(True)
+                return
+
+
+def _candidates(config: PreTrainedConfig, group: Group) -> Iterator[dict[str, int]]:
+    yield {}
+    if group.kind == "neurons":
+        yield from (dict.fromkeys(names, group.count) for names in WIDTH_SETTINGS if hasattr(config, names[0]))
+        return
+    consumer = group.consumers[0]
+    made = [part for part in group.slices if part.outputs]
+    queries = consumer.size // made[min(1, len(made) - 1)].size if len(made) > 1 else 1  # of a key-value head
+    settings = {"num_attention_heads": group.count * queries}
+    if hasattr(config, "num_key_value_heads"):
+        settings["num_key_value_heads"] = group.count
+    for name in HEAD_SIZE_SETTINGS:
+        yield settings | {name: consumer.size // queries}
+
+
+@contextmanager
+def _restored_unless_kept(configs: Sequence[PreTrainedConfig]) -> Iterator[list[bool]]:
+    """Put the configs back at the end, unless something was added to the list."""
+    before, keep = [dict(vars(config)) for config in configs], list[bool]()
+    try:
+        yield keep
+    finally:
+        if not keep:
+            for config, values in zip(configs, before, strict=True):
+                vars(config).clear()
+                vars(config).update(values)

@@ -1,0 +1,19 @@
+"""Zeros: the globally smallest weights pruned, at once or during training, and kept at zero."""
+
+from typing import TYPE_CHECKING
+
+from hfcompress._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hfcompress.prune.callbacks import GradualPruning, KeepSparsity
+    from hfcompress.prune.magnitude import prune_global_l1
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "callbacks": ["GradualPruning", "KeepSparsity"],
+            "magnitude": ["prune_global_l1"],
+        },
+    )
+
+__all__ = ["GradualPruning", "KeepSparsity", "prune_global_l1"]

@@ -1,0 +1,36 @@
+"""What a model costs and how well it answers: counted, measured and compared. Nothing here changes a model."""
+
+from typing import TYPE_CHECKING
+
+from hfcompress._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hfcompress.report.benchmark import compare, measure
+    from hfcompress.report.comparison import Comparison
+    from hfcompress.report.measurements import ForwardPass, Measurement
+    from hfcompress.report.sparsity import LayerSparsity, SparsityReport, sparsity_report
+    from hfcompress.report.structure import BlockStructure, StructureReport
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "benchmark": ["compare", "measure"],
+            "comparison": ["Comparison"],
+            "measurements": ["ForwardPass", "Measurement"],
+            "sparsity": ["LayerSparsity", "SparsityReport", "sparsity_report"],
+            "structure": ["BlockStructure", "StructureReport"],
+        },
+    )
+
+__all__ = [
+    "BlockStructure",
+    "Comparison",
+    "ForwardPass",
+    "LayerSparsity",
+    "Measurement",
+    "SparsityReport",
+    "StructureReport",
+    "compare",
+    "measure",
+    "sparsity_report",
+]

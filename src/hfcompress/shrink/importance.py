@@ -1,0 +1,126 @@
+"""How much each attention head or feed-forward neuron matters: scores to be compared with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.errors import CompressionError
+from hfcompress.losses import LabelLoss, label_loss
+from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, get_problem_type
+from hfcompress.models.heads_and_neurons import Group
+from hfcompress.models.inputs import LABELS, Batch, read_examples
+from hfcompress.models.surgery import masked
+from hfcompress.validation import check_count
+
+Importance = Literal["l1", "taylor", "fisher"]
+IMPORTANCES: tuple[str, ...] = get_args(Importance)
+
+
+def l1_scores(model: nn.Module, group: Group) -> Tensor:
+    """The sum of the magnitudes of all weights of each head or neuron (Li et al. 2017, for filters).
+
+    Args:
+        model: In which the group was found.
+        group: Heads or neurons.
+
+    Returns:
+        Shape (count,), float64, on the CPU.
+    """
+    scores = torch.zeros(group.count, dtype=torch.float64)
+    for part in group.slices:
+        module: Any = model.get_submodule(part.module)
+        weight = module.weight.detach()
+        # With what the heads or neurons run along first: nn.Linear stores outputs first, others inputs first.
+        if part.outputs != isinstance(module, nn.Linear):
+            weight = weight.T
+        sums = weight.abs().sum(1, dtype=torch.float64).cpu()
+        scores += sums.view(part.repeats, group.count, part.size).sum((0, 2))
+    return scores
+
+
+def mask_gradients(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch]) -> list[Tensor]:
+    """The gradient of each example's loss for a mask of ones on the outputs of heads or neurons.
+
+    Args:
+        model: A classifier; left as it was. The loss is the cross-entropy, in regression the squared error.
+        groups: Heads and neurons of several blocks.
+        batches: What the model reads, with ``labels``.
+
+    Returns:
+        For each group shape (examples, count), float32, on the CPU.
+    """
+    found: list[list[Tensor]] = [[] for _ in groups]
+    problem = get_problem_type(model, "model")
+    kind: LabelLoss = "mse" if problem == "regression" else "cross_entropy"
+    with evaluation_mode(model):
+        for batch in batches:
+            inputs = dict(batch)
+            labels = inputs.pop("labels")
+            masks = [torch.ones(len(labels), 1, one.count, device=labels.device, requires_grad=True) for one in groups]
+            with torch.enable_grad(), masked(model, list(zip(groups, masks, strict=True))):
+                loss = label_loss(get_logits(model(**inputs)), labels, kind, problem=problem).sum()
+            for gradients, gradient in zip(found, torch.autograd.grad(loss, masks), strict=True):
+                gradients.append(gradient[:, 0].cpu())
+    return [torch.cat(gradients) for gradients in found]
+
+
+def importance_scores(
+    model: nn.Module, groups: Sequence[Group], kind: Importance, batches: Iterable[Batch] | None
+) -> list[Tensor]:
+    """Score heads or neurons.
+
+    Args:
+        model: Left as it was.
+        groups: Heads and neurons of several blocks.
+        kind: ``"l1"``: `l1_scores`. ``"taylor"``: the mean magnitude of the mask's gradient, the loss's first-order
+            change when the head or neuron is removed (Michel et al. 2019, https://arxiv.org/abs/1905.10650, eq. 2).
+            ``"fisher"``: its mean square, the diagonal of the empirical Fisher information (Kwon et al. 2022,
+            https://arxiv.org/abs/2204.09656, section 4.2).
+        batches: Labelled batches; for ``"l1"`` None.
+
+    Returns:
+        For each group shape (count,), float64, on the CPU.
+    """
+    if kind == "l1":
+        return [l1_scores(model, one) for one in groups]
+    assert batches is not None
+    gradients = [gradient.double() for gradient in mask_gradients(model, groups, batches)]
+    return [(one.abs() if kind == "taylor" else one.square()).mean(0) for one in gradients]
+
+
+def labelled_batches(model: nn.Module, dataset: Any, batch_size: int) -> list[Batch]:
+    """Put the rows of a data set into padded batches on the model's device.
+
+    Args:
+        model: What reads them.
+        dataset: Rows with ``input_ids``, ``labels`` and other inputs, as a Trainer takes them; or batches of tensors
+            already.
+        batch_size: Rows in a batch.
+
+    Raises:
+        CompressionError: There are no rows, or no labels, or a row is longer than the model reads.
+    """
+    check_count("batch_size", batch_size)
+    rows = [dataset] if isinstance(dataset, Mapping) else list(dataset)
+    names = {name for row in rows for name in row}
+    if not rows or any("input_ids" not in row or not set(LABELS) & set(row) for row in rows):
+        raise CompressionError(
+            f"dataset must hold rows with 'input_ids' and 'labels', as a Trainer takes them; found {len(rows)} rows "
+            f"with {', '.join(sorted(names)) or 'nothing'}."
+        )
+    are_batches = isinstance(rows[0]["input_ids"], Tensor) and rows[0]["input_ids"].dim() == 2
+    if getattr(get_config(model), "pad_token_id", None) is None:
+        batch_size = 1  # without a token for padding, some models read one text at a time
+    batches = []
+    for part in rows if are_batches else [rows]:
+        examples = read_examples("dataset", model, part)
+        assert examples.labels is not None
+        count = len(examples.lengths)
+        size = count if are_batches else batch_size
+        for places in (range(start, min(start + size, count)) for start in range(0, count, size)):
+            batches.append(examples.take(places) | {"labels": examples.labels[places.start : places.stop]})
+    return batches

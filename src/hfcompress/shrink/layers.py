@@ -1,0 +1,118 @@
+"""Models with fewer layers: students made of their teacher's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import pairwise, product
+from typing import Any, TypeVar
+
+from transformers import PreTrainedModel
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.architectures import LAYER_INDICES, PER_LAYER_SETTINGS
+from hfcompress.models.layers import layer_stack
+from hfcompress.models.shapes_in_config import write_plan
+from hfcompress.validation import is_integer
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
+    """Make a smaller model of a teacher's own layers.
+
+    The student has the teacher's class, embeddings, head, dtype, device and mode, and copies of the chosen layers
+    (the initialisation of DistilBERT, Sanh et al. 2019, https://arxiv.org/abs/1910.01108, section 2). The teacher is
+    not changed, nothing is shared, and every parameter of the student can be trained. What it saves, plain
+    ``from_pretrained`` loads.
+
+    Args:
+        teacher: A model with one stack of ``config.num_hidden_layers`` layers, such as any of the BERT family or GPT-2.
+        layers: How many layers, evenly spaced from the first to the last (2 of 6: 0 and 5; 6 of 12: 0, 2, 4, 7, 9, 11;
+            1 is the first); or the indices of the layers in ascending order, negative ones counted from the end.
+
+    Returns:
+        The student.
+
+    Raises:
+        CompressionError: ``layers`` is out of range, or the architecture has no such stack, or cannot do without a
+            layer left out.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(hidden_size=32, num_hidden_layers=6, num_attention_heads=4, intermediate_size=64)
+        >>> student = student_from_teacher(BertForSequenceClassification(config), 2)
+        >>> student.config.num_hidden_layers
+        2
+    """
+    if not isinstance(teacher, PreTrainedModel):
+        raise CompressionError(f"The teacher must be a transformers PreTrainedModel, not {type(teacher).__name__}.")
+    name, count = layer_stack(teacher)
+    kept = _indices(layers, count)
+
+    student: Model = copy.deepcopy(teacher)
+    student.requires_grad_(True)
+    keep_layers(student, name, kept, ExitStack())
+    return student
+
+
+def keep_layers(model: PreTrainedModel, stack_name: str, kept: Sequence[int], undo: ExitStack) -> None:
+    """Keep only these layers of a model, in place; nothing is changed if it would not load again.
+
+    Args:
+        model: The model.
+        stack_name: Name of its stack of layers.
+        kept: Indices of those that stay, ascending.
+        undo: Puts everything back when it is closed.
+
+    Raises:
+        CompressionError: What the model then saves would not load again.
+    """
+    stack: Any = model.get_submodule(stack_name)
+    layers = list(stack)
+    with ExitStack() as own:
+        for config in {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values():
+            own.callback(vars(config).update, dict(vars(config)))
+            own.callback(vars(config).clear)
+            config.num_hidden_layers = len(kept)
+            for key in PER_LAYER_SETTINGS:
+                values = getattr(config, key, None)
+                if isinstance(values, list | tuple) and len(values) == len(layers):
+                    setattr(config, key, [values[index] for index in kept])
+        own.callback(stack.extend, layers)
+        own.callback(stack._modules.clear)
+        stack._modules.clear()
+        stack.extend(layers[index] for index in kept)
+        for index, layer in enumerate(stack):
+            for module, key in product(layer.modules(), LAYER_INDICES):
+                if hasattr(module, key):
+                    own.callback(setattr, module, key, getattr(module, key))
+                    setattr(module, key, index)
+        try:
+            write_plan(model)
+        except Exception as error:  # also whatever an architecture's config or constructor says to so many layers
+            raise CompressionError(
+                f"A {type(model).__name__} of the layers {list(kept)} would not load again: {error} Choose other "
+                "layers (often layer 0 must stay, or the pattern of the layers must repeat)."
+            ) from error
+        undo.push(own.pop_all())
+
+
+def _indices(layers: object, count: int) -> list[int]:
+    if is_integer(layers):
+        wanted = int(layers)
+        if not 1 <= wanted <= count:
+            raise CompressionError(f"layers={wanted} must be between 1 and the teacher's {count}.")
+        return [round(index * (count - 1) / max(1, wanted - 1)) for index in range(wanted)]
+    if (
+        isinstance(layers, Sequence)
+        and layers
+        and all(is_integer(index) and -count <= index < count for index in layers)
+    ):
+        kept = [int(index) % count for index in layers]
+        if all(one < other for one, other in pairwise(kept)):
+            return kept
+    raise CompressionError(
+        f"layers={layers!r} must be a number from 1 to {count}, or ascending indices of the teacher's {count} layers."
+    )

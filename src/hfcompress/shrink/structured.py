@@ -1,0 +1,253 @@
+"""Models that are really smaller: attention heads, feed-forward neurons and layers removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, get_args
+
+import torch
+from transformers import PreTrainedModel
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import get_config
+from hfcompress.models.heads_and_neurons import KINDS, Group, Kind, find_groups
+from hfcompress.models.inputs import Batch, dummy_inputs
+from hfcompress.models.layers import layer_stack, layer_stacks
+from hfcompress.models.profiling import count_flops, count_parameters
+from hfcompress.models.shape_plan import is_plan
+from hfcompress.models.shapes_in_config import own_configs, write_plan
+from hfcompress.models.tensors import check_has_values
+from hfcompress.models.traced_neurons import find_or_trace
+from hfcompress.models.weights import PRUNABLE_DTYPES
+from hfcompress.report.structure import BlockStructure, StructureReport
+from hfcompress.shrink.budget import MEASURES, Budget
+from hfcompress.shrink.importance import IMPORTANCES, Importance, importance_scores, labelled_batches
+from hfcompress.shrink.layers import keep_layers
+from hfcompress.shrink.selection import Scope, select, select_for_budget
+from hfcompress.shrink.verified_removal import Removal, remove_and_verify
+from hfcompress.validation import check_choice, check_count, check_fraction, is_integer
+
+
+def prune_structured(
+    model: PreTrainedModel,
+    *,
+    heads: float = 0.0,
+    neurons: float = 0.0,
+    flops: float | None = None,
+    parameters: float | None = None,
+    latency: float | None = None,
+    drop_layers: int | Sequence[int] = 0,
+    importance: Importance = "l1",
+    scope: Scope = "global",
+    dataset: Iterable[Any] | None = None,
+    batch_size: int = 16,
+    round_to: int = 8,
+) -> StructureReport:
+    """Remove the least important attention heads and intermediate neurons from a classifier, in place.
+
+    What is left is an ordinary, smaller dense model: width, embeddings and classification head stay as they were. Its
+    config says its shapes, so what it saves loads again: by plain transformers where the config can say them, and else
+    after ``import hfcompress``. Before returning, the call compares the logits of a short text with those of the full
+    model in which the same heads and neurons are masked, and undoes everything if they differ.
+
+    Args:
+        model: A sequence classifier, not wrapped, without adapters.
+        heads: Fraction of the heads to remove, in [0, 1). Under grouped queries a head is a key-value head with all its
+            queries; where all layers of a stack share a position bias (MPNet, T5), the same heads are removed
+            from all of them.
+        neurons: Fraction of the intermediate neurons to remove, in [0, 1). Architectures without a record are traced
+            to find them.
+        flops: Instead of fractions: what share of the model's FLOPs (of a text of 128 tokens) to keep at most, in (0,
+            1). Heads and neurons are selected together so that the least importance is lost for it.
+        parameters: The same for the share of all parameters.
+        latency: The same for the share of the time that a text of 128 tokens takes, measured here and now, again and
+            again while the FLOPs to keep are narrowed down. A busy machine measures badly.
+        drop_layers: Whole layers to remove first: their indices, or how many, the least important ones then.
+        importance: ``"l1"`` needs no data; ``"taylor"`` and ``"fisher"`` need a labelled ``dataset`` (see
+            `hfcompress.importance`). With ``"l1"`` heads and neurons cannot be weighed against each other: to meet a
+            budget, the same fraction of both is removed.
+        scope: ``"global"``: the least important of all layers; ``"layer"``: the same fraction of each.
+        dataset: Rows with ``input_ids``, ``labels`` and other inputs, as a Trainer takes them (a few hundred will do);
+            or batches of tensors.
+        batch_size: Rows in a batch of theirs.
+        round_to: Neurons stay in multiples of this, which is friendly to kernels; at least that many, and one head,
+            stay in each layer.
+
+    Returns:
+        What was asked, and what was removed: heads, neurons, parameters, FLOPs.
+
+    Raises:
+        CompressionError: An argument is out of range, a budget cannot be met, the architecture has no known layout, or
+            the model is wrapped, quantized or on the meta device. The model is untouched then.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+        >>> model = BertForSequenceClassification(config)
+        >>> report = prune_structured(model, heads=0.5, neurons=0.5)
+        >>> report.removed("heads"), report.removed("neurons"), sum(p.numel() for p in model.parameters())
+        (0.5, 0.5, 1003074)
+    """
+    given: dict[str, Any] = {"heads": heads, "neurons": neurons, "drop_layers": drop_layers}
+    given |= {"flops": flops, "parameters": parameters, "latency": latency}
+    asked = {name: value for name, value in given.items() if _is_asked(value)}
+    _check_arguments(asked, importance, scope, round_to, dataset)
+    _check_model(model)
+    _check_layers(model, asked.get("drop_layers", 0))
+    budget = next((Budget(measure, asked[measure]) for measure in MEASURES if measure in asked), None)
+    kinds: list[Kind] = [kind for kind in KINDS if kind in asked or budget is not None]
+    groups = _find(model, kinds)
+    batches = None if importance == "l1" else labelled_batches(model, dataset, batch_size)
+    try:
+        before = _sizes(model)
+    except Exception as error:
+        raise CompressionError(f"{type(model).__name__} does not read a short text: {error}") from error
+
+    blocks: list[BlockStructure] = []
+    latency_ms: tuple[float, float] | None = None
+    with ExitStack() as undo:
+        own_configs(model, undo)  # which other models may share
+        if "drop_layers" in asked:
+            _drop_layers(model, drop_layers, importance, batches, undo)
+            groups = _find(model, kinds)
+        if groups:
+            scores = importance_scores(model, groups, importance, batches)
+            removal: Removal
+            if budget is None:
+                removal = select(groups, scores, asked, scope=scope, round_to=round_to)
+            else:
+                costs = budget.costs(model, groups)
+                most = sum(cost * group.count for cost, group in zip(costs, groups, strict=True))
+                choose = partial(
+                    select_for_budget,
+                    *(groups, scores, costs),
+                    additive=importance != "l1",
+                    scope=scope,
+                    round_to=round_to,
+                )
+                removal, latency_ms = budget.meet(model, before.get(budget.measure, 0), most, choose)
+            remove_and_verify(model, removal, undo)
+            blocks = [BlockStructure(g.name, g.kind, g.count, g.count - len(removal[g])) for g in groups]
+            write_plan(model)
+        undo.pop_all()
+    after = _sizes(model)
+    pairs = {name: (before[name], after[name]) for name in before}
+    return StructureReport(blocks=tuple(blocks), asked=asked, latency_ms=latency_ms, **pairs)
+
+
+def _sizes(model: PreTrainedModel) -> dict[str, int]:
+    stacks = layer_stacks(model)
+    return {
+        "layers": sum(stacks.values()) if stacks else int(get_config(model).num_hidden_layers),
+        "parameters": count_parameters(model),
+        "flops": count_flops(model, dummy_inputs(model)),
+    }
+
+
+def _find(model: PreTrainedModel, kinds: Sequence[Kind]) -> list[Group]:
+    """Find heads and neurons, in modules that a smaller matrix can be put into."""
+    groups = [group for kind in kinds for group in find_or_trace(model, kind)]
+    for name in dict.fromkeys(part.module for group in groups for part in group.slices):
+        module = model.get_submodule(name)
+        hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        if hooks or "weight" not in module._parameters:
+            raise CompressionError(
+                f"{name} has {'hooks' if hooks else 'a parametrization'}, which would not fit the smaller matrix; "
+                f"remove {'them' if hooks else 'it'} first."
+            )
+    return groups
+
+
+def _drop_layers(
+    model: PreTrainedModel,
+    layers: int | Sequence[int],
+    importance: Importance,
+    batches: list[Batch] | None,
+    undo: ExitStack,
+) -> None:
+    name, count = layer_stack(model)
+    if is_integer(layers):
+        groups = [group for kind in KINDS for group in find_groups(model, kind)]
+        if len(groups) != 2 * count:
+            raise CompressionError(
+                f"The layers of {type(model).__name__} cannot be ranked, as they share heads; name them by index."
+            )
+        scores = [float(score.sum()) for score in importance_scores(model, groups, importance, batches)]
+        ranked = sorted(range(count), key=lambda index: scores[index] + scores[count + index])
+        dropped = set(ranked[: int(layers)])
+    else:
+        assert isinstance(layers, Sequence)
+        dropped = {int(index) % count for index in layers}
+    keep_layers(model, name, [index for index in range(count) if index not in dropped], undo)
+
+
+def _check_arguments(asked: dict[str, Any], importance: str, scope: str, round_to: object, dataset: object) -> None:
+    for kind in KINDS:
+        check_fraction(kind, asked.get(kind, 0.0), f"the fraction of the {kind} to remove")
+    for measure in MEASURES:
+        check_fraction(measure, asked.get(measure, 0.5), f"the share of the model's {measure} to keep", zero=False)
+    if not asked:
+        raise CompressionError(
+            "Nothing was asked: give heads=, neurons=, flops=, parameters=, latency= or drop_layers=."
+        )
+    if len(set(MEASURES) & set(asked)) + bool(set(KINDS) & set(asked)) > 1:
+        raise CompressionError(
+            f"{', '.join(f'{name}={value!r}' for name, value in asked.items())} exclude each other: give fractions of "
+            "heads and neurons, or one budget."
+        )
+    if "latency" in asked and "drop_layers" in asked:
+        raise CompressionError(
+            f"latency={asked['latency']!r} is measured beside the full model; drop layers in a call before."
+        )
+    check_choice("importance", importance, IMPORTANCES)
+    check_choice("scope", scope, get_args(Scope))
+    check_count("round_to", round_to)
+    if importance != "l1" and dataset is None:
+        raise CompressionError(f"importance={importance!r} needs labelled data: pass dataset=, or choose 'l1'.")
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise CompressionError(
+            f"The model must be a transformers PreTrainedModel, not {type(model).__name__}; pass the model below "
+            "wrappers, adapters merged (PEFT: merge_and_unload())."
+        )
+    plan = getattr(model.config, "quantization_config", None)
+    if plan is not None and not is_plan(plan):
+        raise CompressionError(
+            f"The config has a quantization_config of its own ({type(plan).__name__}); shrink the model, then quantize."
+        )
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        raise CompressionError(
+            "attention_type='block_sparse' turns to another attention for short texts; set "
+            "model.set_attention_type('original_full') first."
+        )
+    check_has_values(model.named_parameters())
+    for key, parameter in model.named_parameters():
+        if parameter.dtype not in PRUNABLE_DTYPES or type(parameter.data) is not torch.Tensor:
+            raise CompressionError(
+                f"{key} is quantized or sharded ({type(parameter.data).__name__}, {parameter.dtype}); shrink the "
+                "model first, in a floating-point dtype and on one device."
+            )
+
+
+def _is_asked(value: object) -> bool:
+    return len(value) > 0 if isinstance(value, Sequence) else value is not None and value != 0
+
+
+def _check_layers(model: PreTrainedModel, layers: Any) -> None:
+    if layers == 0:
+        return
+    count = layer_stack(model)[1]
+    if is_integer(layers):
+        valid = 0 < int(layers) < count
+    else:
+        valid = isinstance(layers, Sequence) and all(is_integer(index) and -count <= index < count for index in layers)
+        valid = valid and len({int(index) % count for index in layers}) < count
+    if not valid:
+        raise CompressionError(
+            f"drop_layers={layers!r} must be a number from 1 to {count - 1}, or indices of the model's {count} layers, "
+            "of which at least one must stay."
+        )

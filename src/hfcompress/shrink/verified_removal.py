@@ -1,0 +1,77 @@
+"""Heads and neurons removed, with the smaller model held against the full one in which they are masked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import evaluation_mode, get_logits, in_float32
+from hfcompress.models.heads_and_neurons import Group
+from hfcompress.models.inputs import dummy_inputs
+from hfcompress.models.surgery import masked, remove
+
+Removal = Mapping[Group, set[int]]  # of each group, the indices of the heads or neurons to remove
+
+
+def remove_and_verify(model: PreTrainedModel, removal: Removal, undo: ExitStack) -> None:
+    """Remove heads and neurons, in place, and compare the logits with those of the full model in which they are masked.
+
+    Args:
+        model: In which the groups were found.
+        removal: What to remove.
+        undo: Puts everything back when it is closed.
+
+    Raises:
+        CompressionError: The logits differ; the model is as it was then.
+    """
+    with ExitStack() as own, in_float32(model):  # half precision would hide what is wrong behind its rounding
+        full = _dummy_logits(model)
+        with masked(model, [(group, _mask(model, group, gone)) for group, gone in removal.items()]):
+            expected = _dummy_logits(model)
+        try:
+            _remove(model, removal, own)
+            found = _dummy_logits(model)
+        except Exception as error:  # whatever a block says to heads or neurons that are missing
+            raise CompressionError(f"{_unknown(model)} ({error})") from error
+        # What a wrong removal changes is of the size of what the removed ones contributed.
+        tolerance = 0.02 * (full - expected).abs().max() + 1e-5 * expected.abs().max()
+        if not bool(((found - expected).abs() <= tolerance).all()):
+            raise CompressionError(_unknown(model))
+        undo.push(own.pop_all())
+
+
+@contextmanager
+def removed(model: PreTrainedModel, removal: Removal) -> Iterator[None]:
+    """Remove heads and neurons while the context lasts, without comparing anything."""
+    with ExitStack() as undo:
+        _remove(model, removal, undo)
+        yield
+
+
+def _remove(model: PreTrainedModel, removal: Removal, undo: ExitStack) -> None:
+    for group, gone in removal.items():
+        remove(model, group, sorted(set(range(group.count)) - gone), undo)
+
+
+def _mask(model: PreTrainedModel, group: Group, gone: set[int]) -> Tensor:
+    mask = torch.ones(group.count, device=next(model.parameters()).device)
+    mask[sorted(gone)] = 0
+    return mask
+
+
+def _dummy_logits(model: PreTrainedModel) -> Tensor:
+    """The logits of a dozen tokens, float64."""
+    with evaluation_mode(model):
+        return get_logits(model(**dummy_inputs(model, 12))).double()
+
+
+def _unknown(model: PreTrainedModel) -> str:
+    return (
+        f"{type(model).__name__} without these heads and neurons does not answer like the full model in which they are "
+        "masked, so its attention or feed-forward blocks have no known layout (see ARCHITECTURES); it is unchanged."
+    )

@@ -1,0 +1,21 @@
+"""Compressed models as folders: written whole or not at all, and read with everything checked."""
+
+from typing import TYPE_CHECKING
+
+from hfcompress._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hfcompress.storage.convert import pack_folder, unpack_folder
+    from hfcompress.storage.load import load_compressed
+    from hfcompress.storage.save import save_compressed
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "convert": ["pack_folder", "unpack_folder"],
+            "load": ["load_compressed"],
+            "save": ["save_compressed"],
+        },
+    )
+
+__all__ = ["load_compressed", "pack_folder", "save_compressed", "unpack_folder"]

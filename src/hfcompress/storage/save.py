@@ -1,0 +1,140 @@
+"""A compressed model written as a folder: its zeros packed, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import HfApi, split_torch_state_dict_into_shards
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.utils import logging
+
+from hfcompress.atomic_folder import replacing
+from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import unwrap
+from hfcompress.models.shape_plan import is_plan
+from hfcompress.models.tensors import check_has_values
+from hfcompress.storage.layout import INDEX, ONE_FILE, Folder, describe, is_obsolete, refuse_adapter
+from hfcompress.storage.model_card import CARD, Table, is_ours, write_card
+from hfcompress.storage.safetensors_file import pack_tensors
+
+
+def save_compressed(
+    model: nn.Module,
+    directory: Folder,
+    *,
+    sparse: Literal["auto", False] = "auto",
+    processing_class: Any = None,
+    results: Table | None = None,
+    notes: Mapping[str, object] | None = None,
+    max_shard_size: int | str = "50GB",
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    token: str | bool | None = None,
+    private: bool | None = None,
+) -> None:
+    """Save a model as a small folder that loads anywhere: its zeros packed, with a model card.
+
+    After ``import hfcompress``, plain ``from_pretrained`` and ``pipeline`` load it, bit for bit, into an ordinary dense
+    model; without it they refuse to, if anything is packed or shrunken unevenly. The folder takes the place of an old
+    one at once, when all is written: a process killed half-way leaves the old one. Files that a save does not write
+    stay as they are. Another process whose working directory is the old folder has none afterwards.
+
+    Args:
+        model: A Hugging Face model, unchanged by this. A PEFT adapter must be merged before.
+        directory: The folder to write.
+        sparse: ``"auto"`` packs each matrix that is smaller so; False packs nothing.
+        processing_class: The tokenizer, to be saved beside the model.
+        results: A table for the model card, as `compare` returns it.
+        notes: More lines for the card, for example ``{"teacher": "bert-base-uncased", "data": "IMDB reviews"}``.
+        max_shard_size: As for ``save_pretrained``, of the dense weights: packed files are smaller.
+        push_to_hub: Whether to upload the folder afterwards.
+        repo_id: Where to; by default the name of the folder, in one's own namespace.
+        token: The hub token; by default the one of ``hf auth login``.
+        private: Whether a new repository is private.
+
+    Raises:
+        CompressionError: The model cannot be saved like this, or the folder cannot be written; what was there is as it
+            was.
+
+    Example:
+        >>> import tempfile
+        >>> import hfcompress as hfc
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+        >>> model = BertForSequenceClassification(config)
+        >>> zeros = hfc.prune_global_l1(model, 0.9).zeros
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_compressed(model, folder)
+        ...     again = hfc.load_compressed(folder)
+        >>> int((again.bert.encoder.layer[0].output.dense.weight == 0).sum()) > 0
+        True
+    """
+    if sparse not in ("auto", False):
+        raise CompressionError(f"sparse={sparse!r} is unknown; it must be 'auto' or False.")
+    inner = _savable(model)
+    refuse_adapter(directory)
+    with replacing(directory, is_obsolete(directory)) as new:
+        if sparse == "auto":
+            inner.save_pretrained(new, state_dict={"none": torch.empty(0)})  # all but the weights
+            _pack_weights(inner, new, max_shard_size)
+        else:
+            inner.save_pretrained(new, max_shard_size=max_shard_size)
+        if processing_class is not None:
+            processing_class.save_pretrained(new)
+        if is_ours(Path(directory) / CARD) or not (Path(directory) / CARD).exists():
+            write_card(inner, new, results=results, notes=notes or {}, name=Path(directory).resolve().name)
+        written = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
+    if push_to_hub:
+        api = HfApi(token=token)
+        repository = api.create_repo(repo_id or Path(directory).resolve().name, private=private, exist_ok=True).repo_id
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=Path(directory),
+            commit_message="Upload compressed model",
+            allow_patterns=[*written, CARD],  # the user's own card too
+            delete_patterns=[ONE_FILE, "model-*.safetensors", INDEX],  # those of an older model, if not uploaded now
+        )
+
+
+def _pack_weights(model: PreTrainedModel, new: Path, max_shard_size: int | str) -> None:
+    """Write the weights that ``save_pretrained`` would write, in the same files, each tensor packed on its way."""
+    state: dict[str, Tensor] = model.state_dict()
+    for name in model._keys_to_ignore_on_save or ():
+        state.pop(name, None)
+    pattern = "model{suffix}.safetensors"
+    try:
+        state = revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
+        split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size, filename_pattern=pattern)
+    except (RuntimeError, ValueError) as error:  # weights that share memory undeclared; a size that is none
+        raise CompressionError(f"{type(model).__name__} cannot be laid into files: {error}") from error
+    (new / ONE_FILE).unlink()  # of no weights
+    packed = False
+    for file, names in logging.tqdm(split.filename_to_tensors.items(), desc="Packing model shards"):
+        packed = pack_tensors({name: state[name] for name in names}, new / file) or packed
+    describe(new, [*split.filename_to_tensors], split.is_sharded, packed)
+
+
+def _savable(model: nn.Module) -> PreTrainedModel:
+    inner = unwrap(model)
+    if not isinstance(inner, PreTrainedModel):
+        raise CompressionError(f"{type(inner).__name__} is no Hugging Face model, so there is nothing to load it with.")
+    if getattr(inner, "_hf_peft_config_loaded", False) or any(hasattr(m, "base_layer") for m in inner.modules()):
+        raise CompressionError("The model has a PEFT adapter; merge it first: model = model.merge_and_unload().")
+    plan = getattr(inner.config, "quantization_config", None)
+    if plan is not None and not is_plan(plan):
+        raise CompressionError(f"{type(inner).__name__} is quantized; save it with its own save_pretrained.")
+    state = inner.state_dict()
+    check_has_values(state.items())
+    for name, tensor in state.items():
+        if isinstance(tensor, DTensor):
+            raise CompressionError(
+                f"{name} is sharded over devices (DTensor), so its values are not here; gather them."
+            )
+    return inner

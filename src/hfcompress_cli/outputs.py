@@ -1,0 +1,98 @@
+"""The folders and files that the command line writes: never over what is there, unless that was asked."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfcompress.atomic_folder import replacing
+from hfcompress.errors import CompressionError
+from hfcompress.storage.layout import is_weight_file
+from hfcompress_cli.models import TOKENIZER_FILES
+
+_OLD_WEIGHTS = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
+# What else belongs to a model that is replaced, and must not be taken for a part of the new one.
+_COMPANIONS = (
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
+
+
+@contextmanager
+def new_folder(name: str, overwrite: bool) -> Iterator[Path]:
+    """A folder that becomes the one of that name at the end, whole; before that, nothing is there."""
+    output = Path(name).expanduser()
+    check_folder(output, overwrite)
+    with replacing(output, _belongs_to_a_model) as folder:
+        try:
+            yield folder
+        except OSError as error:  # not always about the output
+            raise CompressionError(str(error)) from error
+        check_folder(output, overwrite)  # it may have come since
+    print(f"Written to {name}.", file=sys.stderr)
+
+
+def check_folder(output: Path, overwrite: bool) -> None:
+    """Refuse to write over a folder that is not to be replaced, or holds no model."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise CompressionError(f"{output} is a file; name another folder to write.")
+    if not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise CompressionError(f"{output} exists already; name another folder, or replace it with --overwrite.")
+    if not (output / "config.json").is_file():
+        raise CompressionError(f"{output} holds no model, so --overwrite does not replace it; name another folder.")
+
+
+def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Save a model, with its tokenizer if it has one."""
+    model.save_pretrained(folder)
+    if tokenizer is None:
+        print("The model has no tokenizer, so none was saved with it.", file=sys.stderr)
+    else:
+        tokenizer.save_pretrained(folder)
+
+
+def check_file(file: Path, overwrite: bool) -> None:
+    """Refuse to write a file that cannot be written, or over one that is not to be replaced."""
+    if file.is_dir():
+        raise CompressionError(f"{file} is a folder; name a file.")
+    if not os.access(file.parent, os.W_OK):
+        raise CompressionError(f"{file} cannot be written: there is no folder {file.parent}, or it is read-only.")
+    if file.exists() and not (overwrite and file.is_file()):
+        raise CompressionError(f"{file} exists already; name another file, or replace it with --overwrite.")
+
+
+def write_file(file: Path, text: str, overwrite: bool) -> None:
+    """Write a file, whole or not at all."""
+    check_file(file, overwrite)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of the files of weights in a folder."""
+    return sum(
+        file.stat().st_size
+        for file in folder.iterdir()
+        if is_weight_file(file.name) or _OLD_WEIGHTS.fullmatch(file.name)
+    )
+
+
+def _belongs_to_a_model(name: str) -> bool:
+    return is_weight_file(name) or name in TOKENIZER_FILES or name in _COMPANIONS

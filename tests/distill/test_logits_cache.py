@@ -1,0 +1,220 @@
+"""A teacher's answers from files: the same as online, computed once, and anew when anything changed."""
+
+import copy
+
+import pytest
+import torch
+from architectures import arguments, build, texts, word_tokenizer
+from datasets import Dataset, load_from_disk
+
+import hfcompress.distill.logits_cache
+from hfcompress import CompressionError, DistillationArguments, DistillationTrainer, cache_teacher_logits
+
+
+@pytest.fixture
+def tokenizer():
+    return word_tokenizer()
+
+
+@torch.no_grad()
+def online(teacher, tokenizer, data, **settings):
+    """One text at a time, so without padding."""
+    teacher = copy.deepcopy(teacher).eval()
+    encoded = [tokenizer(text, return_tensors="pt", truncation=True, **settings) for text in data["text"]]
+    return torch.cat([teacher(**{k: v for k, v in one.items() if k != "token_type_ids"}).logits for one in encoded])
+
+
+class Count:
+    """Counts forward passes."""
+
+    def __init__(self, model):
+        self.calls = 0
+        model.register_forward_hook(self)
+
+    def __call__(self, *_):
+        self.calls += 1
+
+
+def logits_of(data):
+    return torch.tensor(data["teacher_logits"])
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "distilbert"])
+@pytest.mark.parametrize("shard", [4, 4096])
+def test_the_answers_are_those_of_the_teacher_in_the_order_of_the_data(
+    architecture, shard, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(hfcompress.distill.logits_cache, "_SHARD", shard)
+    teacher, data = build(architecture, num_labels=3, dropout=True, pad_token_id=0), texts()
+    cached = cache_teacher_logits(teacher, data, processing_class=tokenizer, batch_size=5, cache_dir=tmp_path)
+    assert cached.column_names == ["text", "labels", "teacher_logits"]
+    assert cached["text"] == data["text"]
+    torch.testing.assert_close(logits_of(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
+    assert teacher.training
+    assert cached.cache_files  # memory-mapped
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_second_call_takes_no_forward_pass(tokenizer, tmp_path):
+    teacher = build(num_labels=3)
+    first = cache_teacher_logits(teacher, texts(), processing_class=tokenizer, cache_dir=tmp_path)
+    count = Count(teacher)
+    second = cache_teacher_logits(teacher, texts(), processing_class=tokenizer, cache_dir=tmp_path)
+    assert count.calls == 0
+    assert logits_of(second).equal(logits_of(first))
+
+
+def test_labels_and_other_columns_do_not_matter(tokenizer, tmp_path):
+    teacher, data = build(num_labels=3), texts()
+    cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path)
+    count = Count(teacher)
+    relabelled = data.remove_columns("labels").add_column("other", list(range(len(data))))
+    cache_teacher_logits(teacher, relabelled, processing_class=tokenizer, cache_dir=tmp_path, batch_size=3)
+    assert count.calls == 0
+
+
+def another_weight(teacher, data, settings):
+    with torch.no_grad():
+        teacher.classifier.bias[0] += 1e-3
+    return teacher, data, settings
+
+
+def another_text(teacher, data, settings):
+    return (
+        teacher,
+        data.map(lambda row, index: {"text": row["text"] + " good" * (index == 7)}, with_indices=True),
+        settings,
+    )
+
+
+def another_order(teacher, data, settings):
+    return teacher, data.select(range(len(data) - 1, -1, -1)), settings
+
+
+def another_activation(teacher, data, settings):
+    teacher.config.hidden_act = "relu"
+    return teacher, data, settings
+
+
+def another_length(teacher, data, settings):
+    return teacher, data, settings | {"max_length": 3}
+
+
+def another_precision(teacher, data, settings):
+    return teacher, data, settings | {"bf16": True}
+
+
+def another_tokenizer(teacher, data, settings):
+    changed = copy.deepcopy(settings["processing_class"])
+    changed.add_tokens(["new"])
+    return teacher, data, settings | {"processing_class": changed}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        another_weight,
+        another_text,
+        another_order,
+        another_activation,
+        another_length,
+        another_precision,
+        another_tokenizer,
+    ],
+)
+def test_whatever_matters_to_the_answers_is_noticed(change, tokenizer, tmp_path):
+    teacher, data = build(num_labels=3), texts()
+    settings = {"processing_class": tokenizer, "cache_dir": tmp_path}
+    cache_teacher_logits(teacher, data, **settings)
+    changed, data, settings = change(copy.deepcopy(teacher), data, settings)
+    count = Count(changed)
+    cache_teacher_logits(changed, data, **settings)
+    assert count.calls > 0
+
+
+def test_a_view_of_the_same_rows_is_the_same_data(tokenizer, tmp_path):
+    teacher, data = build(num_labels=3), texts()
+    cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path / "cache")
+    data.save_to_disk(tmp_path / "data")
+    longer = Dataset.from_dict({"text": ["good", *data["text"], "bad"]}).select(range(1, len(data) + 1))
+    count = Count(teacher)
+    for same in (load_from_disk(str(tmp_path / "data")), longer, data.select(list(range(len(data))))):
+        cache_teacher_logits(teacher, same, processing_class=tokenizer, cache_dir=tmp_path / "cache")
+    assert count.calls == 0
+
+
+def test_an_interrupted_call_goes_on(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(hfcompress.distill.logits_cache, "_SHARD", 4)
+    teacher, data = build(num_labels=3), texts()
+
+    def interrupt(*_):
+        if len(list(tmp_path.rglob("*.arrow"))) == 3:
+            raise KeyboardInterrupt
+
+    hook = teacher.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path)
+    hook.remove()
+    assert teacher.training
+    count = Count(teacher)
+    cached = cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path)
+    assert count.calls == 3  # of six files
+    torch.testing.assert_close(logits_of(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
+
+
+def test_ids_in_the_data_are_read_where_there_is_no_tokenizer(tokenizer, tmp_path):
+    teacher, data = build(num_labels=3), texts()
+    ids = data.map(lambda row: {"input_ids": tokenizer(row["text"])["input_ids"]})
+    cached = cache_teacher_logits(teacher, ids, cache_dir=tmp_path)
+    torch.testing.assert_close(logits_of(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
+
+
+def test_pairs_of_texts_are_read_together(tokenizer, tmp_path):
+    teacher = build(num_labels=3)
+    data = Dataset.from_dict({"question": ["good", "not bad"], "answer": ["very good film", "a plot"]})
+    cached = cache_teacher_logits(
+        teacher,
+        data,
+        processing_class=tokenizer,
+        text_column="question",
+        text_pair_column="answer",
+        cache_dir=tmp_path,
+    )
+    joined = Dataset.from_dict({"text": ["good very good film", "not bad a plot"]})
+    torch.testing.assert_close(logits_of(cached), online(teacher, tokenizer, joined), rtol=1e-5, atol=1e-6)
+
+
+def test_training_from_the_cache_is_training_with_the_teacher(tokenizer, tmp_path):
+    teacher, data = build(num_labels=3, seed=1), texts(24)
+    encoded = data.map(lambda row: tokenizer(row["text"])).remove_columns("text")
+    cached = cache_teacher_logits(teacher, encoded, cache_dir=tmp_path / "cache")
+    losses = []
+    for one, who in ((encoded, teacher), (cached, None)):
+        args = arguments(DistillationArguments, tmp_path, logging_strategy="steps", logging_steps=1, optim="sgd")
+        student = build(num_labels=3, seed=2)
+        trainer = DistillationTrainer(
+            model=student, args=args, teacher=who, train_dataset=one, processing_class=tokenizer
+        )
+        seen = []
+        step = trainer.training_step
+        trainer.training_step = lambda *a, step=step, seen=seen: seen.append(step(*a)) or seen[-1]
+        trainer.train()
+        losses.append(torch.stack(seen))
+    assert (losses[0] - losses[1]).abs().max() < 1e-6
+
+
+def test_data_that_the_teacher_cannot_read_are_refused_by_column(tokenizer, tmp_path):
+    teacher = build()
+    data = Dataset.from_dict({"review": ["good"]})
+    for settings, message in (
+        ({}, "columns review: pass its tokenizer"),
+        ({"processing_class": tokenizer}, "lack 'text'"),
+    ):
+        with pytest.raises(CompressionError, match=message):
+            cache_teacher_logits(teacher, data, cache_dir=tmp_path, **settings)
+
+
+def test_answers_that_are_there_are_not_computed_again(tmp_path):
+    data = Dataset.from_dict({"input_ids": [[1]], "teacher_logits": [[0.0, 1.0]]})
+    with pytest.raises(CompressionError, match="have a column 'teacher_logits' already"):
+        cache_teacher_logits(build(), data, cache_dir=tmp_path)

@@ -1,0 +1,319 @@
+"""The IMDB example from the command line, on tiny random models and real reviews."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import arguments, batch, build, rows
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    TrainerCallback,
+)
+
+from examples.imdb import __main__ as command
+from examples.imdb import losses, models, schedules, shrinking, systems
+from examples.imdb.data import load_reviews
+from examples.imdb.settings import IN_MINUTES, PRESETS, SYSTEMS
+from hfcompress import DistillationArguments
+
+ROOT = Path(__file__).parents[2]
+TIMES = ("seconds", "latency_ms", "latency_iqr_ms", "throughput", "times_ms", "speedups")
+
+
+def run(*arguments):
+    return command.main(["--preset", "smoke", *map(str, arguments)])
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {name: without_times(inner) for name, inner in value.items() if name not in TIMES}
+    return [without_times(inner) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    output = tmp_path_factory.mktemp("imdb") / "results"
+    assert run("--output", output) == 0
+    return output
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    lines = [
+        f'"{"good fun" if label else "bad bore"} number {n}<br /><br />indeed",{label}'
+        for n in range(30)
+        for label in (0, 1)
+    ]
+    file = tmp_path / "reviews.csv"
+    file.write_text("\n".join(["text,label", *lines]))
+    return file
+
+
+def systems_of(output):
+    return {system["key"]: system for system in json.loads((output / "results.json").read_text())["systems"]}
+
+
+def test_all_systems_are_trained_and_written(finished):
+    found = systems_of(finished)
+    assert list(found) == [system.key for system in SYSTEMS]
+    for system in found.values():
+        result = system["by_seed"]["0"]
+        assert len(result["history"]) == (2 if system["key"].startswith(("student", "bert", "gpt2")) else 1)
+        assert all({"train_accuracy", "eval_accuracy", "train_loss", "eval_loss"} <= set(e) for e in result["history"])
+        assert 0 <= result["validation_accuracy"] <= 1
+        assert result["validation_examples"] == 8
+        assert system["measured"]["latency_ms"] > 0
+    text = (finished / "results.md").read_text()
+    assert all(system.title in text for system in SYSTEMS)
+    pictures = {f"figure-{number}.png" for number in range(1, 6)} | {"size-accuracy.png", "speed-accuracy.png"}
+    assert pictures == {file.name for file in finished.glob("*.png")}
+
+
+def test_the_test_accuracy_is_of_reviews_never_seen(finished):
+    preset = PRESETS["smoke"]
+    reviews = load_reviews("packaged", preset.reviews, preset.test_reviews, seed=0)
+    texts = [set(part["text"]) for part in (reviews.train, reviews.validation, reviews.test)]
+    assert [len(part) for part in texts] == [32, 8, 40]
+    assert len(set.union(*texts)) == 80
+    for key, system in systems_of(finished).items():
+        model = AutoModelForSequenceClassification.from_pretrained(finished / "seed-0" / key / "model").eval()
+        tokenizer = AutoTokenizer.from_pretrained(finished / "seed-0" / key / "model")
+        if key == "student-wrong-ids":
+            continue  # reads other ids, on purpose
+        inputs = [tokenizer(text, truncation=True, max_length=32, return_tensors="pt") for text in reviews.test["text"]]
+        with torch.no_grad():
+            logits = torch.cat([model(**one).logits for one in inputs])
+        labels = torch.tensor(reviews.test["label"])
+        result = system["by_seed"]["0"]
+        assert result["test_examples"] == 40
+        # The example predicts in bfloat16; of forty, one answer may lie on the edge.
+        assert result["test_accuracy"] == pytest.approx((logits.argmax(-1) == labels).double().mean().item(), abs=0.026)
+        assert result["test_cross_entropy"] == pytest.approx(cross_entropy(logits, labels).item(), abs=0.05)
+
+
+def test_zeros_are_kept_where_asked_and_lost_where_not(finished):
+    results = {key: system["by_seed"]["0"] for key, system in systems_of(finished).items()}
+    assert results["pruned-10"]["sparsity"] == pytest.approx(0.1, abs=1e-4)
+    assert results["pruned-20"]["sparsity"] == pytest.approx(0.2, abs=1e-4)
+    assert results["pruned-20-not-kept"]["sparsity_before_training"] == pytest.approx(0.2, abs=1e-4)
+    assert results["pruned-20-not-kept"]["sparsity"] < 0.01
+    assert results["control"]["sparsity"] == 0
+    assert results["pruned-by-5"]["sparsity_before_training"] == 0
+    assert results["pruned-by-5"]["sparsity"] == pytest.approx(0.2, abs=1e-4)
+
+
+def test_further_training_starts_where_bert_ended(finished):
+    results = {key: system["by_seed"]["0"] for key, system in systems_of(finished).items()}
+    ended = results["bert"]["validation_cross_entropy"]
+    assert results["control"]["start"]["validation_cross_entropy"] == pytest.approx(ended, abs=1e-6)
+
+
+def test_stopped_and_started_again_ends_with_the_same_numbers(finished, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "results"
+    keys = ("bert", "gpt2", "pruned-10")
+    chosen = ("--output", output, "--systems", *keys[1:])  # BERT comes along
+
+    def stop(self, args, state, control, **kwargs):
+        if "gpt2" in args.output_dir and state.epoch > 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(systems.EpochLines, "on_step_end", stop)
+        assert run(*chosen) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert (output / "seed-0" / "bert" / "result.json").exists()
+    checkpoints = output / "seed-0" / "gpt2" / "checkpoints"
+    assert [one.name for one in checkpoints.iterdir()] == ["checkpoint-4"]
+    # As if killed while the next was written; the Trainer writes its state last.
+    shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-8")
+    (checkpoints / "checkpoint-8" / "trainer_state.json").unlink()
+    (checkpoints / "checkpoint-8" / "model.safetensors").write_bytes(b"half")
+    assert run(*chosen) == 0
+    said = capsys.readouterr().out
+    assert "epoch 2:" in said
+    assert "epoch 1:" not in said[: said.index("] BERT pruned 10 %")]  # of BERT and GPT-2, one epoch was left
+    whole = systems_of(finished)
+    assert without_times(systems_of(output)) == without_times({key: whole[key] for key in keys})
+    assert "Still to be trained: BERT pruned 20 %, KD student" in (output / "results.md").read_text()
+
+
+def test_a_finished_run_only_writes_its_report_again(finished, capsys):
+    before = (finished / "results.json").read_text()
+    assert run("--output", finished) == 0
+    assert (finished / "results.json").read_text() == before
+    assert "KD student" in capsys.readouterr().out
+
+
+def test_mse_several_seeds_own_data_and_own_model(reviews, finished, tmp_path, capsys):
+    output = tmp_path / "results"
+    bert = finished / "seed-0" / "bert" / "model"
+    chosen = ("--systems", "student", "--loss", "mse", "--seeds", 1, 2, "--data", reviews, "--bert", bert)
+    chosen += ("--reviews", 60)
+    assert run("--output", output, *chosen) == 0
+    capsys.readouterr()
+    assert set(systems_of(output)["bert"]["by_seed"]) == {"1", "2"}
+    assert "test_accuracy" not in systems_of(output)["bert"]["by_seed"]["1"]  # all sixty are used
+    history = systems_of(output)["bert"]["by_seed"]["1"]["history"]
+    assert all(entry["eval_distillation_loss"] <= 1 < 2 * entry["eval_loss"] + 1 for entry in history)
+    reviews.write_text(reviews.read_text() + "\none more,1\n")
+    assert "another data_sha256" in refused(capsys, "--output", output, *chosen)
+
+
+def refused(capsys, *arguments):
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read"),
+        ("text,label\n", "holds no reviews"),
+        ("words,label\nfine,1\n", "has no column text"),
+        ("text,label\n" + "".join(f"review {n},1\n" for n in range(50)), "two classes"),
+        ("text,label\na,0\nb,1\n", "holds 2 different reviews, 40 were asked"),
+        ("text,label\n" + "the same,0\n" * 30 + "other,1\n" * 30, "holds 2 different reviews"),
+    ],
+)
+def test_bad_data_is_refused(capsys, tmp_path, content, message):
+    file = tmp_path / "reviews.csv"
+    file.write_text(content)
+    assert message in refused(capsys, "--data", file, "--output", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_unreadable_data_is_refused(capsys, tmp_path):
+    assert "cannot be read" in refused(capsys, "--data", tmp_path / "missing.csv", "--output", tmp_path / "results")
+    other = tmp_path / "reviews.txt"
+    other.write_text("text")
+    assert "neither a .csv nor a .jsonl" in refused(capsys, "--data", other, "--output", tmp_path / "results")
+
+
+def test_a_model_folder_without_tokenizer_is_refused(capsys, tmp_path, reviews):
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32, vocab_size=50)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    message = refused(capsys, "--data", reviews, "--bert", tmp_path / "model", "--output", tmp_path / "results")
+    assert "has no tokenizer" in message
+    assert not (tmp_path / "results").exists()
+
+
+def test_no_hub_is_told_in_one_sentence(capsys, tmp_path, reviews):
+    message = refused(capsys, "--data", reviews, "--models", "hub", "--output", tmp_path / "results")
+    assert "bert-base-uncased" in message
+    assert "--models packaged" in message
+
+
+def test_a_missing_extra_is_named_with_the_command(capsys, monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "datasets" else found(name))
+    message = refused(capsys, "--output", tmp_path / "results")
+    assert "datasets" in message
+    assert "python -m pip install -c constraints.txt -e '.[imdb]'" in message
+
+
+def test_a_results_folder_that_cannot_be_written_is_refused(capsys, tmp_path, reviews):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(capsys, "--data", reviews, "--output", tmp_path / "file" / "results")
+
+
+def test_other_settings_in_the_same_folder_are_refused(capsys, finished):
+    assert "another loss" in refused(capsys, "--loss", "mse", "--output", finished)
+
+
+def test_too_few_or_too_many_reviews_are_refused(capsys, tmp_path):
+    assert "at least 10" in refused(capsys, "--reviews", 3, "--output", tmp_path / "results")
+    assert "were asked" in refused(capsys, "--reviews", 30000, "--output", tmp_path / "results")
+
+
+def test_the_quick_preset_has_the_paper_s_systems_and_the_controls_of_its_pruning():
+    assert [system.key for system in SYSTEMS][: len(IN_MINUTES)] == list(IN_MINUTES)
+    assert {system.key for system in SYSTEMS if system.paper} < set(IN_MINUTES)
+
+
+def test_an_unknown_preset_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--preset", "huge"])
+    assert "invalid choice: 'huge'" in capsys.readouterr().err
+
+
+def test_the_example_uses_public_names_only():
+    import re
+
+    import hfcompress
+
+    for file in (ROOT / "examples" / "imdb").glob("*.py"):
+        source = file.read_text()
+        assert not re.search(r"^\s*(from|import) hfcompress\.", source, re.MULTILINE), file
+        assert set(re.findall(r"\bhfc\.(\w+)", source)) <= set(hfcompress.__all__), file
+
+
+# The studies
+
+
+SMALL = {
+    schedules: {"AMOUNTS": (0.5,), "WITHOUT_POOLER": (0.6,), "FURTHER_EPOCHS": 5},
+    shrinking: {"SHARES": (0.9, 0.8, 0.5), "IMPORTANCES": ("fisher",), "FURTHER_EPOCHS": 1},
+    losses: {
+        "SEEDS": (0, 1),
+        "STUDENT_EPOCHS": 1,
+        "COMBINATIONS": {name: losses.COMBINATIONS[name] for name in [*losses.COMBINATIONS][::7]},
+    },
+}
+
+
+@pytest.mark.parametrize("study", SMALL, ids=lambda study: study.__name__.rpartition(".")[2])
+def test_a_study_trains_writes_its_page_and_goes_on(study, tmp_path, monkeypatch):
+    texts = list(load_reviews("packaged", 40, 0, seed=0).train["text"])
+    monkeypatch.setattr(study, "starting_models", lambda *_: models.starting_models("tiny", {}, texts, 64))
+    for name, value in (SMALL[study] | {"REVIEWS": 40, "TEST_REVIEWS": 40, "EPOCHS": 1}).items():
+        monkeypatch.setattr(study, name, value)
+    monkeypatch.setattr(sys, "argv", ["study", "--output", str(tmp_path / "page"), "--work", str(tmp_path / "work")])
+    study.main()
+    page, runs = (
+        (tmp_path / "page" / "index.md").read_text(),
+        json.loads((tmp_path / "page" / "results.json").read_text()),
+    )
+    assert all(name in page for name in runs["runs"])
+    assert (tmp_path / "page" / "accuracy.png").stat().st_size > 10_000
+    if study is schedules:
+        assert runs["runs"]["cubic 0.5"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+        assert 0.55 < runs["runs"]["cubic 0.6, pooler not pruned"]["sparsity"] < 0.6
+        assert runs["runs"]["trained on, nothing pruned"]["sparsity"] == 0
+    elif study is losses:
+        assert {len(seeds) for name, seeds in runs["runs"].items() if name != "the teacher"} == {2}
+    noted = {file: file.stat().st_mtime_ns for file in (tmp_path / "work").glob("*.json")}
+    study.main()
+    assert noted == {file: file.stat().st_mtime_ns for file in (tmp_path / "work").glob("*.json")}
+    if study is not shrinking:  # which times itself
+        assert (tmp_path / "page" / "index.md").read_text() == page
+
+
+def test_fine_tuning_takes_the_mean_over_the_update_however_it_is_cut(tmp_path):
+    """Teachers are fine-tuned without the stock Trainer's factor (see test_transformers_hooks)."""
+    norms = {}
+    for size, accumulated in ((8, 1), (4, 2), (2, 4)):
+        found = norms[accumulated] = []
+
+        class Norms(TrainerCallback):
+            def on_pre_optimizer_step(self, args, state, control, found=found, **kwargs):
+                found.append(float(torch.cat([p.grad.flatten() for p in kwargs["model"].parameters()]).norm()))
+
+        settings = {"alpha": 0.0, "label_loss": "cross_entropy", "optim": "sgd", "max_grad_norm": 0.0}
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+        args = arguments(DistillationArguments, tmp_path, **settings, **sizes)
+        data = rows(batch(21))  # the last update has five
+        systems.EpochTrainer(model=build(), args=args, train_dataset=data, callbacks=[Norms()]).train()
+    assert len(norms[1]) == 3
+    assert norms[2] == pytest.approx(norms[1], rel=1e-5)
+    assert norms[4] == pytest.approx(norms[1], rel=1e-5)

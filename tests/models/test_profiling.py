@@ -1,0 +1,87 @@
+"""Peak memory against arithmetic by hand, and against torch's own profiler."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from architectures import batch, build
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from hfcompress.models.profiling import peak_bytes
+from hfcompress.models.tensors import memory_bytes
+
+ROWS, WIDE, NARROW = 7, 300, 50
+
+
+def linear(inputs, outputs):
+    return inputs * outputs + outputs
+
+
+def test_a_linear_layer_takes_its_weights_inputs_and_outputs():
+    assert peak_bytes(nn.Linear(NARROW, WIDE), {"input": torch.ones(ROWS, NARROW)}) == 4 * (
+        linear(NARROW, WIDE) + ROWS * NARROW + ROWS * WIDE
+    )
+
+
+def test_half_precision_takes_half():
+    inputs = torch.ones(ROWS, NARROW)
+    full = peak_bytes(nn.Linear(NARROW, WIDE), {"input": inputs})
+    assert 2 * peak_bytes(nn.Linear(NARROW, WIDE).bfloat16(), {"input": inputs.bfloat16()}) == full
+
+
+def test_what_was_freed_is_not_counted_at_the_peak():
+    layers = [nn.Linear(NARROW, WIDE), nn.ReLU(), nn.Linear(WIDE, NARROW), nn.ReLU(), nn.Linear(NARROW, WIDE)]
+    weights = 2 * linear(NARROW, WIDE) + linear(WIDE, NARROW)
+    # Worst after the first ReLU, while its input is still there; and again after the last layer with less.
+    wanted = 4 * (weights + ROWS * NARROW + 2 * ROWS * WIDE)
+    assert peak_bytes(nn.Sequential(*layers), {"input": torch.ones(ROWS, NARROW)}) == wanted
+
+
+def test_views_and_changes_in_place_take_nothing():
+    layers = [nn.Linear(NARROW, WIDE), nn.ReLU(inplace=True), nn.Flatten(0), nn.Unflatten(0, (WIDE, ROWS))]
+    wanted = 4 * (linear(NARROW, WIDE) + ROWS * NARROW + ROWS * WIDE)
+    assert peak_bytes(nn.Sequential(*layers), {"input": torch.ones(ROWS, NARROW)}) == wanted
+
+
+def test_it_grows_with_the_batch_and_is_the_same_again():
+    model = build("bert")
+    small, large = ({k: v for k, v in batch(n, 32).items() if k != "labels"} for n in (4, 8))
+    first = peak_bytes(model, small)
+    assert memory_bytes(model.parameters()) < first < peak_bytes(model, large) < 2 * first
+    assert peak_bytes(model, small) == first
+
+
+def test_a_classifier_takes_what_the_profiler_saw():
+    model = build("bert").eval()
+    inputs = {k: v for k, v in batch(32, 64).items() if k != "labels"}
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        model(**inputs)
+    live = peak = 0
+    for event in sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    held = memory_bytes(model.parameters()) + sum(tensor.nbytes for tensor in inputs.values())
+    assert peak > 0
+    assert peak_bytes(model, inputs) - held == pytest.approx(peak, rel=0.1)  # the profiler sees scratch memory too
+
+
+def test_shared_memory_counts_once_and_a_view_as_all_behind_it():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = nn.Parameter(model[0].weight.detach())
+    assert memory_bytes([*model.parameters(), *model.buffers()]) == 64
+    model[1].weight = nn.Parameter(torch.zeros(100, 4)[:4])
+    assert memory_bytes([*model.parameters(), *model.buffers()]) == 64 + 1600
+    model.register_buffer("table", torch.zeros(10), persistent=False)
+    assert memory_bytes([*model.parameters(), *model.buffers()]) == 64 + 1600 + 40
+
+
+def test_nothing_is_held_afterwards():
+    model, inputs = nn.Linear(4, 4), torch.ones(2, 4)
+    peak_bytes(model, {"input": inputs})
+    weights = weakref.ref(model.weight)
+    del model
+    gc.collect()
+    assert weights() is None

@@ -1,0 +1,256 @@
+"""Tables, ratios, the verdict on time, pictures and the page, of measurements made by hand."""
+
+import json
+import sys
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import pyplot as plt
+
+from hfcompress import Comparison, CompressionError, Measurement
+from hfcompress.report.intervals import McNemar
+from hfcompress.report.measurements import ForwardPass
+from hfcompress.report.rendering import pareto_front
+
+mpl.use("Agg")
+
+
+def row(parameters, sparsity=0.0, packed=1.0, times=None, correct=None, **more):
+    size = {"parameters": parameters, "bytes": 4 * parameters, "bytes_in_memory": 4 * parameters + 100}
+    size |= {"bytes_packed": int(packed * 4 * parameters), "nonzeros": parameters, "sparsity": sparsity}
+    size |= {"zeros": int(sparsity * parameters), "device": "cpu", "dtype": "float32", "threads": 2}
+    if times:
+        size["passes"] = (ForwardPass(16, 128, 50 * parameters, 5 * parameters, tuple(times)),)
+    if correct is not None:
+        size |= {"examples": 800, "accuracy": correct, "accuracy_interval": (correct - 0.02, correct + 0.02)}
+        size |= {"f1": correct, "cross_entropy": 0.4, "calibration_error": 0.1}
+    return Measurement(**size, **more)
+
+
+FIRST = [20.0, 21.0, 22.0, 20.0, 19.0, 20.0, 23.0, 18.0, 20.0, 21.0]
+ROWS = Comparison(
+    {
+        "BERT": row(22_700_000, times=FIRST, correct=0.84),
+        "pruned <b>|": row(22_700_000, 0.2, 0.85, FIRST[::-1], 0.83, agreement=0.95, mcnemar=McNemar(20, 12, 0.215)),
+        "small": row(1000, 0.0, 1.0, [t / 4 for t in FIRST], 0.7, agreement=0.8, mcnemar=McNemar(150, 38, 1e-9)),
+        "unread": row(100),
+    }
+)
+
+
+def test_printing_shows_an_aligned_row_a_model_and_says_what_it_means():
+    lines = str(ROWS).splitlines()
+    squeezed = [" ".join(line.split()) for line in lines]
+    names = "model parameters sparsity MB MB packed GFLOPs ms a batch speed-up accuracy 95 % interval against first"
+    assert squeezed[:5] == [
+        names,
+        "BERT 22,700,000 0.0% 90.8 90.8 1.14 20.0 1.00x 0.840 0.820 to 0.860 -",
+        "pruned <b>| 22,700,000 20.0% 90.8 77.2 1.14 20.0 1.00x, noise 0.830 0.810 to 0.850 not shown (p 0.215)",
+        "small 1,000 0.0% 0.00400 0.00400 5.00e-05 5.0 4.00x 0.700 0.680 to 0.720 worse (p < 0.001)",
+        "unread 100 0.0% 0.000400 0.000400 - - - - - -",
+    ]
+    assert len({len(line) for line in lines[:5]}) == 1
+    assert squeezed[5].endswith(
+        "10 of each, the models in turns; batches of 16 x 128 tokens; on cpu, threads: 2, float32."
+    )
+    assert squeezed[6].startswith("Zeros save no FLOPs and no time")
+    assert squeezed[7].startswith("noise: ")
+    assert squeezed[8].startswith("Against first: McNemar's test")
+    assert len(squeezed) == 9
+
+
+def test_columns_of_what_was_not_measured_are_left_out():
+    table = str(Comparison({"a": row(100), "b": row(50)}))
+    assert table.splitlines()[0].split() == ["model", "parameters", "sparsity", "MB"]
+    assert len(table.splitlines()) == 3
+    assert "-" not in table
+
+
+def test_without_zeros_nothing_is_said_about_them():
+    assert "Zeros" not in str(Comparison({"a": row(100, times=FIRST)}))
+
+
+def test_all_figures_stand_beside_their_ratio_to_the_first():
+    table = [line[2:-2].split(" | ") for line in ROWS.to_markdown(verbose=True).splitlines() if line.startswith("| ")]
+    cells = {name: values for name, *values in table}
+    assert cells[""] == ["BERT", r"pruned <b>\|", "small", "unread"]
+    words = [" ".join([name, *values]).replace("\\|", "|").split() for name, values in cells.items()]
+    assert [line.split() for line in ROWS.to_text(verbose=True).splitlines()][: len(words)] == words
+    assert cells["MB on disk, packed"] == ["90.8", "77.2 (0.850x)", "0.00400 (0.000x)", "0.000400 (0.000x)"]
+    assert cells["ms, median, 16 x 128"] == ["20.00", "20.00 (1.000x)", "5.00 (0.250x)", "-"]
+    assert cells["ms, quartiles, 16 x 128"] == ["20.00 to 21.00", "20.00 to 21.00", "5.00 to 5.25", "-"]
+    assert cells["speed-up, 16 x 128"] == ["-", "1.00x, noise", "4.00x", "-"]
+    assert cells["speed-up, 99 % interval, 16 x 128"] == ["-", "0.82x to 1.22x", "4.00x to 4.00x", "-"]
+    assert cells["examples a second, 16 x 128"] == ["800", "800 (1.000x)", "3,200 (4.000x)", "-"]
+    assert cells["peak memory in MB, 16 x 128"] == ["114", "114 (1.000x)", "0.00500 (0.000x)", "-"]
+    assert cells["accuracy"] == ["0.840", "0.830 (0.988x)", "0.700 (0.833x)", "-"]
+    assert cells["only the reference right, only this one right"] == ["-", "20, 12", "150, 38", "-"]
+    assert cells["McNemar's test"] == ["-", "not shown, p 0.215", "worse, p < 0.001", "-"]
+    assert cells["dtype"] == ["float32"] * 4
+
+
+def test_a_difference_is_shown_only_where_the_rounds_agree():
+    def speedup(first, this):
+        return Comparison({"first": row(1, times=first), "this": row(1, times=this)}).speedup("this")
+
+    drifting = [10.0 * 1.2**n for n in range(10)]  # a machine that slows down hits both alike
+    assert speedup(drifting, [0.9 * t for t in drifting]).ratio == pytest.approx(1 / 0.9)
+    assert speedup(drifting, [0.9 * t for t in drifting]).shown
+    mixed = [10.0, 12.0] * 10
+    assert not speedup(mixed, mixed[::-1]).shown
+    assert str(speedup(mixed, mixed[::-1])).endswith("x, noise")
+    slower = speedup(FIRST, [2 * t for t in FIRST])
+    assert (slower.ratio, slower.interval, slower.shown) == (0.5, (0.5, 0.5), True)
+    few = speedup([2.0] * 7, [1.0] * 7)
+    assert (few.interval, few.shown, str(few)) == (None, False, "2.00x, few rounds")
+    assert ROWS.speedup("unread") is None
+    assert ROWS.speedup("small", 1) is None
+
+
+def test_markdown_has_as_many_columns_in_every_row():
+    lines = ROWS.to_markdown().splitlines()
+    assert lines[1] == "|---" + "|---:" * 10 + "|"
+    assert {line.replace(r"\|", "").count("|") for line in lines[:6]} == {12}
+    assert lines[3].startswith(r"| pruned <b>\| | 22,700,000 | 20.0% | 90.8 |")
+    assert lines[6] == ""
+    verbose = ROWS.to_markdown(verbose=True).splitlines()
+    assert verbose[0] == r"|  | BERT | pruned <b>\| | small | unread |"
+
+
+def test_a_name_of_several_lines_stays_one_row():
+    found = Comparison({"first\nor second": row(100), "third": row(100)})
+    assert "first or second" in str(found).splitlines()[1]
+    assert found.to_markdown().splitlines()[2].startswith("| first or second |")
+
+
+def test_json_holds_everything():
+    found = json.loads(ROWS.to_json())
+    assert list(found) == ["BERT", "pruned <b>|", "small", "unread"]
+    small = found["small"]
+    assert small["accuracy_interval"] == pytest.approx([0.68, 0.72])
+    assert small["passes"][0]["times_ms"] == [t / 4 for t in FIRST]
+    assert (small["latency_ms"], small["throughput"]) == (5.0, 3200.0)
+    assert small["mcnemar"] == {"only_first": 150, "only_this": 38, "p_value": 1e-9, "verdict": "worse"}
+    assert small["ratios"]["parameters"] == 1000 / 22_700_000
+    assert small["ratios"]["accuracy"] == 0.7 / 0.84
+    assert small["speedups"] == [{"ratio": 4.0, "interval": [4.0, 4.0], "shown": True}]
+    assert found["unread"]["latency_ms"] is None
+    assert found["unread"]["ratios"]["flops"] is None
+
+
+def test_a_measurement_prints_all_its_figures():
+    lines = str(ROWS.rows["small"]).splitlines()
+    assert "  ".join(lines[1].split()) == "parameters  1,000"
+    assert any(line.split() == ["accuracy", "0.700"] for line in lines)
+    assert len(str(row(100)).splitlines()) == 2
+
+
+@given(st.dictionaries(st.text("abc", max_size=3), st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8))
+def test_the_pareto_front_holds_those_that_no_other_beats(models):
+    front = pareto_front(models)
+    for name, (cost, accuracy) in models.items():
+        better = [(c, a) for c, a in models.values() if (c < cost and a >= accuracy) or (c <= cost and a > accuracy)]
+        assert (name in front) == (not better)
+
+
+def test_the_pictures_show_each_model_with_its_intervals_and_the_front():
+    figure, (time, size) = ROWS.plot()
+    assert time.get_xlabel().startswith("milliseconds a batch of 16 x 128 tokens")
+    assert [len(axes.containers) for axes in (time, size)] == [3, 3]  # the model without accuracy is left out
+    assert [bar.get_label() for bar in time.containers] == ["BERT", "pruned <b>|", "small"]
+    assert [bar.lines[0].get_xdata()[0] for bar in size.containers] == pytest.approx([90.8, 77.18, 0.004])
+    assert time.containers[0].lines[0].get_ydata()[0] == 0.84
+    low, high = (line.get_ydata()[0] for line in time.containers[0].lines[1][2:])
+    assert (low, high) == pytest.approx((0.82, 0.86))
+    (front,) = [line for line in size.lines if line.get_label() == "Pareto front"]
+    assert front.get_xydata().tolist() == [
+        [pytest.approx(x), y] for x, y in [(0.004, 0.7), (77.18, 0.83), (90.8, 0.84)]
+    ]
+    hollow = [line for line in size.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+    assert [line.get_xdata()[0] for line in hollow] == [90.8]  # of the pruned model alone a dense file is larger
+    figure.canvas.draw()
+    width, height = figure.get_size_inches() * figure.dpi
+    for text in [*(legend_text for legend in figure.legends for legend_text in legend.get_texts()), time.xaxis.label]:
+        box = text.get_window_extent()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= width
+        assert box.y1 <= height
+    plt.close(figure)
+
+
+def test_models_that_were_not_timed_have_one_picture():
+    figure, axes = Comparison({"a": row(100, correct=0.5), "b": row(50, correct=0.4)}).plot()
+    assert [one.get_xlabel() for one in axes] == ["MB on disk, packed"]
+    plt.close(figure)
+    with pytest.raises(CompressionError, match="No accuracy was measured"):
+        Comparison({"a": row(100)}).plot()
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed where it must be, and notes what is linked."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.tags = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [v for k, v in attributes if k in ("src", "href", "xlink:href") and not v.startswith("#")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag != "meta":
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_file_with_tables_and_pictures_that_needs_no_network():
+    page, text = Page(), ROWS.to_html("A & B")
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert page.links == []
+    assert "@import" not in text
+    assert (page.tags.count("table"), page.tags.count("svg"), page.tags.count("script")) == (2, 1, 0)
+    assert "<title>A &amp; B</title>" in text
+    assert "pruned &lt;b&gt;|" in text
+    assert "<b>" not in text
+    picture = ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
+    assert float(picture.get("viewBox").split()[2]) > 700
+    assert plt.get_fignums() == []
+    for note in ("Zeros save no FLOPs", "FLOPs: of the matrix products"):
+        assert note in text
+
+
+def test_a_page_without_accuracy_has_no_picture_and_needs_no_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "<svg" not in Comparison({"a": row(100, times=FIRST)}).to_html()
+    with pytest.raises(ImportError, match=r"pip install 'hfcompress\[plots\]'"):
+        ROWS.to_html()
+
+
+def test_a_notebook_shows_the_same_table():
+    tree = ElementTree.fromstring(f"<div>{ROWS._repr_html_()}</div>")
+    rows = [" ".join(" ".join(cell.text or "" for cell in one).split()) for one in tree.iter("tr")]
+    assert rows == [" ".join(line.split()) for line in str(ROWS).splitlines()[:5]]
+
+
+@pytest.mark.parametrize("name", ["$x^$", "cost $5 and $6", "_old", "a|b\\c"])
+def test_a_picture_shows_any_name_as_it_is(name):
+    times = [10.0] * 8
+    found = Comparison({"BERT": row(100, times=times, correct=0.8), name: row(50, times=times, correct=0.7)})
+    figure, _ = found.plot()
+    figure.draw_without_rendering()
+    shown = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert any(text.strip().replace("\\$", "$") == name for text in shown)
+    plt.close(figure)
+    assert "<svg" in found.to_html()
