@@ -21,6 +21,7 @@ check: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 $(VENV)/.imdb: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

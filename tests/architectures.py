@@ -13,24 +13,40 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     AlbertConfig,
     AutoModelForSequenceClassification,
+    BartConfig,
     BertConfig,
+    BloomConfig,
     CamembertConfig,
+    ConvBertConfig,
+    CTRLConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    FalconConfig,
+    FunnelConfig,
+    GemmaConfig,
     GPT2Config,
+    GPTJConfig,
+    GPTNeoConfig,
+    GPTNeoXConfig,
     LlamaConfig,
     ModernBertConfig,
     MPNetConfig,
+    OPTConfig,
+    PersimmonConfig,
+    PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     RobertaConfig,
+    T5Config,
     TrainingArguments,
+    XLMConfig,
     XLMRobertaConfig,
+    XLNetConfig,
 )
 
 VOCABULARY = 100
-PAD = 0
+PAD, EOS = 0, 4
 _SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -55,6 +71,15 @@ _CONFIGS = {
 _OTHER_NAMES = {
     "gpt2": {"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"},
     "distilbert": {"intermediate_size": "hidden_dim"},
+    "opt": {"intermediate_size": "ffn_dim"},
+    "bart": {"intermediate_size": "encoder_ffn_dim"},
+    "t5": {"intermediate_size": "d_ff", "max_position_embeddings": ""},
+    "bloom": {"max_position_embeddings": ""},
+    "xlnet": {"intermediate_size": "d_inner", "max_position_embeddings": ""},
+    "gptj": {"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"},
+    "funnel": {"intermediate_size": "d_inner", "num_hidden_layers": ""},
+    "ctrl": {"intermediate_size": "dff", "max_position_embeddings": "n_positions"},
+    "falcon": {"intermediate_size": "ffn_hidden_size"},
 }
 ARCHITECTURES = tuple(_CONFIGS)
 # Those whose shapes are changed, which asks more of an architecture than changing values.
@@ -69,8 +94,37 @@ _CONFIGS |= {
     ),
     "llama": (LlamaConfig, {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}),
     "qwen2": (Qwen2Config, {"num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}),
+    "gpt-neo": (GPTNeoConfig, {"bos_token_id": 1, "eos_token_id": 2}),
+    "opt": (OPTConfig, {"word_embed_proj_dim": 32, "bos_token_id": 1, "eos_token_id": 2}),
+    "bart": (
+        BartConfig,
+        {"decoder_layers": "layers", "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "eos_token_id": EOS}
+        | {"bos_token_id": 1, "decoder_start_token_id": 1},
+    ),
+    "t5": (
+        T5Config,
+        {"num_decoder_layers": "layers", "d_kv": 8, "eos_token_id": EOS, "decoder_start_token_id": 0},
+    ),
 }
 SHRINKABLE = tuple(_CONFIGS)
+ENCODER_DECODERS = ("bart", "t5")
+# Those of which only the neurons can be removed: by a record, or found in a trace.
+_CONFIGS |= {
+    "xlnet": (XLNetConfig, {"d_head": 8}),
+    "gemma": (GemmaConfig, {"num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 2}),
+    "convbert": (ConvBertConfig, {"embedding_size": 16}),
+    "phi": (PhiConfig, {"bos_token_id": 1, "eos_token_id": 2}),
+    "bloom": (BloomConfig, {"bos_token_id": 1, "eos_token_id": 2}),
+    "gptj": (GPTJConfig, {"rotary_dim": 4, "bos_token_id": 1, "eos_token_id": 2}),
+    "falcon": (FalconConfig, {"bos_token_id": 1, "eos_token_id": 2}),
+    "funnel": (FunnelConfig, {"block_sizes": [1, 1], "d_head": 8}),
+    "gpt-neox": (GPTNeoXConfig, {"bos_token_id": 1, "eos_token_id": 2}),
+    "persimmon": (PersimmonConfig, {"bos_token_id": 1, "eos_token_id": 2}),
+    "xlm": (XLMConfig, {"pad_index": PAD}),
+    "ctrl": (CTRLConfig, {}),
+}
+WITH_NEURONS = tuple(_CONFIGS)
+TRACED = ("bloom", "gptj", "falcon", "funnel", "gpt-neox", "persimmon", "xlm", "ctrl")
 _NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
 CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _NAMES else "gradient_checkpointing"
 
@@ -80,7 +134,15 @@ def build(architecture="bert", num_labels=2, *, layers=2, seed=0, dropout=False,
     kind, own = _CONFIGS[architecture]
     names = _OTHER_NAMES.get(architecture, {})
     sizes = {names.get(key, key): value for key, value in _SIZES.items()}
-    config = kind(**(sizes | own | {"num_hidden_layers": layers, "num_labels": num_labels} | overrides))
+    sizes.pop("", None)
+    own = {key: layers if value == "layers" else value for key, value in own.items()}
+    if architecture == "gpt-neo":
+        own["attention_types"] = [[["global"], layers]]
+    if architecture == "bart" and num_labels == 2:  # its default is 3, and a config of 2 without names is saved as that
+        own |= {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    if architecture != "funnel":  # whose layers are those of its blocks
+        sizes["num_hidden_layers"] = layers
+    config = kind(**(sizes | own | {"num_labels": num_labels} | overrides))
     config.initializer_range = 0.2
     if not dropout:
         for key, value in config.to_dict().items():
@@ -92,10 +154,11 @@ def build(architecture="bert", num_labels=2, *, layers=2, seed=0, dropout=False,
 
 
 def batch(examples=4, length=6, *, num_labels=2, seed=0, vocabulary=VOCABULARY):
-    """Return input ids with padding on the right, the attention mask and labels."""
+    """Return input ids with padding on the right and EOS before it, the attention mask and labels."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, vocabulary, (examples, length), generator=generator)
     lengths = torch.randint(2, length + 1, (examples, 1), generator=generator)
+    ids.scatter_(1, lengths - 1, EOS)
     mask = (torch.arange(length) < lengths).long()
     labels = torch.randint(0, num_labels, (examples,), generator=generator)
     return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}

@@ -39,7 +39,7 @@ def test_the_selected_weights_are_the_parameters_themselves(architecture):
         assert matrix.weight is parameters[f"{matrix.name}.weight"]
 
 
-def test_the_pooler_of_bert_counts_as_body_and_its_classifier_does_not():
+def test_the_pooler_is_body_and_the_classifier_is_not():
     assert "bert.pooler.dense" in names(build("bert"))
     assert "classifier" not in names(build("bert"))
 
@@ -55,14 +55,14 @@ def test_include_chooses_among_all_matrices_the_head_included():
     assert names(model, include=["bert.pooler.dense", "classifier"]) == ["bert.pooler.dense", "classifier"]
 
 
-def test_a_pattern_that_matches_a_module_means_everything_inside_it():
+def test_a_pattern_of_a_module_means_everything_inside_it():
     model = build("bert")
     inside = [name for name in names(model) if name.startswith("bert.encoder.layer.1.")]
     assert names(model, include="bert.encoder.layer.1") == inside
     assert len(inside) == 6
 
 
-def test_the_order_of_the_patterns_does_not_change_the_order_of_the_matrices():
+def test_the_order_of_patterns_does_not_order_the_matrices():
     model = build("bert")
     patterns = ["bert.encoder.layer.1", "bert.encoder.layer.0"]
     assert names(model, include=patterns) == names(model, include=patterns[::-1])
@@ -140,12 +140,12 @@ def test_adapters_are_never_selected_not_even_by_include():
         select_matrices(model, include="*lora_A*")
 
 
-def test_matrices_in_other_kinds_of_module_are_named_as_not_covered():
+def test_matrices_in_other_modules_are_named_as_not_covered():
     model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2), nn.Conv2d(1, 1, 3))
     assert select_matrices(model).not_covered == ("1.in_proj_weight", "2.weight")
 
 
-def test_a_weight_computed_by_torch_prune_is_refused_with_the_remedy():
+def test_a_weight_computed_by_torch_prune_is_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     prune.l1_unstructured(model[1], "weight", 3)
     with pytest.raises(CompressionError, match=r"'1'.*torch\.nn\.utils\.prune\.remove"):

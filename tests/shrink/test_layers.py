@@ -74,7 +74,7 @@ def test_every_weight_is_the_teachers(architecture):
 
 
 @everywhere
-def test_the_student_answers_like_the_teacher_without_those_layers(architecture):
+def test_the_student_is_the_teacher_without_those_layers(architecture):
     teacher = build(architecture, layers=4)
     student = student_from_teacher(teacher, [0, 2])
     twin = copy.deepcopy(teacher)
@@ -115,7 +115,7 @@ def test_a_layer_of_gpt2_finds_its_place_in_the_cache():
 
 
 @everywhere
-def test_nothing_is_shared_with_the_teacher_and_the_teacher_stays_as_it_is(architecture):
+def test_nothing_is_shared_with_the_teacher(architecture):
     teacher = build(architecture, layers=4)
     before, config = state_of(teacher), copy.deepcopy(teacher.config.to_dict())
     student = student_from_teacher(teacher, 2)

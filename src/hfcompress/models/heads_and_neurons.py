@@ -25,7 +25,7 @@ from hfcompress.models.layers import layer_stacks
 
 Kind = Literal["heads", "neurons"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_UP_TO_LAYER = re.compile(r"([^ ,]*\.\d+)\.[^ ,]*")  # of a path, the part up to its last number
+_UP_TO_LAYER = re.compile(r"([^ ,]*\.\d+)(\.[^ ,]*)?")  # of a path, the part up to its last number
 _STACK = re.compile(r"\.\d+(\.|$)")  # behind the name of a stack
 Modules = Mapping[str, nn.Module]
 

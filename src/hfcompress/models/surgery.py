@@ -55,7 +55,10 @@ def masked(model: nn.Module, masks: Sequence[tuple[Group, Tensor]]) -> Iterator[
                 spread = mask.repeat_interleave(part.size, dim=-1)
 
                 def multiply(module: nn.Module, inputs: tuple[Any, ...], spread: Tensor = spread) -> tuple[Any, ...]:
-                    return inputs[0] * spread.to(inputs[0].dtype), *inputs[1:]
+                    states = inputs[0]
+                    if states.dim() == 2 < spread.dim():  # OPT puts the tokens of all examples under each other
+                        spread = spread.expand(-1, len(states) // len(spread), -1).flatten(0, 1)
+                    return states * spread.to(states.dtype), *inputs[1:]
 
                 hooks.callback(model.get_submodule(part.module).register_forward_pre_hook(multiply).remove)
         yield

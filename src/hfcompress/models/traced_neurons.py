@@ -114,14 +114,16 @@ def _traceable(model: nn.Module) -> Iterator[None]:
 
 
 def _bypass(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Give an attention's output the gradient of its input, so that the graph goes on below it."""
+    """Give an attention's output the gradients of its inputs, so that the graph goes on below it."""
     tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.requires_grad]
 
     def past(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        source = next((one for one in tensors if one.shape == value.shape), None)
-        return value.detach() if source is None else source + (value - source).detach()
+        value = value.detach()
+        for source in (one for one in tensors if one.shape == value.shape):
+            value = value + (source - source.detach())
+        return value
 
     return tree_map(past, output)
 

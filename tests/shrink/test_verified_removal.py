@@ -1,0 +1,56 @@
+"""Blocks that are known by name but work otherwise are refused."""
+
+import pytest
+import torch
+import transformers
+from architectures import build
+from shrinking import refused
+from transformers import AutoModelForSequenceClassification
+
+from hfcompress import CompressionError, prune_structured
+
+
+@pytest.mark.parametrize("kind", ["Olmo2", "Longformer", "DiffLlama"])
+def test_heads_made_in_more_places_are_refused(kind):
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"attention_window": [4, 4]} if kind == "Longformer" else {}
+    config = getattr(transformers, f"{kind}Config")(
+        **sizes, **more, intermediate_size=64, max_position_embeddings=64, pad_token_id=0
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    refused(model, "no known layout", heads=0.5)
+
+
+def test_neurons_made_elsewhere_are_refused_by_name():
+    model = build("bert")
+    layer = model.bert.encoder.layer[0]
+    layer.mixer, layer.intermediate.dense = layer.intermediate.dense, torch.nn.Identity()
+    with pytest.raises(CompressionError, match="neurons"):
+        prune_structured(model, neurons=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spread", [0.2, 0.02])
+def test_a_norm_over_the_neurons_is_found_out(dtype, spread):
+    """A norm over the neurons, hidden in a known place: the smaller model would answer something else."""
+
+    class Scaled(torch.nn.Module):
+        def forward(self, states):
+            return states / states.norm(dim=-1, keepdim=True)
+
+    model = build("bert").to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(spread / 0.2)
+    for layer in model.bert.encoder.layer:
+        layer.intermediate.intermediate_act_fn = Scaled()
+    refused(model, "does not answer like the full model", neurons=0.5)
+
+
+def test_attention_that_changes_with_the_text_is_refused():
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BigBirdConfig(**sizes, intermediate_size=64, max_position_embeddings=512, pad_token_id=0)
+    model = transformers.BigBirdForSequenceClassification(config)
+    kinds = {type(module) for module in model.modules()}
+    refused(model, "original_full", heads=0.5)
+    assert {type(module) for module in model.modules()} == kinds
