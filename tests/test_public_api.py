@@ -1,14 +1,25 @@
-"""`import hfcompress` is light, and its lazy names are there whatever was imported before."""
+"""What is public: names, signatures with their defaults, what type checkers see, and that importing it is light.
 
+``python tests/test_public_api.py`` writes the signatures anew, for a change that is meant.
+"""
+
+import dataclasses
+import importlib
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import transformers
 
 import hfcompress as hfc
 
+ROOT = Path(__file__).parents[1]
+SIGNATURES = Path(__file__).with_name("public_signatures.txt")
+PACKAGES = ("distill", "prune", "report", "shrink", "storage")
+MODULES = ("importance", "losses")
 FRESH = """
 import sys
 import torch, transformers.modeling_utils
@@ -28,17 +39,34 @@ def test_a_fresh_import_is_light_and_registers_the_loader():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_public_name_is_what_it_says():
-    for name in hfc.__all__:
-        if name != "__version__":
-            one = getattr(hfc, name)
-            assert inspect.isclass(one) or inspect.isfunction(one), name
-            assert one.__name__ == name
-            assert one.__module__.startswith("hfcompress.")
+def test_every_public_name_is_a_class_or_a_function_of_that_name():
+    for name in set(hfc.__all__) - {"__version__"}:
+        one = getattr(hfc, name)
+        assert inspect.isclass(one) or inspect.isfunction(one), name
+        assert one.__name__ == name
+        assert one.__module__.startswith("hfcompress.")
+
+
+def test_every_public_name_is_listed_and_imported_by_a_star():
     assert set(hfc.__all__) <= set(dir(hfc))
     everything = {}
     exec("from hfcompress import *", everything)
     assert set(hfc.__all__) <= set(everything)
+
+
+def test_the_packages_have_the_public_names_and_no_others():
+    names = [name for package in PACKAGES for name in importlib.import_module(f"hfcompress.{package}").__all__]
+    assert sorted([*names, "CompressionError", "__version__"]) == sorted(hfc.__all__)
+
+
+def test_the_reference_documents_what_is_public():
+    documented = re.findall(r"^::: hfcompress\.(\S+)", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    assert sorted(documented) == sorted({*hfc.__all__, *MODULES} - {"__version__"})
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    modules = {path.stem for path in (ROOT / "src").rglob("*.py")}
+    assert not modules & ({name for name in hfc.__all__ if inspect.isfunction(getattr(hfc, name))} | {"main"})
 
 
 def test_the_public_modules_are_attributes():
@@ -61,3 +89,94 @@ def test_a_public_name_can_be_replaced(monkeypatch):
 
 def test_the_loader_is_registered_once():
     assert "hfcompress" in transformers.quantizers.auto.AUTO_QUANTIZER_MAPPING
+
+
+# Signatures
+
+
+def shown(name, function):
+    """A function with its parameters and defaults, without types."""
+    signature = inspect.signature(function)
+    plain = [one.replace(annotation=inspect.Parameter.empty) for one in signature.parameters.values()]
+    return f"{name}{inspect.Signature(plain)}"
+
+
+def of_class(name, one):
+    """The lines of a class: its fields or constructor, and the methods that are its own."""
+    ours = [base for base in one.__mro__ if base.__module__.startswith("hfcompress")]
+    others = {attribute for base in one.__mro__ if base not in ours for attribute in dir(base)}
+    if dataclasses.is_dataclass(one):
+        annotated = {field for base in ours for field in vars(base).get("__annotations__", {})}
+        fields = [field for field in dataclasses.fields(one) if field.name in annotated]
+        for field in fields:
+            default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
+            yield f"{name}.{field.name}{default}"
+    elif "__init__" in vars(one):
+        yield shown(name, one.__init__)
+    for attribute in sorted({key for base in ours for key in vars(base) if not key.startswith("_")} - others):
+        value = inspect.getattr_static(one, attribute)
+        if inspect.isfunction(value):
+            yield shown(f"{name}.{attribute}", value)
+        elif isinstance(value, property):
+            yield f"{name}.{attribute}: property"
+
+
+def signatures():
+    lines = []
+    for name in sorted(set(hfc.__all__) - {"__version__"}):
+        one = getattr(hfc, name)
+        lines += list(of_class(name, one)) if inspect.isclass(one) else [shown(name, one)]
+    for module in MODULES:
+        for name, one in sorted(vars(getattr(hfc, module)).items()):
+            if inspect.isfunction(one) and not name.startswith("_") and "hfcompress" in one.__module__:
+                lines.append(shown(f"{module}.{name}", one))
+    return lines
+
+
+def test_signatures_and_defaults_are_as_written_down():
+    assert signatures() == SIGNATURES.read_text().splitlines(), "python tests/test_public_api.py"
+
+
+# Type checkers
+
+USER = """
+import hfcompress as hfc
+from hfcompress import DistillationArguments, GradualPruning, compare, prune_structured
+from transformers import PreTrainedModel
+
+
+def shrink(model: PreTrainedModel) -> float:
+    report: hfc.SparsityReport = hfc.prune_global_l1(model, 0.2)
+    structure = prune_structured(model, flops=0.5)
+    callback = GradualPruning(0.5, schedule="linear")
+    args = DistillationArguments("out", alpha=0.5)
+    row: hfc.ForwardPass = hfc.measure(model).passes[0]
+    print(compare({"model": model}).to_text(), callback.plan(10), args.alpha, row.latency_ms)
+    print(hfc.losses.probabilities, hfc.importance.l1_scores, hfc.load_compressed("folder"), hfc.__version__)
+    return report.sparsity + structure.removed("heads")
+
+
+hfc.prune_globally
+"""
+CHECKERS = {
+    "mypy": (["--strict", "--config-file", str(ROOT / "pyproject.toml")], 'no attribute "prune_globally"'),
+    "pyright": (["--pythonpath", sys.executable], '"prune_globally" is not a known attribute'),
+}
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_a_type_checker_sees_what_is_public_and_nothing_else(checker, tmp_path):
+    pytest.importorskip(checker)
+    options, message = CHECKERS[checker]
+    file = tmp_path / "user.py"
+    file.write_text(USER)
+    done = subprocess.run(
+        [sys.executable, "-m", checker, *options, str(file)], capture_output=True, text=True, cwd=ROOT
+    )
+    errors = [line for line in done.stdout.splitlines() if "error:" in line]
+    assert len(errors) == 1, done.stdout + done.stderr
+    assert message in errors[0]
+
+
+if __name__ == "__main__":
+    SIGNATURES.write_text("\n".join(signatures()) + "\n")
