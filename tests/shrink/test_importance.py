@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from architectures import batch, build
-from shrinking import LABELLED, refused
+from architectures import SHRINKABLE, batch, build
+from shrinking import LABELLED, refused, with_neurons
 from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress import prune_structured
-from hfcompress.models.heads_and_neurons import find_groups
+from hfcompress import CompressionError, prune_structured
+from hfcompress.models.classifier import max_tokens
+from hfcompress.models.heads_and_neurons import KINDS, find_groups
+from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.surgery import masked
-from hfcompress.shrink.importance import l1_scores, mask_gradients
+from hfcompress.models.traced_neurons import find_or_trace
+from hfcompress.shrink.importance import l1_scores, labelled_batches, mask_gradients
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama", "modernbert"])
@@ -40,24 +43,21 @@ def test_the_removed_ones_are_the_least_important(architecture):
         assert block.after == max(1, important) or abs(block.after - important) <= 1
 
 
-@pytest.mark.parametrize("architecture", ["bert", "gpt2", "modernbert", "llama"])
+@with_neurons
 def test_mask_gradients_are_those_of_each_example_alone(architecture):
-    model = build(architecture, layers=2).eval()
-    group = [one for kind in ("heads", "neurons") for one in find_groups(model, kind)]
-    data = batch(4, 8)
-    found = mask_gradients(model, group, [data])
-    for row in range(4):
+    model = build(architecture).eval()
+    kinds = KINDS if architecture in SHRINKABLE else ["neurons"]
+    groups = [group for kind in kinds for group in find_or_trace(model, kind)]
+    data = batch(6, 6)  # as many examples as tokens, so that none is taken for the other
+    found = mask_gradients(model, groups, [data])
+    for row in range(6):
         one = {name: value[row : row + 1] for name, value in data.items()}
         labels = one.pop("labels")
-        for index, block in enumerate(group):
-            change = 1e-2
-            losses = []
-            for sign in (1, -1):
-                mask = torch.ones(block.count)
-                mask[0] += sign * change
-                with torch.no_grad(), masked(model, [(block, mask)]):
-                    losses.append(float(cross_entropy(model(**one).logits, labels)))
-            assert (losses[0] - losses[1]) / (2 * change) == pytest.approx(float(found[index][row, 0]), abs=2e-3)
+        masks = [torch.ones(group.count, requires_grad=True) for group in groups]
+        with masked(model, list(zip(groups, masks, strict=True))):
+            loss = cross_entropy(model(**one).logits, labels)
+        for gradients, alone in zip(found, torch.autograd.grad(loss, masks), strict=True):
+            torch.testing.assert_close(gradients[row], alone, rtol=1e-3, atol=1e-5)
 
 
 def test_gradients_are_those_of_the_loss_of_the_problem():
@@ -106,3 +106,32 @@ def test_data_may_be_one_batch_or_have_no_padding_token():
         for more, data in (({}, batch(16, 10)), ({}, LABELLED), ({"pad_token_id": None}, LABELLED[:4]))
     ]
     assert reports[0] == reports[1]
+
+
+def rows_of(model, tokens):
+    ids = dummy_inputs(model, tokens, batch_size=2)["input_ids"]
+    if ids.shape[1] < tokens:  # more than the model reads
+        ids = torch.cat([ids[:, :1].expand(-1, tokens - ids.shape[1]), ids], dim=1)
+    return [{"input_ids": one.tolist(), "labels": index} for index, one in enumerate(ids)]
+
+
+@with_neurons
+def test_rows_up_to_the_token_limit_are_ranked(architecture):
+    model = build(architecture)
+    limit = max_tokens(model) or 300
+    for tokens in (limit - 1, limit):
+        batches = labelled_batches(model, rows_of(model, tokens), 2)
+        for gradients in mask_gradients(model, find_or_trace(model, "neurons"), batches):
+            assert gradients.isfinite().all()
+            assert len(gradients) == 2
+
+
+@with_neurons
+def test_rows_over_the_token_limit_are_refused(architecture):
+    model = build(architecture)
+    limit = max_tokens(model)
+    if limit is None:
+        assert labelled_batches(model, rows_of(model, 1000), 2)
+    else:
+        with pytest.raises(CompressionError, match=f"has {limit + 1} tokens, and .* reads 1 to {limit}"):
+            labelled_batches(model, rows_of(model, limit + 1), 2)

@@ -41,12 +41,14 @@ class FeedForward:
         down: The module that consumes them.
         widths: Config settings that say together how many there are in all layers.
         width_attributes: Attributes of the module around them that count them.
+        tokens_first: Whether the block computes in the shape (tokens, batch, width).
     """
 
     up: tuple[str, ...]
     down: str
     widths: tuple[str, ...]
     width_attributes: tuple[str, ...] = ()
+    tokens_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ ARCHITECTURES = (
             FeedForward(("DenseReluDense.wi_0", "DenseReluDense.wi_1"), "DenseReluDense.wo", ("d_ff",)),
         ),
     ),
-    Architecture("XLNet", feed_forward=(FeedForward(("ff.layer_1",), "ff.layer_2", ("d_inner",)),)),
+    Architecture("XLNet", feed_forward=(FeedForward(("ff.layer_1",), "ff.layer_2", ("d_inner",), tokens_first=True),)),
 )
 
 # Relatives mix the families' names, so a model is searched for all of them.

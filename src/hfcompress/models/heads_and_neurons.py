@@ -93,9 +93,14 @@ class HeadGroup(Group):
 
 @dataclass(frozen=True)
 class NeuronGroup(Group):
-    """Neurons of a feed-forward block."""
+    """Neurons of a feed-forward block.
+
+    Attributes:
+        tokens_first: Whether the block computes in the shape (tokens, batch, width).
+    """
 
     kind = "neurons"
+    tokens_first: bool = False
 
 
 def find_groups(model: nn.Module, kind: Kind) -> list[Group]:
@@ -139,13 +144,14 @@ def has_layout(model: nn.Module, kind: Kind) -> bool:
     return any(True for block in paths for _ in _layers_with(modules, block))
 
 
-def neuron_group(modules: Modules, up: Sequence[str], down: str) -> NeuronGroup:
+def neuron_group(modules: Modules, up: Sequence[str], down: str, *, tokens_first: bool = False) -> NeuronGroup:
     """Describe the neurons between modules that make them and the one that consumes them.
 
     Args:
         modules: All modules of the model by name.
         up: Names of the modules that make the neurons; more than one, or one twice as wide, where there is a gate.
         down: Name of the module that consumes them.
+        tokens_first: As for `NeuronGroup`.
 
     Raises:
         CompressionError: The widths do not fit together, or a module is not a plain one.
@@ -155,7 +161,7 @@ def neuron_group(modules: Modules, up: Sequence[str], down: str) -> NeuronGroup:
     slices = [Slice(path, True, 1, repeats) for path in up] + [Slice(down, False)]
     around = up[0].rpartition(".")[0]
     counters = tuple(Counts(around, n, 1) for n in WIDTH_ATTRIBUTES if getattr(modules[around], n, None) == count)
-    return NeuronGroup(around, count, _checked(modules, slices, count), counters)
+    return NeuronGroup(around, count, _checked(modules, slices, count), counters, tokens_first)
 
 
 def _layers_with(modules: Modules, paths: Sequence[str]) -> Iterator[str]:
@@ -168,11 +174,11 @@ def _layers_with(modules: Modules, paths: Sequence[str]) -> Iterator[str]:
 
 
 def _find_neurons(modules: Modules) -> list[Group]:
-    found = {
-        f"{layer}{block.up[0]}": neuron_group(modules, [f"{layer}{p}" for p in block.up], f"{layer}{block.down}")
-        for block in FEED_FORWARD
-        for layer in _layers_with(modules, (*block.up, block.down))
-    }
+    found: dict[str, Group] = {}
+    for block in FEED_FORWARD:
+        for layer in _layers_with(modules, (*block.up, block.down)):
+            up = [f"{layer}{path}" for path in block.up]
+            found[up[0]] = neuron_group(modules, up, f"{layer}{block.down}", tokens_first=block.tokens_first)
     order = list(modules)
     return sorted(found.values(), key=lambda group: order.index(group.slices[0].module))
 

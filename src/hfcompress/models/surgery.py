@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.models.heads_and_neurons import Group, Slice, weight_axis
+from hfcompress.models.heads_and_neurons import Group, NeuronGroup, Slice, weight_axis
 
 _SIZES = {Conv1D: ("nf", "nx"), nn.Embedding: ("embedding_dim", "")}  # attributes of outputs and inputs
 
@@ -53,6 +53,8 @@ def masked(model: nn.Module, masks: Sequence[tuple[Group, Tensor]]) -> Iterator[
         for group, mask in masks:
             for part in group.consumers:
                 spread = mask.repeat_interleave(part.size, dim=-1)
+                if mask.dim() == 3 and isinstance(group, NeuronGroup) and group.tokens_first:
+                    spread = spread.transpose(0, 1)
 
                 def multiply(module: nn.Module, inputs: tuple[Any, ...], spread: Tensor = spread) -> tuple[Any, ...]:
                     states = inputs[0]
