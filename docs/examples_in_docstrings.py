@@ -1,4 +1,4 @@
-"""Shows what stands under "Example:" in a docstring as code; griffe knows only "Examples:"."""
+"""Shows the section "Example:" of a docstring as code; griffe knows only "Examples:"."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import griffe
 
 
 class Examples(griffe.Extension):
-    """Calls the section by the name that griffe knows."""
+    """Gives the section the name that griffe knows."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Change a docstring before it is read."""

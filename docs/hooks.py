@@ -1,4 +1,4 @@
-"""Pages of the site that lie elsewhere in the repository: nothing is copied, so nothing can differ."""
+"""Adds the pages of the site that are elsewhere in the repository; nothing is copied, so nothing can differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run the notebooks in docs/tutorials and write what they print into them: ``python -m docs.run_tutorials``.
+"""Run the notebooks in docs/tutorials and write their output into them: ``python -m docs.run_tutorials``.
 
 A notebook is JSON, and these print only text: no Jupyter is needed to run them. The tests run them in the same way and
 compare; of cells tagged "numbers vary" (times, accuracies) they compare all but the numbers.
@@ -44,17 +44,17 @@ def run(notebook: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
             yield cell, printed.getvalue()
 
 
-def written(cell: dict[str, Any]) -> str:
-    """What a cell says that it printed."""
+def stored_output(cell: dict[str, Any]) -> str:
+    """Return the output that is stored in a cell."""
     return "".join(
         line for output in cell["outputs"] for line in output["text"]
     )
 
 
 def comparable(cell: dict[str, Any], text: str) -> list[str]:
-    """The words of what a cell printed; of a cell that varies, those before the first number of each line.
+    """Return the words of an output; of a cell that varies, those before the first number of each line.
 
-    What follows depends on the numbers: whether a difference is noise, say, and the line that explains the word.
+    The words behind it depend on the numbers: whether a difference is noise, and the line that explains this word.
     """
     if "numbers vary" in cell["metadata"].get("tags", []):
         lines = (re.split(r"\S*\d", line)[0] for line in text.splitlines())
@@ -63,8 +63,8 @@ def comparable(cell: dict[str, Any], text: str) -> list[str]:
 
 
 def main() -> None:
-    """Run all, and write the outputs."""
-    gc.freeze()  # every Trainer collects garbage, and looks through all that was imported each time
+    """Run all notebooks, and write their outputs."""
+    gc.freeze()  # every Trainer collects garbage, and searches all that was imported each time
     for path in sorted(FOLDER.glob("*.ipynb")):
         notebook = json.loads(path.read_text())
         here = Path.cwd()

@@ -1,4 +1,4 @@
-"""Write docs/works-with.md: what each verb does to a tiny model of each architecture, found out by doing it.
+"""Write docs/works-with.md: what each verb does to a tiny model of each architecture, by running it.
 
 Run from the repository's root, ``python -m docs.works_with``; a test runs it too and compares the page.
 """
@@ -42,29 +42,28 @@ PAGE = Path(__file__).with_name("works-with.md")
 _HEAD = """# Works with
 
 What each verb does to a tiny random model of each architecture. This page is written by `python -m docs.works_with`,
-which does what the columns say and looks at the result; a test does it again and compares. Nobody edits it by hand.
+which applies each verb and checks the result; a test repeats it and compares. Do not edit it by hand.
 
 | column | "yes" means |
 |---|---|
 | prune | `prune_global_l1(model, 0.2)` left exactly 20 % of the prunable weights at zero |
 | keep | after optimizer steps with `KeepSparsity` every zero was there, and other weights had changed |
-| shrink | `prune_structured` removed half of heads and neurons; the saved folder loads and answers the same |
-| student | `student_from_teacher(model, 1)` has one layer; the saved folder loads and answers the same |
-| distil | a `DistillationTrainer` changed a student of one layer, or a copy of the teacher where there is none |
+| shrink | `prune_structured` removed half of heads and neurons; the saved folder loads with the same logits |
+| student | `student_from_teacher(model, 1)` has one layer; the saved folder loads with the same logits |
+| distill | a `DistillationTrainer` trained a student of one layer, or a copy of the teacher where there is none |
 | report | `measure` counted parameters, zeros, bytes and FLOPs |
 
 """
 _TAIL = """
-"in part": the body has matrices in kinds of module that cannot be pruned. They are left alone, and named in the report
+"in part": the body has matrices in kinds of module that cannot be pruned. They are unchanged, and named in the report
 (`not_covered`).
 
-"no": the library refused with the sentence in the note, a `CompressionError`, and the model was as before.
+"no": the call raised a `CompressionError` with the message in the note, and the model was as before.
 
 An architecture that is not listed may work too. Pruning, keeping and reporting need matrices in `nn.Linear` or
-`Conv1D`; a student needs one stack of `config.num_hidden_layers` layers; shrinking compares each result with the model
-it came from, and refuses what it cannot cut correctly
-(see [how it is known to be right](structured.md#how-it-is-known-to-be-right)).
-[Contributing](contributing.md#add-an-architecture) says how to add one to this table.
+`Conv1D`; a student needs one stack of `config.num_hidden_layers` layers. Heads are found by
+[records](structured.md#how-each-result-is-verified), neurons without a record in a trace; each result is verified.
+[Contributing](contributing.md#add-an-architecture) describes how to add one to this table.
 
 """
 
@@ -85,7 +84,7 @@ def _small(kind: type[Any], **more: Any) -> PreTrainedModel:
     return model
 
 
-# Not in the tests' matrix, because they are built in other ways: here to show what is said of them.
+# Not among the tests' architectures: here for the messages with which they are refused.
 _OTHERS: dict[str, Callable[[], PreTrainedModel]] = {
     "xlnet": lambda: _small(
         XLNetConfig, d_model=32, n_layer=2, n_head=4, d_inner=64
@@ -120,15 +119,15 @@ def _inputs(seed: int = 0) -> dict[str, torch.Tensor]:
     inputs: dict[str, torch.Tensor] = batch(8, seed=seed)
     inputs["input_ids"] = inputs["input_ids"].clone()
     inputs["input_ids"][:, -1] = (
-        2  # encoder-decoders want exactly one end in each text
+        2  # encoder-decoders need exactly one end token in each text
     )
     inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
     return inputs
 
 
-def _check(claim: bool, otherwise: str) -> None:
+def _check(claim: bool, message: str) -> None:
     if not claim:
-        raise AssertionError(otherwise)
+        raise AssertionError(message)
 
 
 @torch.no_grad()
@@ -140,7 +139,7 @@ def _loads_again(model: PreTrainedModel) -> None:
     one, other = (each.eval()(**inputs).logits for each in (model, again))
     _check(
         torch.allclose(one, other, rtol=0, atol=1e-5),
-        "the loaded folder answers differently",
+        "the loaded model has other logits",
     )
 
 
@@ -183,7 +182,7 @@ def _student(model: PreTrainedModel) -> str:
     return "yes"
 
 
-def _distil(model: PreTrainedModel) -> str:
+def _distill(model: PreTrainedModel) -> str:
     try:
         student = hfc.student_from_teacher(model, 1)
     except hfc.CompressionError:
@@ -219,7 +218,7 @@ _VERBS = {
     "keep": _keep,
     "shrink": _shrink,
     "student": _student,
-    "distil": _distil,
+    "distill": _distill,
     "report": _report,
 }
 
@@ -230,7 +229,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 
 
 def row(name: str) -> tuple[str, list[str]]:
-    """Do everything to one architecture.
+    """Apply every verb to one architecture.
 
     Args:
         name: Its name in `MODELS`.
@@ -251,7 +250,7 @@ def row(name: str) -> tuple[str, list[str]]:
 
 
 def page(rows: list[tuple[str, list[str]]]) -> str:
-    """Put the rows together."""
+    """Make the page of the rows."""
     table = [
         f"| architecture | {' | '.join(_VERBS)} |",
         "|---" * (len(_VERBS) + 1) + "|",
@@ -268,5 +267,5 @@ def page(rows: list[tuple[str, list[str]]]) -> str:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # every Trainer collects garbage, and looks through all that was imported each time
+    gc.freeze()  # every Trainer collects garbage, and searches all that was imported each time
     PAGE.write_text(page([row(name) for name in MODELS]))

@@ -1,4 +1,4 @@
-"""Pages, tutorials and figures say what is true: blocks run, outputs compare, numbers are those measured."""
+"""Pages and tutorials are true: blocks run, outputs are equal, figures are those measured, names are public."""
 
 import contextlib
 import io
@@ -19,16 +19,16 @@ BLOCK = re.compile(r"^```python(?P<title> title=\"Not run here: [^\"\n]+\")?\n(?
                    r"(?:\n```text\n(?P<printed>.*?)^```$)?", re.DOTALL | re.MULTILINE)  # fmt: skip
 
 
-def blocks_of(page):
+def runnable_blocks(page):
     return [found for found in BLOCK.finditer(page.read_text()) if not found["title"]]
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")  # torch's
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=lambda page: page.stem)
-def test_the_blocks_of_a_page_run_in_order_and_print_what_they_say(page, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable_blocks(page)], ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_print_the_text_below_them(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
-    for block in blocks_of(page):
+    for block in runnable_blocks(page):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
             exec(compile(block["code"], page.name, "exec"), names)
@@ -37,18 +37,26 @@ def test_the_blocks_of_a_page_run_in_order_and_print_what_they_say(page, tmp_pat
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_python_block_of_a_page_is_one_that_the_test_above_sees(page):
+def test_every_python_block_of_a_page_is_run(page):
     assert len(re.findall(r"^\s*`{3,}\s*\{?\s*\.?py", page.read_text(), re.MULTILINE)) == len(
         BLOCK.findall(page.read_text())
     )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_tutorial_prints_what_it_says(path, tmp_path, monkeypatch):
+def test_a_tutorial_prints_its_stored_output(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for cell, printed in run_tutorials.run(json.loads(path.read_text())):
-        said = run_tutorials.comparable(cell, run_tutorials.written(cell))
-        assert run_tutorials.comparable(cell, printed) == said, f"{cell['id']}: python -m docs.run_tutorials"
+        stored = run_tutorials.comparable(cell, run_tutorials.stored_output(cell))
+        assert run_tutorials.comparable(cell, printed) == stored, f"{cell['id']}: python -m docs.run_tutorials"
+
+
+@pytest.mark.parametrize("package", ["hfcompress", "hfcompress_cli"])
+def test_the_architecture_page_lists_every_module(package):
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    modules = {path.stem for path in (ROOT / "src" / package).rglob("*.py") if path.parent.name != "commands"}
+    missing = {name for name in modules if not re.search(rf"── {name}(\.py|/) ", page)}
+    assert not missing - {"__init__", "__main__"}
 
 
 # Works with
@@ -59,21 +67,27 @@ def table():
     return works_with.PAGE.read_text()
 
 
-def test_the_table_has_a_row_for_each_architecture_and_nothing_else(table):
-    found = [(line, []) for line in table.splitlines() if line.split(" ")[1:2] and line.split(" ")[1] in WORKS]
+@pytest.fixture(scope="module")
+def written_rows(table):
+    """The rows of the page, in order, all notes with the last."""
+    found = [line for line in table.splitlines() if line.split(" ")[1:2] and line.split(" ")[1] in works_with.MODELS]
     notes = [line for line in table.splitlines() if line.startswith("[^")]
-    assert [line.split(" ")[1] for line, _ in found] == list(works_with.MODELS)
-    assert works_with.page([*found[:-1], (found[-1][0], notes)]) == table
+    return [*((line, []) for line in found[:-1]), (found[-1], notes)]
+
+
+def test_the_table_has_a_row_for_each_architecture(written_rows):
+    assert [line.split(" ")[1] for line, _ in written_rows] == list(works_with.MODELS)
+
+
+def test_the_text_around_the_table_is_the_programs(table, written_rows):
+    assert works_with.page(written_rows) == table
 
 
 @pytest.mark.parametrize("name", works_with.MODELS)
-def test_a_row_of_the_table_says_what_happens(name, table):
+def test_a_row_of_the_table_is_what_happens(name, table):
     line, notes = works_with.row(name)
     written = [one for one in table.splitlines() if one.startswith((f"| {name} |", f"[^{name}-"))]
     assert written == [line, *notes], "python -m docs.works_with"
-
-
-WORKS = set(works_with.MODELS)
 
 
 # Figures
@@ -101,15 +115,15 @@ LOADING = {dtype: column("storage", "load: ratio", dtype=dtype) for dtype in DTY
 DENSE, PACKED = (column("storage", f"{one} file, MB", dtype="float32") for one in ("dense", "packed"))
 
 
-def of_example(preset, system):
+def example_figures(preset, system):
     """The figures of a system of the example."""
     results = json.loads((ROOT / "examples" / "imdb" / "results" / preset / "results.json").read_text())["systems"]
     return next(one for one in results if one["key"] == system)["by_seed"]["0"]
 
 
-def right(preset, system, part="test"):
-    """What share a system of the example got right, in percent."""
-    return 100 * float(f"{of_example(preset, system)[f'{part}_accuracy']:.3f}")  # as its table says
+def percent_right(preset, system, part="test"):
+    """The accuracy of a system of the example in percent, rounded as in its table."""
+    return 100 * float(f"{example_figures(preset, system)[f'{part}_accuracy']:.3f}")
 
 
 STUDIES = {
@@ -118,13 +132,13 @@ STUDIES = {
 }
 
 
-def study(name, run):
+def study_accuracy(name, run):
     """The accuracy of a run of a study, as on its page."""
     return f"{STUDIES[name]['runs'][run]['accuracy']:.3f}"
 
 
 SCHEDULES = ("one-shot", "iterative", "cubic")
-AT_MOST_HALF = [study("schedules", f"{name} {amount}") for name in SCHEDULES for amount in (0.2, 0.5)]
+AT_MOST_HALF = [study_accuracy("schedules", f"{name} {amount}") for name in SCHEDULES for amount in (0.2, 0.5)]
 
 
 DISTIL = (ROOT / "benchmarks" / "results" / "distil.md").read_text()
@@ -140,7 +154,7 @@ SMALL = sorted(mean(gain) for name, gain in GAINS.items() if name != OURS_ALONE)
 
 RANKED, CONTROL = ("fisher", "taylor", "l1"), "BERT, taught by itself"
 PAPER = ("bert", "pruned-10", "pruned-20", "pruned-by-5", "control", "student", "student-alone", "student-wrong-ids")
-# What is cited, as it must stand there, and as computed from what was measured.
+# Cited sentences, and their figures computed from the committed results.
 CITED = {
     "README.md": [
         (r"on BERT-base (\d+) to (\d+) times faster than", (f"{min(FASTER):.0f}", f"{max(FASTER):.0f}")),
@@ -149,7 +163,7 @@ CITED = {
             r"had seen, BERT gets ([\d.]+) % right, pruned by 10 % ([\d.]+) %, by 20 % ([\d.]+) % at once and "
             r"([\d.]+) % in four steps, trained on as long with nothing pruned ([\d.]+) %, the student ([\d.]+) %, "
             r"without a teacher ([\d.]+) %, and fed .* probably was, ([\d.]+) %",
-            tuple(f"{right('paper', system):.1f}" for system in PAPER),
+            tuple(f"{percent_right('paper', system):.1f}" for system in PAPER),
         ),
         (r"instead of ([\d.]+) GB and more", (f"{min(TORCHS) / 1000:.1f}",)),
         (r"BERT-base runs ([\d.]+) to ([\d.]+) times as fast", (f"{min(SPEEDUPS):.1f}", f"{max(SPEEDUPS):.1f}")),
@@ -157,7 +171,7 @@ CITED = {
     "examples/imdb/README.md": [
         (
             r"validation reviews say ([\d.]+) of a BERT whose 500 test reviews say ([\d.]+)\.",
-            tuple(f"{right('quick', 'bert', part) / 100:.2f}" for part in ("validation", "test")),
+            tuple(f"{percent_right('quick', 'bert', part) / 100:.2f}" for part in ("validation", "test")),
         ),
     ],
     "docs/storage.md": [
@@ -184,12 +198,12 @@ CITED = {
             tuple(str(STUDIES["schedules"]["pooler"]["left"][amount]) for amount in ("0.2", "0.5", "0.7")),
         ),
         (
-            r"had accuracies from ([\d.]+) to ([\d.]+), the whole model, trained on for as long, ([\d.]+):",
-            (min(AT_MOST_HALF), max(AT_MOST_HALF), study("schedules", "trained on, nothing pruned")),
+            r"had accuracies from ([\d.]+) to ([\d.]+), the original model, trained for as long, ([\d.]+):",
+            (min(AT_MOST_HALF), max(AT_MOST_HALF), study_accuracy("schedules", "trained on, nothing pruned")),
         ),
         (
             r"with it not pruned, one-shot had ([\d.]+), equal steps ([\d.]+) and cubic ([\d.]+)\.",
-            tuple(study("schedules", f"{name} 0.7, pooler not pruned") for name in SCHEDULES),
+            tuple(study_accuracy("schedules", f"{name} 0.7, pooler not pruned") for name in SCHEDULES),
         ),
     ],
     "docs/distillation.md": [
@@ -220,25 +234,29 @@ CITED = {
         (
             r"the student has ([\d.]+) % of 4,000 test reviews right, and trained for as long on the labels alone "
             r"([\d.]+) %",
-            tuple(f"{right('paper', system):.1f}" for system in ("student", "student-alone")),
+            tuple(f"{percent_right('paper', system):.1f}" for system in ("student", "student-alone")),
         ),
         (
             r"the cross-entropy there is ([\d.]+) instead of ([\d.]+)\.",
             tuple(
-                f"{of_example('paper', system)['test_cross_entropy']:.3f}" for system in ("student", "student-alone")
+                f"{example_figures('paper', system)['test_cross_entropy']:.3f}"
+                for system in ("student", "student-alone")
             ),
         ),
     ],
     "docs/structured.md": [
-        (r"a BERT with an accuracy of ([\d.]+), shrunk", (study("shrinking", "BERT"),)),
+        (r"a BERT with an accuracy of ([\d.]+), shrunk", (study_accuracy("shrinking", "BERT"),)),
         (
-            r"trained any further, had ([\d.]+) with `.fisher.`, ([\d.]+) with `.taylor.` and ([\d.]+) with `.l1.`; "
+            r"trained further, had ([\d.]+) with `.fisher.`, ([\d.]+) with `.taylor.` and ([\d.]+) with `.l1.`; "
             r"shrunk to half, ([\d.]+), ([\d.]+) and ([\d.]+)\.",
-            tuple(study("shrinking", f"{importance} {share}") for share in (0.7, 0.5) for importance in RANKED),
+            tuple(
+                study_accuracy("shrinking", f"{importance} {share}") for share in (0.7, 0.5) for importance in RANKED
+            ),
         ),
         (
-            r"those halves had ([\d.]+), ([\d.]+) and ([\d.]+); the whole one, trained on in the same way, ([\d.]+)\.",
-            tuple(study("shrinking", run) for run in (*(f"{one} 0.5, distilled" for one in RANKED), CONTROL)),
+            r"those halves had ([\d.]+), ([\d.]+) and ([\d.]+); the original model, trained in the same way, "
+            r"([\d.]+)\.",
+            tuple(study_accuracy("shrinking", run) for run in (*(f"{one} 0.5, distilled" for one in RANKED), CONTROL)),
         ),
     ],
     "docs/choose.md": [
@@ -254,7 +272,7 @@ def test_a_figure_is_the_one_that_was_measured(path, sentence, figures):
 
 
 @pytest.mark.parametrize("path", ["README.md", *[str(page.relative_to(ROOT)) for page in PAGES]])
-def test_every_comparison_of_speed_is_among_the_figures_compared(path):
+def test_every_speed_claim_is_compared_with_its_result(path):
     """A new "n times as fast" has to be added above, with the result that it comes from."""
     text = re.sub(r"\s+", " ", (ROOT / path).read_text())
     cited = [figure for sentence, _ in CITED.get(path, []) for figure in re.findall(sentence, text)]

@@ -1,4 +1,4 @@
-"""Every Python block of the README runs as pasted, in order, and prints what the block below it says."""
+"""Every Python block of the README runs as pasted, in order, and prints the text block below it."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_readme_blocks_print_what_they_say(tmp_path, monkeypatch):
+def test_the_blocks_of_the_readme_print_the_text_below_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```\n(?:\s*```text\n(.*?)```)?", README.read_text(), re.DOTALL)
     assert blocks
