@@ -49,3 +49,10 @@ def test_a_budget_of_latency_is_met_as_it_was_measured(monkeypatch):
 
 def test_the_time_of_a_text_is_positive():
     assert milliseconds(build("bert")) > 0
+
+
+@pytest.mark.parametrize("architecture", ["gptj", "xlnet"])
+def test_a_budget_is_met_by_neurons_where_heads_are_unknown(architecture):
+    report = prune_structured(build(architecture), flops=0.8)
+    assert report.flops[1] <= 0.8 * report.flops[0]
+    assert {block.kind for block in report.blocks} == {"neurons"}

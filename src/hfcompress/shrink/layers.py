@@ -71,32 +71,32 @@ def keep_layers(model: PreTrainedModel, stack_name: str, kept: Sequence[int], un
     """
     stack: Any = model.get_submodule(stack_name)
     layers = list(stack)
-    with ExitStack() as own:
-        for config in {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values():
-            own.callback(vars(config).update, dict(vars(config)))
-            own.callback(vars(config).clear)
-            config.num_hidden_layers = len(kept)
-            for key in PER_LAYER_SETTINGS:
-                values = getattr(config, key, None)
-                if isinstance(values, list | tuple) and len(values) == len(layers):
-                    setattr(config, key, [values[index] for index in kept])
-        own.callback(stack.extend, layers)
-        own.callback(stack._modules.clear)
-        stack._modules.clear()
-        stack.extend(layers[index] for index in kept)
-        for index, layer in enumerate(stack):
-            for module, key in product(layer.modules(), LAYER_INDICES):
-                if hasattr(module, key):
-                    own.callback(setattr, module, key, getattr(module, key))
-                    setattr(module, key, index)
-        try:
+    try:
+        with ExitStack() as own:
+            for config in {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values():
+                own.callback(vars(config).update, dict(vars(config)))
+                own.callback(vars(config).clear)
+                config.num_hidden_layers = len(kept)
+                for key in PER_LAYER_SETTINGS:
+                    values = getattr(config, key, None)
+                    if isinstance(values, list | tuple) and len(values) == len(layers):
+                        setattr(config, key, [values[index] for index in kept])
+            own.callback(stack.extend, layers)
+            own.callback(stack._modules.clear)
+            stack._modules.clear()
+            stack.extend(layers[index] for index in kept)
+            for index, layer in enumerate(stack):
+                for module, key in product(layer.modules(), LAYER_INDICES):
+                    if hasattr(module, key):
+                        own.callback(setattr, module, key, getattr(module, key))
+                        setattr(module, key, index)
             write_plan(model)
-        except Exception as error:  # also whatever an architecture's config or constructor says to so many layers
-            raise CompressionError(
-                f"A {type(model).__name__} of the layers {list(kept)} would not load again: {error} Choose other "
-                "layers (often layer 0 must stay, or the pattern of the layers must repeat)."
-            ) from error
-        undo.push(own.pop_all())
+            undo.push(own.pop_all())
+    except Exception as error:  # also whatever an architecture's config or constructor says to so many layers
+        raise CompressionError(
+            f"A {type(model).__name__} of the layers {list(kept)} would not load again: {error} Choose other layers "
+            "(often layer 0 must stay, or the pattern of the layers must repeat)."
+        ) from error
 
 
 def _indices(layers: object, count: int) -> list[int]:

@@ -60,7 +60,8 @@ def prune_structured(
         neurons: Fraction of the intermediate neurons to remove, in [0, 1). Architectures without a record are traced
             to find them.
         flops: Instead of fractions: what share of the model's FLOPs (of a text of 128 tokens) to keep at most, in (0,
-            1). Heads and neurons are selected together so that the least importance is lost for it.
+            1). Heads and neurons are selected together so that the least importance is lost for it; where only one of
+            the two has a known layout, that one.
         parameters: The same for the share of all parameters.
         latency: The same for the share of the time that a text of 128 tokens takes, measured here and now, again and
             again while the FLOPs to keep are narrowed down. A busy machine measures badly.
@@ -98,7 +99,7 @@ def prune_structured(
     _check_layers(model, asked.get("drop_layers", 0))
     budget = next((Budget(measure, asked[measure]) for measure in MEASURES if measure in asked), None)
     kinds: list[Kind] = [kind for kind in KINDS if kind in asked or budget is not None]
-    groups = _find(model, kinds)
+    groups = _find(model, kinds, any_kind=budget is not None)
     batches = None if importance == "l1" else labelled_batches(model, dataset, batch_size)
     try:
         before = _sizes(model)
@@ -111,7 +112,7 @@ def prune_structured(
         own_configs(model, undo)  # which other models may share
         if "drop_layers" in asked:
             _drop_layers(model, drop_layers, importance, batches, undo)
-            groups = _find(model, kinds)
+            groups = _find(model, kinds, any_kind=budget is not None)
         if groups:
             scores = importance_scores(model, groups, importance, batches)
             removal: Removal
@@ -146,9 +147,17 @@ def _sizes(model: PreTrainedModel) -> dict[str, int]:
     }
 
 
-def _find(model: PreTrainedModel, kinds: Sequence[Kind]) -> list[Group]:
-    """Find heads and neurons, in modules that a smaller matrix can be put into."""
-    groups = [group for kind in kinds for group in find_or_trace(model, kind)]
+def _find(model: PreTrainedModel, kinds: Sequence[Kind], *, any_kind: bool) -> list[Group]:
+    """Find heads and neurons, or those of the two that can be found, in modules that a smaller matrix can be put into."""
+    groups: list[Group] = []
+    unknown: list[CompressionError] = []
+    for kind in kinds:
+        try:
+            groups += find_or_trace(model, kind)
+        except CompressionError as error:
+            unknown.append(error)
+    if unknown and not (any_kind and groups):
+        raise unknown[0]
     for name in dict.fromkeys(part.module for group in groups for part in group.slices):
         module = model.get_submodule(name)
         hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
