@@ -53,6 +53,6 @@ def test_the_time_of_a_text_is_positive():
 
 @pytest.mark.parametrize("architecture", ["gptj", "xlnet"])
 def test_a_budget_is_met_by_neurons_where_heads_are_unknown(architecture):
-    report = prune_structured(build(architecture), flops=0.8)
-    assert report.flops[1] <= 0.8 * report.flops[0]
+    report = prune_structured(build(architecture), flops=0.9)
+    assert report.flops[1] <= 0.9 * report.flops[0]
     assert {block.kind for block in report.blocks} == {"neurons"}

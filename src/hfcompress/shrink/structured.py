@@ -148,7 +148,7 @@ def _sizes(model: PreTrainedModel) -> dict[str, int]:
 
 
 def _find(model: PreTrainedModel, kinds: Sequence[Kind], *, any_kind: bool) -> list[Group]:
-    """Find heads and neurons, or those of the two that can be found, in modules that a smaller matrix can be put into."""
+    """Find heads and neurons, or those of the two that have a layout, in modules that a smaller matrix fits into."""
     groups: list[Group] = []
     unknown: list[CompressionError] = []
     for kind in kinds:
