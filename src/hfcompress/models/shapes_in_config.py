@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from itertools import product
 from typing import Any
 
@@ -33,8 +33,9 @@ def write_plan(model: PreTrainedModel) -> None:
     Raises:
         CompressionError: A model built from the config would differ all the same; the config is as before then.
     """
-    configs = _configs(model)
-    with _restored_unless_kept(configs) as keep:
+    configs = get_configs(model)
+    with ExitStack() as undo:
+        restore_configs(configs, undo)
         foreign = False
         for config in configs:
             given = vars(config).get("quantization_config")
@@ -52,7 +53,7 @@ def write_plan(model: PreTrainedModel) -> None:
             if counts != [group.count for group in find_groups(built, kind)]:
                 shapes[kind] = counts
         if not has_layout(model, "neurons") and _first_difference(model, built) is not None:
-            shapes["neurons"] = _traced_shapes(model, built)
+            shapes |= {"neurons": entries} if (entries := _traced_shapes(model, built)) else {}
         if shapes and foreign:
             raise CompressionError("The config has a quantization_config of its own, so it cannot say the shapes too.")
         if shapes:
@@ -62,7 +63,7 @@ def write_plan(model: PreTrainedModel) -> None:
         different = _first_difference(model, built)
         if different is not None:
             raise CompressionError(f"{different} differs from what the config of {type(model).__name__} builds.")
-        keep.append(True)
+        undo.pop_all()
 
 
 def own_configs(model: nn.Module, undo: ExitStack) -> None:
@@ -74,18 +75,26 @@ def own_configs(model: nn.Module, undo: ExitStack) -> None:
         module.config = copies[id(config)]
 
 
-def _configs(model: nn.Module) -> list[PreTrainedConfig]:
+def restore_configs(configs: Sequence[PreTrainedConfig], undo: ExitStack) -> None:
+    """Let ``undo`` give the configs back all that they hold now."""
+    for config in configs:
+        undo.callback(vars(config).update, dict(vars(config)))
+        undo.callback(vars(config).clear)
+
+
+def get_configs(model: nn.Module) -> list[PreTrainedConfig]:
+    """Return the configs of a model and of the models within it."""
     return list({id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values())
 
 
 def _traced_shapes(model: nn.Module, built: nn.Module) -> list[dict[str, Any]]:
     """Entries of a plan for the neurons that no record describes, where there are others than in the built model."""
-    modules = dict(built.named_modules())
-    entries = []
-    for group in trace_neurons(model):
-        up, down = [part.module for part in group.slices if part.outputs], group.consumers[0].module
-        if neuron_group(modules, up, down).count != group.count:
-            entries.append({"up": up, "down": down, "width": group.count})
+    modules, entries = dict(built.named_modules()), []
+    with suppress(CompressionError):  # what differs is not the neurons then
+        for group in trace_neurons(model):
+            up, down = [part.module for part in group.slices if part.outputs], group.consumers[0].module
+            if neuron_group(modules, up, down).count != group.count:
+                entries.append({"up": up, "down": down, "width": group.count})
     return entries
 
 
@@ -118,11 +127,12 @@ def _find_known(model: nn.Module, kind: Kind) -> list[Group]:
 def _use_plain_settings(model: PreTrainedModel, configs: Sequence[PreTrainedConfig], groups: Sequence[Group]) -> None:
     """Set what in the config makes these heads or neurons, if anything does."""
     for settings in _candidates(model.config, groups[0]):
-        with _restored_unless_kept(configs) as keep, suppress(Exception):  # whatever a config or constructor says
+        with ExitStack() as undo, suppress(Exception):  # whatever a config or constructor says
+            restore_configs(configs, undo)
             for config, (name, value) in product(configs, settings.items()):
                 setattr(config, name, value)
             if find_groups(build_from_config(model.config, type(model)), groups[0].kind) == groups:
-                keep.append(True)
+                undo.pop_all()
                 return
 
 
@@ -139,16 +149,3 @@ def _candidates(config: PreTrainedConfig, group: Group) -> Iterator[dict[str, in
         settings["num_key_value_heads"] = group.count
     for name in HEAD_SIZE_SETTINGS:
         yield settings | {name: consumer.size // queries}
-
-
-@contextmanager
-def _restored_unless_kept(configs: Sequence[PreTrainedConfig]) -> Iterator[list[bool]]:
-    """Put the configs back at the end, unless something was added to the list."""
-    before, keep = [dict(vars(config)) for config in configs], list[bool]()
-    try:
-        yield keep
-    finally:
-        if not keep:
-            for config, values in zip(configs, before, strict=True):
-                vars(config).clear()
-                vars(config).update(values)

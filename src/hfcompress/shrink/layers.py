@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hfcompress.errors import CompressionError
 from hfcompress.models.architectures import LAYER_INDICES, PER_LAYER_SETTINGS
 from hfcompress.models.layers import layer_stack
-from hfcompress.models.shapes_in_config import write_plan
+from hfcompress.models.shapes_in_config import get_configs, restore_configs, write_plan
 from hfcompress.validation import is_integer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -73,9 +73,9 @@ def keep_layers(model: PreTrainedModel, stack_name: str, kept: Sequence[int], un
     layers = list(stack)
     try:
         with ExitStack() as own:
-            for config in {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values():
-                own.callback(vars(config).update, dict(vars(config)))
-                own.callback(vars(config).clear)
+            configs = get_configs(model)
+            restore_configs(configs, own)
+            for config in configs:
                 config.num_hidden_layers = len(kept)
                 for key in PER_LAYER_SETTINGS:
                     values = getattr(config, key, None)
