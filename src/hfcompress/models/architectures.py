@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ class Architecture:
     positions: str | None = None
 
 
+_BertAttention = partial(
+    Attention, head_size="attention_head_size", head_counts=("num_attention_heads", "all_head_size")
+)
 _BERT_FEED_FORWARD = FeedForward(("intermediate.dense",), "output.dense", ("intermediate_size",))
 _SELF = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
@@ -79,11 +83,8 @@ ARCHITECTURES = (
     Architecture(
         "BERT",  # RoBERTa, XLM-R, CamemBERT, ELECTRA, ...
         attention=(
-            Attention(
-                ("attention.self.query", "attention.self.key", "attention.self.value"),
-                "attention.output.dense",
-                head_size="attention_head_size",
-                head_counts=("num_attention_heads", "all_head_size"),
+            _BertAttention(
+                ("attention.self.query", "attention.self.key", "attention.self.value"), "attention.output.dense"
             ),
         ),
         feed_forward=(_BERT_FEED_FORWARD,),
@@ -92,14 +93,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         "ALBERT",
-        attention=(
-            Attention(
-                ("attention.query", "attention.key", "attention.value"),
-                "attention.dense",
-                head_size="attention_head_size",
-                head_counts=("num_attention_heads", "all_head_size"),
-            ),
-        ),
+        attention=(_BertAttention(("attention.query", "attention.key", "attention.value"), "attention.dense"),),
         feed_forward=(FeedForward(("ffn",), "ffn_output", ("intermediate_size",)),),
         shared_layers="albert_layer_groups",
     ),
@@ -118,11 +112,9 @@ ARCHITECTURES = (
     Architecture(
         "MPNet",
         attention=(
-            Attention(
+            _BertAttention(
                 ("attention.attn.q", "attention.attn.k", "attention.attn.v"),
                 "attention.attn.o",
-                head_size="attention_head_size",
-                head_counts=("num_attention_heads", "all_head_size"),
                 shared_bias="relative_attention_bias",
             ),
         ),
@@ -132,12 +124,10 @@ ARCHITECTURES = (
     Architecture(
         "DeBERTa-v2",
         attention=(
-            Attention(
+            _BertAttention(
                 ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
                 "attention.output.dense",
                 per_head=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
-                head_size="attention_head_size",
-                head_counts=("num_attention_heads", "all_head_size"),
             ),
         ),
         feed_forward=(_BERT_FEED_FORWARD,),
