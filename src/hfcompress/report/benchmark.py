@@ -24,7 +24,7 @@ from hfcompress.models.weights import select_matrices
 from hfcompress.report.comparison import Comparison
 from hfcompress.report.intervals import mcnemar, wilson_interval
 from hfcompress.report.measurements import ForwardPass, Measurement
-from hfcompress.report.sparsity import count_zeros, make_report
+from hfcompress.report.sparsity import make_report
 from hfcompress.validation import check_count, is_integer
 
 _WARM_UP = 3  # rounds that are not counted
@@ -251,7 +251,7 @@ def _check(name: str, model: nn.Module, longest: int) -> None:
 
 def _size(model: nn.Module) -> dict[str, Any]:
     selection = select_matrices(model)
-    report = make_report(model, selection, count_zeros(selection.matrices))
+    report = make_report(model, selection)
     device = next(model.parameters()).device
     dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
     return {
