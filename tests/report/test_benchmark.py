@@ -405,7 +405,7 @@ def test_answers_are_compared_by_the_names_of_the_classes():
 def test_answers_that_are_no_numbers_have_no_accuracy():
     model = build("bert")
     model.classifier.weight.data[0, 0] = float("nan")
-    with pytest.raises(CompressionError, match=r"The model 'model' answers .* with NaN or infinity"):
+    with pytest.raises(CompressionError, match=r"The model 'model' returns NaN or infinity for"):
         measure(model, TWO, repeats=1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.report.measurements import Measurement, Speedup, make_table, ratio, speedup
+from hfcompress.report.measurements import Measurement, Speedup, make_table, speedup
 from hfcompress.report.rendering import draw, page
 from hfcompress.report.tables import Report, Table
 
@@ -49,7 +49,8 @@ class Comparison(Report):
 
     def ratios(self, name: str) -> dict[str, float | None]:
         """Divide each figure of a model by that of the first; None where one is missing or the first is 0."""
-        return {figure: ratio(getattr(self.rows[name], figure), getattr(self.first, figure)) for figure in _FIGURES}
+        pairs = {figure: (getattr(self.rows[name], figure), getattr(self.first, figure)) for figure in _FIGURES}
+        return {figure: None if value is None or not base else value / base for figure, (value, base) in pairs.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures, ratios and speed-ups by model, as plain Python values that JSON can hold."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from hfcompress.report.intervals import McNemar, median_interval
 from hfcompress.report.tables import Report, Table
 
 MB = 1e6
+_Form = Callable[[Any], str]
 _SPEEDUP_CONFIDENCE = 0.99  # rounds are not quite independent of each other, so 95 % would claim too much
 
 
@@ -181,10 +182,14 @@ class Speedup:
         """Return all figures as plain Python values that JSON can hold."""
         return asdict(self) | {"shown": self.shown}
 
+    @property
+    def label(self) -> str:
+        """The ratio and why a difference is not shown, for tables."""
+        reason = "" if self.shown else ", few rounds" if self.interval is None else ", noise"
+        return f"{self.ratio:.2f}x{reason}"
+
     def __str__(self) -> str:
-        if self.shown:
-            return f"{self.ratio:.2f}x"
-        return f"{self.ratio:.2f}x, {'few rounds' if self.interval is None else 'noise'}"
+        return self.label
 
 
 def speedup(first: Measurement, other: Measurement, index: int = 0) -> Speedup | None:
@@ -196,11 +201,6 @@ def speedup(first: Measurement, other: Measurement, index: int = 0) -> Speedup |
     return Speedup(statistics.median(ratios), median_interval(ratios, _SPEEDUP_CONFIDENCE))
 
 
-def ratio(value: float | None, base: float | None) -> float | None:
-    """Divide; None where a number is missing or the base is 0."""
-    return None if value is None or not base else value / base
-
-
 def make_table(models: Mapping[str, Measurement], *, verbose: bool) -> Table:
     """Return all figures, a column a model, or the main ones, a row a model; with notes that explain them."""
     table = all_figures(models) if verbose else main_figures(models)
@@ -209,82 +209,67 @@ def make_table(models: Mapping[str, Measurement], *, verbose: bool) -> Table:
 
 def main_figures(models: Mapping[str, Measurement]) -> Table:
     """Return the main figures, a row a model, without the columns that hold nothing."""
-    rows: list[tuple[str, ...]] = [
-        (
-            *("model", "parameters", "sparsity", "MB", "MB packed", "GFLOPs", "ms a batch", "speed-up"),
-            *("accuracy", "95 % interval", "against first"),
-        )
-    ]
-    first = next(iter(models.values()))
-    timed = any(one.passes for one in models.values())
-    for name, one in models.items():
-        rows.append(
-            (
-                name,
-                f"{one.parameters:,}",
-                f"{one.sparsity:.1%}",
-                _megabytes(one.bytes),
-                _megabytes(one.bytes_packed) if timed else "-",
-                _show(one.flops, lambda flops: _number(flops / 1e9)),
-                _show(one.latency_ms, "{:.1f}".format),
-                "1.00x" if one is first and one.passes else _show(speedup(first, one), str),
-                _show(one.accuracy, "{:.3f}".format),
-                _show(one.accuracy_interval, lambda ends: f"{ends[0]:.3f} to {ends[1]:.3f}"),
-                _show(one.mcnemar, lambda test: f"{test.verdict} (p {_p_value(test)})"),
-            )
-        )
-    measured = [index for index, column in enumerate(zip(*rows[1:], strict=True)) if set(column) != {"-"}]
-    return Table([[row[index] for index in measured] for row in rows], "<" + ">" * (len(measured) - 1))
+    first, *_ = ones = list(models.values())
+    packed: _Form = _megabytes if any(one.passes for one in ones) else "-".format
+    columns = {
+        "model": list(models),
+        "parameters": _cells(ones, "parameters", "{:,}".format),
+        "sparsity": _cells(ones, "sparsity", "{:.1%}".format),
+        "MB": _cells(ones, "bytes", _megabytes),
+        "MB packed": _cells(ones, "bytes_packed", packed),
+        "GFLOPs": _cells(ones, "flops", lambda flops: _three_digits(flops / 1e9)),
+        "ms a batch": _cells(ones, "latency_ms", "{:.1f}".format),
+        "speed-up": ["1.00x" if one is first and one.passes else str(speedup(first, one) or "-") for one in ones],
+        "accuracy": _cells(ones, "accuracy", "{:.3f}".format),
+        "95 % interval": _cells(ones, "accuracy_interval", "{0[0]:.3f} to {0[1]:.3f}".format),
+        "against first": _cells(ones, "mcnemar", lambda test: f"{test.verdict} (p {_p_value(test)})"),
+    }
+    table = [[head, *cells] for head, cells in columns.items() if set(cells) != {"-"}]
+    return Table(list(zip(*table, strict=True)), "<" + ">" * (len(table) - 1))
 
 
 def all_figures(models: Mapping[str, Measurement]) -> Table:
     """Return all figures, a column a model, without the rows that hold nothing; ratios to the first in brackets."""
-    first, *others = models.values()
-    rows: list[tuple[str, ...]] = [("", *models)]
+    first, *others = ones = list(models.values())
+    rows = [["", *models]]
 
-    def add(label: str, values: Iterable[Any], form: Callable[[Any], str], *, ratios: bool = True) -> None:
-        base, *_ = values = list(values)
-        cells = [_show(value, form) for value in values]
-        if ratios:
-            for index, value in enumerate(values[1:], start=1):
-                cells[index] += "" if (quotient := ratio(value, base)) is None else f" ({quotient:.3f}x)"
+    def add(label: str, name: str, form: _Form, records: Sequence[object] = ones, *, ratios: bool = True) -> None:
+        cells = _cells(records, name, form)
+        base, *values = (getattr(record, name, None) for record in records)
+        for index, value in enumerate(values, start=1):
+            if ratios and value is not None and base:
+                cells[index] += f" ({value / base:.3f}x)"
         if set(cells) != {"-"}:
-            rows.append((label, *cells))
+            rows.append([label, *cells])
 
-    def add_attribute(label: str, name: str, form: Callable[[Any], str], *, ratios: bool = True) -> None:
-        add(label, (getattr(one, name) for one in models.values()), form, ratios=ratios)
-
-    add_attribute("parameters", "parameters", "{:,}".format)
-    add_attribute("parameters that are not zero", "nonzeros", "{:,}".format)
-    add_attribute("zeros of the prunable weights", "sparsity", "{:.2%}".format, ratios=False)
-    add_attribute("MB in memory", "bytes_in_memory", lambda size: _number(size / MB))
-    add_attribute("MB on disk, dense", "bytes", lambda size: _number(size / MB))
-    add_attribute("MB on disk, packed", "bytes_packed", lambda size: _number(size / MB))
-    for index in range(max(len(one.passes) for one in models.values())):
-        passes = [one.passes[index] if index < len(one.passes) else None for one in models.values()]
-        batch = f", {' or '.join(dict.fromkeys(one.label for one in passes if one))}"
-        add(f"GFLOPs{batch}", (one and one.flops / 1e9 for one in passes), _number)
-        add(f"ms, median{batch}", (one and one.latency_ms for one in passes), "{:.2f}".format)
-        quartiles = (one and one.quartiles_ms for one in passes)
-        add(f"ms, quartiles{batch}", quartiles, lambda ends: f"{ends[0]:.2f} to {ends[1]:.2f}", ratios=False)
+    add("parameters", "parameters", "{:,}".format)
+    add("parameters that are not zero", "nonzeros", "{:,}".format)
+    add("zeros of the prunable weights", "sparsity", "{:.2%}".format, ratios=False)
+    add("MB in memory", "bytes_in_memory", lambda size: _three_digits(size / MB))
+    add("MB on disk, dense", "bytes", lambda size: _three_digits(size / MB))
+    add("MB on disk, packed", "bytes_packed", lambda size: _three_digits(size / MB))
+    for index in range(max(len(one.passes) for one in ones)):
+        passes = [one.passes[index] if index < len(one.passes) else None for one in ones]
         speedups = [None, *(speedup(first, other, index) for other in others)]
-        add(f"speed-up{batch}", speedups, str, ratios=False)
-        intervals = (one and one.interval for one in speedups)
-        add(f"speed-up, 99 % interval{batch}", intervals, lambda i: f"{i[0]:.2f}x to {i[1]:.2f}x", ratios=False)
-        add(f"examples a second{batch}", (one and one.throughput for one in passes), _number)
-        add(f"peak memory in MB{batch}", (one and one.peak_bytes / MB for one in passes), _number)
-    add_attribute("labelled examples", "examples", "{:,}".format, ratios=False)
-    add_attribute("accuracy", "accuracy", "{:.3f}".format)
-    add_attribute("accuracy, 95 % interval", "accuracy_interval", lambda i: f"{i[0]:.3f} to {i[1]:.3f}", ratios=False)
-    add_attribute("F1", "f1", "{:.3f}".format)
-    add_attribute("cross-entropy", "cross_entropy", "{:.3f}".format)
-    add_attribute("calibration error", "calibration_error", "{:.3f}".format)
-    add_attribute("answers like the reference", "agreement", "{:.1%}".format, ratios=False)
-    pairs = "only the reference right, only this one right"
-    add_attribute(pairs, "mcnemar", lambda test: f"{test.only_first}, {test.only_this}", ratios=False)
-    add_attribute("McNemar's test", "mcnemar", lambda test: f"{test.verdict}, p {_p_value(test)}", ratios=False)
+        batch = f", {' or '.join(dict.fromkeys(one.label for one in passes if one))}"
+        add(f"GFLOPs{batch}", "flops", lambda flops: _three_digits(flops / 1e9), passes)
+        add(f"ms, median{batch}", "latency_ms", "{:.2f}".format, passes)
+        add(f"ms, quartiles{batch}", "quartiles_ms", "{0[0]:.2f} to {0[1]:.2f}".format, passes, ratios=False)
+        add(f"speed-up{batch}", "label", str, speedups, ratios=False)
+        add(f"speed-up, 99 % interval{batch}", "interval", "{0[0]:.2f}x to {0[1]:.2f}x".format, speedups, ratios=False)
+        add(f"examples a second{batch}", "throughput", _three_digits, passes)
+        add(f"peak memory in MB{batch}", "peak_bytes", lambda size: _three_digits(size / MB), passes)
+    add("labelled examples", "examples", "{:,}".format, ratios=False)
+    add("accuracy", "accuracy", "{:.3f}".format)
+    add("accuracy, 95 % interval", "accuracy_interval", "{0[0]:.3f} to {0[1]:.3f}".format, ratios=False)
+    for label, name in (("F1", "f1"), ("cross-entropy", "cross_entropy"), ("calibration error", "calibration_error")):
+        add(label, name, "{:.3f}".format)
+    add("answers like the reference", "agreement", "{:.1%}".format, ratios=False)
+    only_one_right = "{0.only_first}, {0.only_this}".format
+    add("only the reference right, only this one right", "mcnemar", only_one_right, ratios=False)
+    add("McNemar's test", "mcnemar", lambda test: f"{test.verdict}, p {_p_value(test)}", ratios=False)
     for name in ("device", "dtype", "threads"):
-        add_attribute(name, name, str, ratios=False)
+        add(name, name, str, ratios=False)
     return Table(rows, "<" + ">" * len(models))
 
 
@@ -325,16 +310,18 @@ def explain(models: Mapping[str, Measurement], *, verbose: bool) -> list[str]:
     return notes
 
 
-def _show(value: Any, form: Callable[[Any], str]) -> str:
-    return "-" if value is None else form(value)
+def _cells(records: Iterable[object], name: str, form: _Form) -> list[str]:
+    """Write an attribute of each record; "-" where the record or the attribute is None."""
+    values = (getattr(record, name, None) for record in records)
+    return ["-" if value is None else form(value) for value in values]
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / MB:.1f}" if size >= MB else _number(size / MB)
+    return f"{size / MB:.1f}" if size >= MB else _three_digits(size / MB)
 
 
-def _number(value: float) -> str:
-    """Write three digits, or all digits before the point."""
+def _three_digits(value: float) -> str:
+    """Write three significant digits, or all digits before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -238,19 +238,9 @@ def sparsity_report(
 
 
 def make_report(
-    model: nn.Module,
-    selection: Selection,
-    zeros: Mapping[str, int] | None = None,
-    amount: float | int | None = None,
+    model: nn.Module, selection: Selection, zeros: Mapping[str, int] | None = None, amount: float | int | None = None
 ) -> SparsityReport:
-    """Make the report of the selected weight matrices.
-
-    Args:
-        model: The model that holds them.
-        selection: The weight matrices, of any dtype.
-        zeros: Number of zeros by name of the matrix, 0 where a name is missing; counted if None.
-        amount: The amount that was asked for.
-    """
+    """Make the report of selected matrices; their zeros, by name and 0 where a name is missing, are counted if None."""
     inner = unwrap(model)
     body = {id(module) for module in getattr(inner, "base_model", inner).modules()}
     layers = []
@@ -262,10 +252,9 @@ def make_report(
     seen: set[object] = set()
     list(distinct((matrix.weight for matrix in selection.matrices), seen))
     others = [parameter for parameter in distinct(model.parameters(), seen) if not is_lazy(parameter)]
-    total = _total(layers)
-    whole_model = ZeroCount(
-        total.weights + sum(other.numel() for other in others), total.zeros + sum(map(_count_zeros, others))
-    )
+    selected = _total(layers)
+    weights = selected.weights + sum(parameter.numel() for parameter in others)
+    whole_model = ZeroCount(weights, selected.zeros + sum(map(_count_zeros, others)))
     return SparsityReport(tuple(layers), whole_model, selection.not_covered, amount)
 
 
@@ -296,16 +285,15 @@ def _total(layers: Iterable[LayerSparsity]) -> ZeroCount:
 
 
 def _by_kind(layers: Iterable[LayerSparsity]) -> dict[str, list[LayerSparsity]]:
-    return _group((layer.kind, layer) for layer in layers)
+    return _group(layers, lambda layer: layer.kind)
 
 
 def _by_layer(layers: Iterable[LayerSparsity]) -> dict[str, list[LayerSparsity]]:
-    matches = ((_LAYER_NAME.match(layer.name), layer) for layer in layers)
-    return _group((match.group() if match else layer.name, layer) for match, layer in matches)
+    return _group(layers, lambda layer: match.group() if (match := _LAYER_NAME.match(layer.name)) else layer.name)
 
 
-def _group(pairs: Iterable[tuple[str, LayerSparsity]]) -> dict[str, list[LayerSparsity]]:
+def _group(layers: Iterable[LayerSparsity], key: Callable[[LayerSparsity], str]) -> dict[str, list[LayerSparsity]]:
     groups: dict[str, list[LayerSparsity]] = {}
-    for key, layer in pairs:
-        groups.setdefault(key, []).append(layer)
+    for layer in layers:
+        groups.setdefault(key(layer), []).append(layer)
     return groups
