@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -233,9 +233,9 @@ def all_figures(models: Mapping[str, Measurement]) -> Table:
     first, *others = ones = list(models.values())
     rows = [["", *models]]
 
-    def add(label: str, name: str, form: _Form, records: Sequence[object] = ones, *, ratios: bool = True) -> None:
+    def add(label: str, name: str, form: _Form, records: Sequence[Any] = ones, *, ratios: bool = True) -> None:
         cells = _cells(records, name, form)
-        base, *values = (getattr(record, name, None) for record in records)
+        base, *values = (record and getattr(record, name) for record in records)
         for index, value in enumerate(values, start=1):
             if ratios and value is not None and base:
                 cells[index] += f" ({value / base:.3f}x)"
@@ -308,9 +308,9 @@ def explain(models: Mapping[str, Measurement], *, verbose: bool) -> list[str]:
     return notes
 
 
-def _cells(records: Iterable[object], name: str, form: _Form) -> list[str]:
+def _cells(records: Sequence[Any], name: str, form: _Form) -> list[str]:
     """Write an attribute of each record; "-" where the record or the attribute is None."""
-    values = (getattr(record, name, None) for record in records)
+    values = (record and getattr(record, name) for record in records)
     return ["-" if value is None else form(value) for value in values]
 
 
