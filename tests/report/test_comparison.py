@@ -1,4 +1,4 @@
-"""Tables, ratios, the verdict on time, pictures and the page, of measurements made by hand."""
+"""Tables, ratios, speed-ups, pictures and the HTML page of measurements with given figures."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ ROWS = Comparison(
 )
 
 
-def test_printing_shows_an_aligned_row_a_model_and_says_what_it_means():
+def test_printing_shows_an_aligned_row_a_model_and_notes():
     lines = str(ROWS).splitlines()
     squeezed = [" ".join(line.split()) for line in lines]
     names = "model parameters sparsity MB MB packed GFLOPs ms a batch speed-up accuracy 95 % interval against first"
@@ -63,18 +63,18 @@ def test_printing_shows_an_aligned_row_a_model_and_says_what_it_means():
     assert len(squeezed) == 9
 
 
-def test_columns_of_what_was_not_measured_are_left_out():
+def test_columns_without_figures_are_left_out():
     table = str(Comparison({"a": row(100), "b": row(50)}))
     assert table.splitlines()[0].split() == ["model", "parameters", "sparsity", "MB"]
     assert len(table.splitlines()) == 3
     assert "-" not in table
 
 
-def test_without_zeros_nothing_is_said_about_them():
+def test_without_zeros_there_is_no_note_about_them():
     assert "Zeros" not in str(Comparison({"a": row(100, times=FIRST)}))
 
 
-def test_all_figures_stand_beside_their_ratio_to_the_first():
+def test_the_verbose_table_has_all_figures_and_ratios():
     table = [line[2:-2].split(" | ") for line in ROWS.to_markdown(verbose=True).splitlines() if line.startswith("| ")]
     cells = {name: values for name, *values in table}
     assert cells[""] == ["BERT", r"pruned <b>\|", "small", "unread"]
@@ -93,25 +93,35 @@ def test_all_figures_stand_beside_their_ratio_to_the_first():
     assert cells["dtype"] == ["float32"] * 4
 
 
-def test_a_difference_is_shown_only_where_the_rounds_agree():
-    def speedup(first, this):
-        return Comparison({"first": row(1, times=first), "this": row(1, times=this)}).speedup("this")
+def speedup(first, this):
+    return Comparison({"first": row(1, times=first), "this": row(1, times=this)}).speedup("this")
 
-    drifting = [10.0 * 1.2**n for n in range(10)]  # a machine that slows down hits both alike
+
+def test_a_speedup_is_shown_where_the_rounds_agree():
+    drifting = [10.0 * 1.2**n for n in range(10)]  # a machine that slows down affects both alike
     assert speedup(drifting, [0.9 * t for t in drifting]).ratio == pytest.approx(1 / 0.9)
     assert speedup(drifting, [0.9 * t for t in drifting]).shown
+    slower = speedup(FIRST, [2 * t for t in FIRST])
+    assert (slower.ratio, slower.interval, slower.shown) == (0.5, (0.5, 0.5), True)
+
+
+def test_a_speedup_is_noise_where_the_rounds_disagree():
     mixed = [10.0, 12.0] * 10
     assert not speedup(mixed, mixed[::-1]).shown
     assert str(speedup(mixed, mixed[::-1])).endswith("x, noise")
-    slower = speedup(FIRST, [2 * t for t in FIRST])
-    assert (slower.ratio, slower.interval, slower.shown) == (0.5, (0.5, 0.5), True)
+
+
+def test_few_rounds_show_no_speedup():
     few = speedup([2.0] * 7, [1.0] * 7)
     assert (few.interval, few.shown, str(few)) == (None, False, "2.00x, few rounds")
+
+
+def test_a_model_that_was_not_timed_has_no_speedup():
     assert ROWS.speedup("unread") is None
     assert ROWS.speedup("small", 1) is None
 
 
-def test_markdown_has_as_many_columns_in_every_row():
+def test_markdown_has_the_same_columns_in_every_row():
     lines = ROWS.to_markdown().splitlines()
     assert lines[1] == "|---" + "|---:" * 10 + "|"
     assert {line.replace(r"\|", "").count("|") for line in lines[:6]} == {12}
@@ -146,19 +156,32 @@ def test_a_measurement_prints_all_its_figures():
     lines = str(ROWS.rows["small"]).splitlines()
     assert "  ".join(lines[1].split()) == "parameters  1,000"
     assert any(line.split() == ["accuracy", "0.700"] for line in lines)
-    assert len(str(row(100)).splitlines()) == 2
+    assert "GFLOPs, 16 x 128" in str(ROWS.rows["small"])
+
+
+def test_a_measurement_of_size_alone_prints_one_row():
+    head, cells = (line.split() for line in str(row(100)).splitlines())
+    assert head == ["model", "parameters", "sparsity", "MB"]
+    assert cells == ["model", "100", "0.0%", "0.000400"]
 
 
 @given(st.dictionaries(st.text("abc", max_size=3), st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8))
-def test_the_pareto_front_holds_those_that_no_other_beats(models):
+def test_the_pareto_front_holds_what_no_other_dominates(models):
     front = pareto_front(models)
     for name, (cost, accuracy) in models.items():
         better = [(c, a) for c, a in models.values() if (c < cost and a >= accuracy) or (c <= cost and a > accuracy)]
         assert (name in front) == (not better)
 
 
-def test_the_pictures_show_each_model_with_its_intervals_and_the_front():
+@pytest.fixture
+def pictures():
     figure, (time, size) = ROWS.plot()
+    yield figure, time, size
+    plt.close(figure)
+
+
+def test_the_pictures_show_each_model_with_its_intervals(pictures):
+    _, time, size = pictures
     assert time.get_xlabel().startswith("milliseconds a batch of 16 x 128 tokens")
     assert [len(axes.containers) for axes in (time, size)] == [3, 3]  # the model without accuracy is left out
     assert [bar.get_label() for bar in time.containers] == ["BERT", "pruned <b>|", "small"]
@@ -166,33 +189,44 @@ def test_the_pictures_show_each_model_with_its_intervals_and_the_front():
     assert time.containers[0].lines[0].get_ydata()[0] == 0.84
     low, high = (line.get_ydata()[0] for line in time.containers[0].lines[1][2:])
     assert (low, high) == pytest.approx((0.82, 0.86))
-    (front,) = [line for line in size.lines if line.get_label() == "Pareto front"]
-    assert front.get_xydata().tolist() == [
-        [pytest.approx(x), y] for x, y in [(0.004, 0.7), (77.18, 0.83), (90.8, 0.84)]
-    ]
-    hollow = [line for line in size.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+
+
+def test_the_picture_of_size_shows_the_pareto_front(pictures):
+    (front,) = [line for line in pictures[2].lines if line.get_label() == "Pareto front"]
+    points = [(0.004, 0.7), (77.18, 0.83), (90.8, 0.84)]
+    assert front.get_xydata().tolist() == [[pytest.approx(x), y] for x, y in points]
+
+
+def test_a_hollow_mark_shows_a_larger_dense_file(pictures):
+    hollow = [line for line in pictures[2].lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
     assert [line.get_xdata()[0] for line in hollow] == [90.8]  # of the pruned model alone a dense file is larger
+
+
+def test_no_text_of_a_picture_is_cut_off(pictures):
+    figure, time, _ = pictures
     figure.canvas.draw()
     width, height = figure.get_size_inches() * figure.dpi
-    for text in [*(legend_text for legend in figure.legends for legend_text in legend.get_texts()), time.xaxis.label]:
+    for text in [*(text for legend in figure.legends for text in legend.get_texts()), time.xaxis.label]:
         box = text.get_window_extent()
         assert box.x0 >= 0
         assert box.y0 >= 0
         assert box.x1 <= width
         assert box.y1 <= height
-    plt.close(figure)
 
 
 def test_models_that_were_not_timed_have_one_picture():
     figure, axes = Comparison({"a": row(100, correct=0.5), "b": row(50, correct=0.4)}).plot()
     assert [one.get_xlabel() for one in axes] == ["MB on disk, packed"]
     plt.close(figure)
+
+
+def test_without_accuracy_there_is_nothing_to_draw():
     with pytest.raises(CompressionError, match="No accuracy was measured"):
         Comparison({"a": row(100)}).plot()
 
 
 class Page(HTMLParser):
-    """Checks that every element is closed where it must be, and notes what is linked."""
+    """Checks that every element is closed in order, and collects links."""
 
     def __init__(self):
         super().__init__()
@@ -213,7 +247,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_one_file_with_tables_and_pictures_that_needs_no_network():
+def test_the_page_is_one_file_that_needs_no_network():
     page, text = Page(), ROWS.to_html("A & B")
     page.feed(text)
     page.close()
@@ -231,7 +265,7 @@ def test_the_page_is_one_file_with_tables_and_pictures_that_needs_no_network():
         assert note in text
 
 
-def test_a_page_without_accuracy_has_no_picture_and_needs_no_matplotlib(monkeypatch):
+def test_a_page_without_accuracy_needs_no_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "<svg" not in Comparison({"a": row(100, times=FIRST)}).to_html()
     with pytest.raises(ImportError, match=r"pip install 'hfcompress\[plots\]'"):
@@ -245,7 +279,7 @@ def test_a_notebook_shows_the_same_table():
 
 
 @pytest.mark.parametrize("name", ["$x^$", "cost $5 and $6", "_old", "a|b\\c"])
-def test_a_picture_shows_any_name_as_it_is(name):
+def test_a_picture_shows_any_name_literally(name):
     times = [10.0] * 8
     found = Comparison({"BERT": row(100, times=times, correct=0.8), name: row(50, times=times, correct=0.7)})
     figure, _ = found.plot()

@@ -1,22 +1,16 @@
-"""Figures of quality and of chance against scikit-learn, SciPy and plain loops."""
+"""Intervals and tests of chance against SciPy."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn import metrics
-from sklearn.calibration import calibration_curve
 
-from hfcompress.metrics import calibration_error, f1_score
 from hfcompress.report.intervals import mcnemar, median_interval, wilson_interval
 
 
 @given(st.data())
-def test_the_interval_is_that_of_scipy(data):
+def test_the_wilson_interval_is_that_of_scipy(data):
     trials = data.draw(st.integers(1, 10_000))
     successes = data.draw(st.integers(0, trials))
     wanted = stats.binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
@@ -48,13 +42,13 @@ def test_many_discordant_pairs_are_tested_by_chi_squared(only_first, only_this):
     assert found == pytest.approx(stats.binomtest(only_first, only_first + only_this).pvalue, abs=5e-3)
 
 
-def test_equally_many_discordant_pairs_beyond_the_exact_test_show_nothing():
+def test_equally_many_discordant_pairs_show_nothing():
     assert mcnemar(*correctness(0, 600, 600, 0)).p_value == 1.0
 
 
 @pytest.mark.parametrize("confidence", [0.95, 0.99])
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
-def test_the_interval_of_a_median_is_the_shortest_pair_of_order_statistics_that_is_sure_enough(confidence, values):
+def test_the_median_interval_is_the_shortest_that_is_sure_enough(confidence, values):
     count, ordered = len(values), sorted(values)
     wanted = None
     for rank in range(1, count // 2 + 1):  # P(rank <= B <= count - rank) for B binomial
@@ -65,48 +59,6 @@ def test_the_interval_of_a_median_is_the_shortest_pair_of_order_statistics_that_
 
 
 @pytest.mark.parametrize(("confidence", "count"), [(0.95, 6), (0.99, 8)])
-def test_too_few_values_have_no_interval(confidence, count):
+def test_too_few_values_have_no_median_interval(confidence, count):
     assert median_interval([1.0] * (count - 1), confidence) is None
     assert median_interval([1.0] * count, confidence) == (1.0, 1.0)
-
-
-@settings(max_examples=25)
-@given(st.integers(2, 5), st.integers(1, 50), st.integers(0, 1000))
-def test_f1_is_that_of_scikit_learn(classes, count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    labels, predictions = (torch.randint(0, classes, (count,), generator=generator) for _ in range(2))
-    average = "binary" if classes == 2 else "macro"
-    wanted = metrics.f1_score(labels, predictions, average=average, zero_division=0)
-    assert f1_score(predictions, labels, classes) == pytest.approx(wanted)
-
-
-def probabilities_of(count, classes, seed):
-    generator = torch.Generator().manual_seed(seed)
-    probabilities = (3 * torch.randn(count, classes, generator=generator)).softmax(-1).double()
-    return probabilities, torch.randint(0, classes, (count,), generator=generator)
-
-
-@given(st.integers(2, 5), st.integers(1, 200), st.integers(0, 1000))
-def test_the_calibration_error_is_that_of_a_plain_loop(classes, count, seed):
-    probabilities, labels = probabilities_of(count, classes, seed)
-    bins = {}
-    for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
-        bins.setdefault(math.ceil(15 * max(row)), []).append((max(row), row.index(max(row)) == label))
-    error = 0.0
-    for members in bins.values():
-        confidence, accuracy = (sum(values) / len(members) for values in zip(*members, strict=True))
-        error += len(members) / count * abs(accuracy - confidence)
-    assert calibration_error(probabilities, labels) == pytest.approx(error)
-
-
-def test_the_calibration_error_is_that_of_scikit_learns_curve():
-    probabilities, labels = probabilities_of(5000, 3, seed=0)
-    confidence, predictions = probabilities.max(-1)
-    correct = (predictions == labels).numpy()
-    accuracies, means = calibration_curve(correct, confidence.numpy(), n_bins=15, strategy="uniform")
-    counts = np.histogram(confidence.numpy(), np.linspace(0, 1, 16))[0]
-    wanted = (counts[counts > 0] / 5000 * np.abs(accuracies - means)).sum()
-    assert calibration_error(probabilities, labels) == pytest.approx(wanted)
-    certain = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    assert calibration_error(certain, torch.tensor([0, 1])) == 0
-    assert calibration_error(certain, torch.tensor([1, 0])) == 1

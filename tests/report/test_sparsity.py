@@ -1,4 +1,4 @@
-"""The sparsity report: its numbers, and the three forms it is read in."""
+"""The sparsity report: its figures, tables and pictures."""
 
 import json
 import sys
@@ -67,11 +67,17 @@ def test_patterns_choose_what_is_reported():
     assert not any("attention" in layer.name for layer in sparsity_report(model, exclude="*attention*").layers)
 
 
-def test_refusals_name_the_place():
+def test_a_pattern_without_a_match_is_refused():
     with pytest.raises(CompressionError, match="include pattern 'decoder' matches no weight matrix"):
         sparsity_report(build("bert"), include="decoder")
+
+
+def test_a_model_without_matrices_is_refused():
     with pytest.raises(CompressionError, match="has no weight matrix to prune"):
         sparsity_report(nn.Sequential(nn.LayerNorm(3)))
+
+
+def test_a_model_on_the_meta_device_is_refused():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(CompressionError, match=r"0\.weight is on the meta device"):
@@ -79,7 +85,7 @@ def test_refusals_name_the_place():
 
 
 @pytest.mark.parametrize("architecture", SHRINKABLE)
-def test_kinds_of_blocks_are_those_that_the_surgery_finds(architecture):
+def test_kinds_of_blocks_are_those_of_heads_and_neurons(architecture):
     model = build(architecture)
     kinds = {layer.name: layer.kind for layer in sparsity_report(model, include="*").layers}
     for kind, block in (("heads", "attention"), ("neurons", "feed-forward")):
@@ -89,16 +95,19 @@ def test_kinds_of_blocks_are_those_that_the_surgery_finds(architecture):
     assert {kinds[name] for name in kinds if "pooler" in name} <= {"pooler", "head"}
 
 
-def test_what_is_outside_the_body_is_the_head_and_what_is_unknown_is_other():
+def test_matrices_outside_the_body_are_of_the_head():
     model = build("distilbert")
     assert {x.name: x.kind for x in sparsity_report(model, include="*classifier").layers} == {
         "pre_classifier": "head",
         "classifier": "head",
     }
+
+
+def test_matrices_with_unknown_names_are_of_other_kind():
     assert [layer.kind for layer in sparsity_report(nn.Sequential(nn.Linear(2, 2))).layers] == ["other"]
 
 
-def test_zeros_of_the_whole_model_are_those_of_biases_and_embeddings_too():
+def test_zeros_of_all_parameters_include_those_out_of_scope():
     model = build("bert")
     model.classifier.weight.data.zero_()
     zero_at_first = sparsity_report(model)
@@ -119,7 +128,7 @@ def report():
     return SparsityReport(layers, ZeroCount(3000, 510), not_covered=("body.experts.weight",), amount=0.25)
 
 
-def test_printing_shows_an_aligned_table_with_every_matrix_the_sums_and_the_notes(report):
+def test_printing_shows_matrices_totals_and_notes(report):
     assert str(report).splitlines() == [
         "matrix                block         shape     weights  zeros  sparsity",
         "body.first            attention     1000 x 2    2,000    500    25.00%",
@@ -133,7 +142,7 @@ def test_printing_shows_an_aligned_table_with_every_matrix_the_sums_and_the_note
     ]
 
 
-def test_long_models_are_folded_by_layer_unless_all_is_asked_for():
+def test_long_models_are_shown_layer_by_layer():
     model = build("bert", layers=6)  # 37 matrices
     report = prune_global_l1(model, 1234)
     lines = [" ".join(line.split()) for line in str(report).splitlines()]
@@ -147,9 +156,12 @@ def test_long_models_are_folded_by_layer_unless_all_is_asked_for():
     assert lines[8].startswith("all prunable weights 37 50,176 1,234 2.46% ")
     assert lines[9].startswith(f"all parameters {sum(p.numel() for p in model.parameters()):,} ")
     assert lines[10] == "asked: 1,234 zeros; actual: 1,234"
-    verbose = report.to_text(verbose=True).splitlines()
-    assert len(verbose) == 1 + 37 + 3 + 2 + 1
     assert len(report.to_markdown(verbose=False).splitlines()) == 1 + 1 + 6 + 3 + 2
+
+
+def test_the_verbose_table_shows_every_matrix():
+    report = prune_global_l1(build("bert", layers=6), 1234)
+    assert len(report.to_text(verbose=True).splitlines()) == 1 + 37 + 3 + 2 + 1
 
 
 def test_markdown_is_a_table_with_the_same_rows(report):
@@ -161,7 +173,7 @@ def test_markdown_is_a_table_with_the_same_rows(report):
     ]
 
 
-def test_the_notes_below_a_markdown_table_are_not_rows_of_it(report):
+def test_notes_below_a_markdown_table_are_not_rows_of_it(report):
     lines = report.to_markdown().splitlines()
     assert lines[8] == ""  # without an empty line Markdown reads the note as one more row
     assert lines[9].startswith("asked: 25.00%")
@@ -202,6 +214,18 @@ def test_a_notebook_shows_the_same_table(report):
         " ".join(x.split()) for x in str(report).splitlines()[:7]
     ]
     assert [note.text for note in tree.iter("p")] == str(report).splitlines()[7:]
+
+
+def test_a_notebook_shows_totals_in_bold_below_a_line(report):
+    tree = ElementTree.fromstring(f"<div>{report._repr_html_()}</div>")
+    styles = {row[0].text: row[0].get("style") for row in tree.iter("tr")}
+    assert [name for name, style in styles.items() if "bold" in style] == [
+        "all attention",
+        "all feed-forward",
+        "all prunable weights",
+        "all parameters",
+    ]
+    assert [name for name, style in styles.items() if "border-top" in style] == ["all attention"]
 
 
 def test_the_picture_has_a_bar_for_each_kind_of_each_layer():

@@ -1,4 +1,4 @@
-"""What a model costs and how well it answers: counted, measured and compared. Nothing here changes a model."""
+"""Reports on a model: its zeros, its structure, and its measured size, speed and quality. They never change a model."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Measures what a model costs and how well it answers; several models in turns."""
+"""Measures the size, time, FLOPs, memory and quality of models; several models in turns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,12 @@ from hfcompress.models.weights import select_matrices
 from hfcompress.report.comparison import Comparison
 from hfcompress.report.intervals import mcnemar, wilson_interval
 from hfcompress.report.measurements import ForwardPass, Measurement
-from hfcompress.report.sparsity import count_zeros, make_report
+from hfcompress.report.sparsity import make_report
 from hfcompress.validation import check_count, is_integer
 
 _WARM_UP = 3  # rounds that are not counted
 
-# A batch of tensors, or a sequence of rows.
-Inputs = Mapping[str, Tensor] | Sequence[Mapping[str, Any]] | Any
+Inputs = Mapping[str, Tensor] | Sequence[Mapping[str, Any]] | Any  # a batch of tensors, or a sequence of rows
 
 
 def measure(
@@ -43,28 +42,29 @@ def measure(
     processing_class: PreTrainedTokenizerBase | None = None,
     reference: nn.Module | None = None,
 ) -> Measurement:
-    """Measure one model. It is not changed: its mode and gradients are as before.
+    """Measure one model. Its weights, gradients and mode are not changed.
 
     Args:
         model: A Hugging Face classifier.
-        inputs: What the model reads: tensors with one row an example, as a tokenizer returns them with
+        inputs: Inputs of the model: tensors with one row an example, as a tokenizer returns them with
             ``return_tensors="pt"``; or a data set, a sequence of rows each with ``input_ids``. With class indices under
-            ``"labels"``, the quality of the answers to all of them is measured. Without inputs, and without a length,
-            only the size is measured.
-        batch_size: Examples of the batch that is timed, or several numbers to time several batches.
-        length: Tokens of the texts that are timed, or several numbers. The texts are made up, without padding. If None,
-            the first rows of the inputs are timed as they are.
-        repeats: How often each batch is timed, after three passes that warm up; a difference needs eight to be shown.
-        processing_class: The tokenizer that pads the rows of a data set. Without it, they are padded on the right with
-            the model's ``pad_token_id``.
-        reference: Another model, which reads the same inputs; the agreement with its answers is measured.
+            ``"labels"``, the quality of the predictions for all examples is measured. Without inputs, and without a
+            length, only the size is measured.
+        batch_size: Examples of the timed batch, or several numbers to time several batches.
+        length: Tokens of each timed text, or several numbers; the texts are dummy inputs without padding. If None, the
+            first rows of the inputs are timed, with their padding.
+        repeats: Number of timed passes of each batch, after three that warm up; fewer than eight cannot show a
+            difference.
+        processing_class: Tokenizer that pads the rows of a data set. Without one, they are padded on the right with the
+            model's ``pad_token_id``.
+        reference: Another model for the same inputs, with whose predictions those of the model are compared.
 
     Returns:
         The measurement.
 
     Raises:
-        CompressionError: The inputs are empty, of different lengths or cannot be read, labels are no classes of the
-            model, a number is not positive, or the model is on the meta device.
+        CompressionError: The inputs are empty, of different lengths, longer than the model reads or not readable; a
+            label is not a class of the model; a number is not positive; or the model is on the meta device.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -75,10 +75,8 @@ def measure(
         >>> result.flops, result.examples
         (565760, 4)
     """
-    options: Any = {"batch_size": batch_size, "length": length, "repeats": repeats}
-    tokenizers = None if processing_class is None else {"model": processing_class}
-    found = _compare({"model": model}, {"model": inputs}, processing_class=tokenizers, reference=reference, **options)
-    return found.rows["model"]
+    models, own_inputs, tokenizers = {"model": model}, {"model": inputs}, {"model": processing_class}
+    return _compare(models, own_inputs, tokenizers, batch_size, length, repeats, reference).first
 
 
 def compare(
@@ -90,50 +88,44 @@ def compare(
     repeats: int = 20,
     processing_class: PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase] | None = None,
 ) -> Comparison:
-    """Measure several models side by side, in turns: a machine's change of pace hits all alike.
+    """Measure several models side by side, in turns, so that a change of the machine's speed affects all of them.
 
-    Each round times every model once, the next round in the opposite order. Ratios are to the first model, and its
-    answers are what the others' are compared with (agreement, McNemar's test).
+    Each round times every model once, in the reverse order of the previous round. Ratios are to the first model, with
+    whose predictions those of the others are compared (agreement, McNemar's test). The models are not changed.
 
     Args:
         models: Models by name.
-        inputs: As for `measure`, for all models; or by the same names where each has its own tokenizer. The answers are
-            compared where the labels are the same, example by example.
+        inputs: As for `measure`, for all models; or by the same names where each model has its own tokenizer. The
+            predictions are compared where the labels are the same, example by example.
         batch_size: As for `measure`.
         length: As for `measure`.
-        repeats: Rounds of timing.
+        repeats: Number of timed rounds.
         processing_class: As for `measure`, for all models or by the same names.
 
     Returns:
         The measurements by name.
 
     Raises:
-        CompressionError: No models, inputs missing for one of them, or as for `measure`.
+        CompressionError: There are no models, one of them has no inputs, or as for `measure`.
 
     Example:
         ``print(compare({"BERT": model, "pruned 20 %": pruned}, tokenizer(texts, padding=True, return_tensors="pt")))``
     """
     if not models:
         raise CompressionError("models is empty; pass at least one, as {name: model}.")
-    own: Any = inputs
-    if not (isinstance(own, Mapping) and (set(own) & set(models) or any(isinstance(v, Mapping) for v in own.values()))):
-        own = dict.fromkeys(models, inputs)
-    tokenizers: Any = processing_class
-    if not isinstance(tokenizers, Mapping):
-        tokenizers = dict.fromkeys(models, processing_class)
-    for name in models:
-        for argument, given in (("inputs", own), ("processing_class", tokenizers)):
-            if name not in given:
-                raise CompressionError(f"{argument} has none for {name!r}; it has {', '.join(map(repr, given))}.")
-    return _compare(
-        models, own, batch_size=batch_size, length=length, repeats=repeats, processing_class=tokenizers, reference=None
+    given: Any = inputs
+    by_name = isinstance(given, Mapping) and (
+        not set(models).isdisjoint(given) or any(isinstance(value, Mapping) for value in given.values())
     )
+    own_inputs = _by_model("inputs", given, models, by_name)
+    tokenizers = _by_model("processing_class", processing_class, models, isinstance(processing_class, Mapping))
+    return _compare(models, own_inputs, tokenizers, batch_size, length, repeats)
 
 
 def packed_bytes(model: nn.Module) -> int:
-    """Bytes of a model's distinct tensors, each stored densely or packed, whichever is smaller.
+    """Return the bytes of a model's distinct tensors, each stored densely or packed, whichever is smaller.
 
-    Packed, a tensor takes its non-zero values and their places. The places cost at least the binary entropy of the
+    Packed, a tensor takes its non-zero values and their places. The places take at least the binary entropy of the
     density, in bits, for each number, which a good coder comes close to.
 
     Args:
@@ -141,7 +133,7 @@ def packed_bytes(model: nn.Module) -> int:
 
     Example:
         >>> layer = nn.Linear(100, 10, bias=False)
-        >>> layer.weight.data[:9] = 0  # of 1000, 100 are not zero, and 0.469 bits each say where they are
+        >>> layer.weight.data[:9] = 0  # 100 of 1000 are not zero; their places take 0.469 bits a number
         >>> packed_bytes(layer)
         459
     """
@@ -157,88 +149,58 @@ def packed_bytes(model: nn.Module) -> int:
 def _compare(
     models: Mapping[str, nn.Module],
     inputs: Mapping[str, Inputs | None],
-    *,
+    tokenizers: Mapping[str, PreTrainedTokenizerBase | None],
     batch_size: int | Sequence[int],
     length: int | Sequence[int] | None,
     repeats: int,
-    processing_class: Mapping[str, PreTrainedTokenizerBase | None] | None,
-    reference: nn.Module | None,
+    reference: nn.Module | None = None,
 ) -> Comparison:
-    sizes, lengths = _numbers("batch_size", batch_size), [None] if length is None else _numbers("length", length)
-    (repeats,) = _numbers("repeats", [repeats])
+    """Measure models whose inputs and tokenizers are given by name."""
+    sizes = _read_counts("batch_size", batch_size)
+    lengths = [None] if length is None else _read_counts("length", length)
+    check_count("repeats", repeats)
     for name, model in models.items():
-        _check(name, model, max(tokens or 0 for tokens in lengths))
-    tokenizers = processing_class or {}
-    examples = {
-        name: _read_classes(name, model, inputs[name], tokenizers.get(name))
-        for name, model in models.items()
-        if inputs[name] is not None
-    }
+        _check_model(name, model, max(tokens or 0 for tokens in lengths))
+    readable = {name: model for name, model in models.items() if inputs[name] is not None}
+    examples = {name: _read_examples(name, model, inputs[name], tokenizers[name]) for name, model in readable.items()}
 
-    fields = {name: _size(model) for name, model in models.items()}
-    answers: dict[str, tuple[Tensor, Tensor]] = {}  # logits and labels
-    for name, one in examples.items():
-        if one.labels is None:
-            continue
-        first = next(iter(models))
-        order = label_order(models[first], models[name])
-        if order is not None and inputs[name] is inputs[first]:
-            raise CompressionError(
-                f"The models {first!r} and {name!r} have their classes in different orders, so the same labels mean "
-                "different classes to them; pass inputs={name: inputs of the model}, each with its own labels."
-            )
-        labels = one.labels.cpu()
-        logits = _logits(name, models[name], one, max(sizes))
-        fields[name] |= _quality(name, models[name], logits, labels)
-        if order is not None:  # from here on as the first model has them
-            logits, labels = logits[:, order], torch.tensor(order).argsort()[labels]
-        answers[name] = logits, labels
-        if reference is not None:
-            others = _read_classes("reference", reference, inputs[name], tokenizers.get(name))
-            answered, places = _logits("reference", reference, others, max(sizes)), label_order(models[name], reference)
-            fields[name] |= _against(answered if places is None else answered[:, places], logits, labels)
-        elif len(answers) > 1 and first in answers and torch.equal(answers[first][1], labels):
-            fields[name] |= _against(answers[first][0], logits, labels)
-
+    figures = {name: _measure_size(model) for name, model in models.items()}
+    for name, quality in _measure_quality(models, inputs, tokenizers, examples, max(sizes), reference).items():
+        figures[name] |= quality
     passes: dict[str, list[ForwardPass]] = {name: [] for name in models}
     for size, tokens in product(sizes, lengths):
-        batches: dict[str, Batch] = {}
-        for name, model in models.items():
-            if tokens is not None:
-                batches[name] = dummy_inputs(model, tokens, size)
-            elif name in examples:
-                batches[name] = examples[name].take(range(min(size, len(examples[name].lengths))))
-        times = _times({name: models[name] for name in batches}, batches, repeats)
+        if tokens is None:
+            batches = {name: own.take(range(min(size, len(own.lengths)))) for name, own in examples.items()}
+        else:
+            batches = {name: dummy_inputs(model, tokens, size) for name, model in models.items()}
+        times = _time_rounds(models, batches, int(repeats))
         for name, batch in batches.items():
             flops, peak = count_flops(models[name], batch), peak_bytes(models[name], batch)
-            ids = batch.get("input_ids", next(iter(batch.values())))
-            rows, columns = (*ids.shape, 1)[:2]
+            rows, columns = (*batch.get("input_ids", next(iter(batch.values()))).shape, 1)[:2]
             passes[name].append(ForwardPass(rows, columns, flops, peak, tuple(times[name])))
-    return Comparison({name: Measurement(**found, passes=tuple(passes[name])) for name, found in fields.items()})
+    return Comparison({name: Measurement(**figures[name], passes=tuple(passes[name])) for name in models})
 
 
-def _read_classes(name: str, model: nn.Module, inputs: Any, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-    """Read inputs whose labels, if they have any, are class indices."""
-    found = read_examples(f"the inputs for {name!r}", model, inputs, tokenizer)
-    labels = found.labels
-    if labels is None:
-        return found
-    if labels.dim() != 1 or labels.is_floating_point() or int(labels.min()) < 0:
-        raise CompressionError(
-            f"The labels of the inputs for {name!r} must be class indices, one an example, to measure accuracy; leave "
-            "them out to measure size and speed only."
-        )
-    return replace(found, labels=labels.long())
+def _by_model(argument: str, given: Any, models: Mapping[str, nn.Module], by_name: bool) -> Mapping[str, Any]:
+    """Return what an argument gives to each model, whether by name or to all of them."""
+    if not by_name:
+        return dict.fromkeys(models, given)
+    for name in models:
+        if name not in given:
+            raise CompressionError(f"{argument} has none for {name!r}; it has {', '.join(map(repr, given))}.")
+    return cast(Mapping[str, Any], given)
 
 
-def _numbers(argument: str, given: int | Sequence[int]) -> list[int]:
-    numbers: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    if not numbers or not all(is_integer(number) and number >= 1 for number in numbers):
-        check_count(argument, numbers[0] if len(numbers) == 1 else given)
-    return [int(number) for number in numbers]
+def _read_counts(argument: str, given: int | Sequence[int]) -> list[int]:
+    """Read one or several positive numbers."""
+    counts: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if not counts or not all(is_integer(count) and count >= 1 for count in counts):
+        check_count(argument, counts[0] if len(counts) == 1 else given)
+    return [int(count) for count in counts]
 
 
-def _check(name: str, model: nn.Module, longest: int) -> None:
+def _check_model(name: str, model: nn.Module, longest: int) -> None:
+    """Refuse a model that cannot be measured, or that cannot read dummy texts of this many tokens."""
     check_has_values(model.named_parameters(), f"The model {name!r} cannot be measured: ")
     if next(model.parameters(), None) is None:
         raise CompressionError(f"The model {name!r} has no parameters, so it cannot be measured.")
@@ -249,9 +211,22 @@ def _check(name: str, model: nn.Module, longest: int) -> None:
         raise CompressionError(f"length={longest} is more than the {limit} tokens that the model {name!r} reads.")
 
 
-def _size(model: nn.Module) -> dict[str, Any]:
-    selection = select_matrices(model)
-    report = make_report(model, selection, count_zeros(selection.matrices))
+def _read_examples(name: str, model: nn.Module, inputs: Inputs, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
+    """Read inputs; their labels, if there are any, must be class indices."""
+    examples = read_examples(f"the inputs for {name!r}", model, inputs, tokenizer)
+    labels = examples.labels
+    if labels is None:
+        return examples
+    if labels.dim() != 1 or labels.is_floating_point() or int(labels.min()) < 0:
+        raise CompressionError(
+            f"The labels of the inputs for {name!r} must be class indices, one an example, to measure accuracy; leave "
+            "them out to measure size and speed only."
+        )
+    return replace(examples, labels=labels.long())
+
+
+def _measure_size(model: nn.Module) -> dict[str, Any]:
+    report = make_report(model, select_matrices(model))
     device = next(model.parameters()).device
     dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
     return {
@@ -268,39 +243,78 @@ def _size(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _logits(name: str, model: nn.Module, examples: Examples, batch_size: int) -> Tensor:
-    """Answers to all examples, in their order, on the CPU in float64."""
+def _measure_quality(
+    models: Mapping[str, nn.Module],
+    inputs: Mapping[str, Inputs | None],
+    tokenizers: Mapping[str, PreTrainedTokenizerBase | None],
+    examples: Mapping[str, Examples],
+    batch_size: int,
+    reference: nn.Module | None,
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of quality of each model whose examples have labels."""
+    first = next(iter(models))
+    figures: dict[str, dict[str, Any]] = {}
+    outputs: dict[str, tuple[Tensor, Tensor]] = {}  # logits and labels, with the classes in the first model's order
+    for name, own in examples.items():
+        if own.labels is None:
+            continue
+        order = label_order(models[first], models[name])
+        if order is not None and inputs[name] is inputs[first]:
+            raise CompressionError(
+                f"The models {first!r} and {name!r} have their classes in different orders, so the same labels mean "
+                "different classes to them; pass inputs={name: inputs of the model}, each with its own labels."
+            )
+        logits, labels = _predict(name, models[name], own, batch_size), own.labels.cpu()
+        figures[name] = _score(name, models[name], logits, labels)
+        if order is not None:
+            logits, labels = logits[:, order], torch.tensor(order).argsort()[labels]
+        outputs[name] = logits, labels
+        if reference is not None:
+            same = _read_examples("reference", reference, inputs[name], tokenizers[name])
+            expected, order = _predict("reference", reference, same, batch_size), label_order(models[name], reference)
+            figures[name] |= _compare_predictions(expected if order is None else expected[:, order], logits, labels)
+        elif name != first and first in outputs and torch.equal(outputs[first][1], labels):
+            figures[name] |= _compare_predictions(outputs[first][0], logits, labels)
+    return figures
+
+
+def _predict(name: str, model: nn.Module, examples: Examples, batch_size: int) -> Tensor:
+    """Return the logits of all examples, in their order, on the CPU in float64."""
     order = sorted(range(len(examples.lengths)), key=examples.lengths.__getitem__)  # little padding
     with evaluation_mode(model):
-        found = [
+        logits = [
             get_logits(_forward(name, model, examples.take(order[start : start + batch_size]))).cpu()
             for start in range(0, len(order), batch_size)
         ]
-    return torch.cat(found)[torch.tensor(order).argsort()].double()
+    return torch.cat(logits)[torch.tensor(order).argsort()].double()
 
 
 def _forward(name: str, model: nn.Module, batch: Batch) -> Any:
     try:
         return model(**batch)
-    except ValueError as error:  # such as GPT-2's, where no token for padding is set
+    except ValueError as error:  # such as GPT-2's without a padding token
         raise CompressionError(f"The model {name!r} does not read the inputs: {error}") from error
 
 
-def _quality(name: str, model: nn.Module, logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    if getattr(get_config(model), "problem_type", None) in ("multi_label_classification", "regression"):
+def _score(name: str, model: nn.Module, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return the figures of quality of one model alone."""
+    problem = getattr(get_config(model), "problem_type", None)
+    if problem in ("multi_label_classification", "regression"):
         raise CompressionError(
-            f"The inputs for {name!r} have class indices as labels, but the model's problem_type is "
-            f"{get_config(model).problem_type!r}; leave out the labels to measure size and speed only."
+            f"The inputs for {name!r} have class indices as labels, but the model's problem_type is {problem!r}; leave "
+            "out the labels to measure size and speed only."
         )
     if logits.dim() != 2 or logits.shape[1] < 2 or int(labels.max()) >= logits.shape[1]:
         raise CompressionError(
-            f"The labels of the inputs for {name!r} go up to {int(labels.max())}, and the model's answers are of shape "
-            f"{tuple(logits.shape)}: one number for each of two or more classes is needed; leave out the labels to "
+            f"The labels of the inputs for {name!r} go up to {int(labels.max())}, and the model's logits are of shape "
+            f"{tuple(logits.shape)}: one logit for each of two or more classes is needed; leave out the labels to "
             "measure size and speed only."
         )
-    broken = int((~logits.isfinite()).any(-1).sum())
-    if broken:
-        raise CompressionError(f"The model {name!r} answers {broken} of {len(logits)} examples with NaN or infinity.")
+    not_finite = int((~logits.isfinite()).any(-1).sum())
+    if not_finite:
+        raise CompressionError(
+            f"The model {name!r} returns NaN or infinity for {not_finite} of {len(logits)} examples."
+        )
     predictions = logits.argmax(-1)
     correct = int((predictions == labels).sum())
     return {
@@ -313,18 +327,17 @@ def _quality(name: str, model: nn.Module, logits: Tensor, labels: Tensor) -> dic
     }
 
 
-def _against(reference: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    first, this = reference.argmax(-1), logits.argmax(-1)
-    return {
-        "agreement": int((first == this).sum()) / len(labels),
-        "mcnemar": mcnemar(first == labels, this == labels),
-    }
+def _compare_predictions(reference: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return the figures of quality beside the logits of a reference."""
+    first, other = reference.argmax(-1), logits.argmax(-1)
+    agreement = int((first == other).sum()) / len(labels)
+    return {"agreement": agreement, "mcnemar": mcnemar(first == labels, other == labels)}
 
 
-def _times(models: Mapping[str, nn.Module], batches: Mapping[str, Batch], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of each model's passes, in rounds; the order turns round from one to the next."""
-    times: dict[str, list[float]] = {name: [] for name in models}
-    order = list(models)
+def _time_rounds(models: Mapping[str, nn.Module], batches: Mapping[str, Batch], repeats: int) -> dict[str, list[float]]:
+    """Return the milliseconds of each model's passes, timed in rounds; each round reverses the order of the models."""
+    times: dict[str, list[float]] = {name: [] for name in batches}
+    order = list(batches)
     for repeat in range(-_WARM_UP, repeats):
         for name in order:
             model, batch = models[name], batches[name]

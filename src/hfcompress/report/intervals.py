@@ -1,4 +1,4 @@
-"""Confidence intervals and paired tests: what chance may do to a figure. Pure functions of tensors and numbers."""
+"""Confidence intervals and paired tests: pure functions of tensors and numbers."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-SIGNIFICANT = 0.05
-_EXACT = 1000  # discordant pairs: up to here the binomial sum itself, beyond its approximation
+_SIGNIFICANT = 0.05
+_MOST_EXACT = 1000  # discordant pairs; beyond that the binomial test is approximated
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Whether one classifier is really worse than another on the same examples (McNemar 1947).
+    """Whether the accuracies of two classifiers on the same examples differ significantly (McNemar 1947).
 
-    Only the examples that one of them answers correctly and the other does not say anything about that.
+    The test depends on the discordant pairs alone: the examples that only one of the two predicts correctly.
 
     Attributes:
-        only_first: How many only the first answers correctly.
-        only_this: How many only this one answers correctly.
-        p_value: The probability of a split at least as uneven if both were equally good, two-sided. It is not
-            corrected for several models being compared.
+        only_first: Number of examples that only the first classifier predicts correctly.
+        only_this: Number of examples that only this classifier predicts correctly.
+        p_value: Probability of a split at least as uneven if both were equally good, two-sided; not corrected for
+            several comparisons.
     """
 
     only_first: int
@@ -32,21 +32,21 @@ class McNemar:
 
     @property
     def verdict(self) -> str:
-        """``"worse"`` or ``"better"`` than the first at p < 0.05, else ``"not shown"``."""
-        if self.p_value >= SIGNIFICANT:
+        """``"worse"`` or ``"better"`` than the first at p < 0.05, otherwise ``"not shown"``."""
+        if self.p_value >= _SIGNIFICANT:
             return "not shown"
         return "worse" if self.only_first > self.only_this else "better"
 
 
 def mcnemar(first_correct: Tensor, this_correct: Tensor) -> McNemar:
-    """Test whether one classifier answers more of the same examples correctly than another.
+    """Test whether one classifier predicts more of the same examples correctly than another (McNemar 1947).
 
-    Up to 1000 discordant pairs the exact binomial test, beyond that chi-squared with the correction for continuity
-    (Edwards 1948).
+    The test is the exact binomial one up to 1000 discordant pairs, and chi-squared with the correction for continuity
+    (Edwards 1948) beyond.
 
     Args:
-        first_correct: Whether the first one's answers are correct, one bool an example.
-        this_correct: The same for the other one.
+        first_correct: Whether each prediction of the first classifier is correct, shape (examples,), bool.
+        this_correct: The same for the other classifier.
 
     Example:
         >>> import torch
@@ -57,7 +57,7 @@ def mcnemar(first_correct: Tensor, this_correct: Tensor) -> McNemar:
     only_first = int((first_correct & ~this_correct).sum())
     only_this = int((this_correct & ~first_correct).sum())
     pairs = only_first + only_this
-    if pairs <= _EXACT:
+    if pairs <= _MOST_EXACT:
         tail = sum(math.comb(pairs, count) for count in range(min(only_first, only_this) + 1))
         return McNemar(only_first, only_this, min(1.0, 2 * tail / 2**pairs))
     statistic = max(0, abs(only_first - only_this) - 1) ** 2 / pairs
@@ -65,11 +65,11 @@ def mcnemar(first_correct: Tensor, this_correct: Tensor) -> McNemar:
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a proportion (Wilson 1927), which stays within [0, 1].
+    """Return the 95 % confidence interval of a proportion (Wilson 1927), which is within [0, 1].
 
     Args:
-        successes: How many of the trials succeeded.
-        trials: How many there were, at least 1.
+        successes: Number of successes.
+        trials: Number of trials, at least 1.
 
     Example:
         >>> low, high = wilson_interval(672, 800)
@@ -84,22 +84,18 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Return an interval that holds the median with at least this confidence, whatever the distribution.
+    """Return a confidence interval of the median for any distribution, by the sign test (Conover 1999, section 3.2).
 
-    Two of the values in order, by the sign test (Conover 1999, section 3.2). Too few values have none: at 95 %, fewer
-    than six; at 99 %, fewer than eight.
+    Its ends are two of the values. It is None with fewer than six values at 95 %, and fewer than eight at 99 %.
 
     Example:
         >>> median_interval([3.0, 1.0, 2.0, 6.0, 5.0, 4.0])
         (1.0, 6.0)
     """
-    count = len(values)
-    tail, rank = 0, 0
-    while rank < count:
-        tail += math.comb(count, rank)
-        if 2 * tail > (1 - confidence) * 2**count:
-            break
+    count, rank, tail = len(values), 0, 1
+    while rank < count and 2 * tail <= (1 - confidence) * 2**count:
         rank += 1
+        tail += math.comb(count, rank)
     if not rank:
         return None
     ordered = sorted(values)

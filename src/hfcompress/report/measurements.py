@@ -1,24 +1,31 @@
-"""What was measured of a model: records and what follows from them."""
+"""The records of what was measured of a model, and the tables that show one or several of them."""
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from hfcompress.report.intervals import McNemar
+from hfcompress.report.intervals import McNemar, median_interval
+from hfcompress.report.tables import Report, Table
+
+MB = 1e6
+_Form = Callable[[Any], str]
+_SPEEDUP_CONFIDENCE = 0.99  # rounds are not quite independent of each other, so 95 % would claim too much
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A forward pass over one batch, timed again and again.
+    """Repeated timings of a forward pass over one batch.
 
     Attributes:
         batch_size: Examples in the batch.
-        tokens: Tokens of each, padding included.
+        tokens: Tokens of each example, padding included.
         flops: Floating-point operations of the matrix products, attention included: two for a multiplication with
-            addition. Softmax, norms and other operations by element are not counted; zeros are, like other numbers.
-        peak_bytes: Bytes of the model, its inputs and what the pass itself allocated, at the worst moment.
+            addition. Softmax, norms and other operations by element are not counted. Zeros are counted like other
+            numbers.
+        peak_bytes: Peak memory in bytes: the model, its inputs and what the pass itself allocates.
         times_ms: Milliseconds of each timed pass, in the order of the rounds.
     """
 
@@ -30,12 +37,12 @@ class ForwardPass:
 
     @property
     def latency_ms(self) -> float:
-        """Median milliseconds of a pass."""
+        """Median of the times in milliseconds."""
         return statistics.median(self.times_ms)
 
     @property
     def quartiles_ms(self) -> tuple[float, float]:
-        """The first and the third quartile of those times."""
+        """First and third quartile of the times in milliseconds."""
         if len(self.times_ms) == 1:
             return self.times_ms[0], self.times_ms[0]
         first, _, third = statistics.quantiles(self.times_ms, n=4, method="inclusive")
@@ -43,51 +50,54 @@ class ForwardPass:
 
     @property
     def latency_iqr_ms(self) -> float:
-        """Interquartile range of those times: their spread."""
+        """Interquartile range of the times in milliseconds."""
         first, third = self.quartiles_ms
         return third - first
 
     @property
     def throughput(self) -> float:
-        """Examples a second, at the median."""
+        """Examples a second, at the median time."""
         return 1000 * self.batch_size / self.latency_ms
 
     @property
     def label(self) -> str:
-        """Batch size and length, for tables."""
+        """Batch size and number of tokens, for tables."""
         return f"{self.batch_size} x {self.tokens}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain Python values, ready for JSON."""
+        """Return all figures as plain Python values that JSON can hold."""
         derived = ("latency_ms", "latency_iqr_ms", "throughput")
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """What was measured of one model. A value that could not be measured without inputs or labels is None.
+class Measurement(Report):
+    """What was measured of one model. ``print`` and a notebook show a table.
+
+    What needs inputs or labels that were not given is None.
 
     Attributes:
         parameters: Number of parameters; a shared one counts once.
-        nonzeros: How many of them are not zero.
-        zeros: How many of the prunable weights are zero.
-        sparsity: The same as a fraction of the prunable weights (see `sparsity_report`).
+        nonzeros: Number of parameters that are not 0.
+        zeros: Number of prunable weights that are 0.
+        sparsity: Fraction of the prunable weights that are 0 (see `sparsity_report`).
         bytes: Bytes of the distinct tensors that ``save_pretrained`` writes. Zeros take as much as other numbers.
-        bytes_packed: Bytes of them where each tensor is stored densely or as its non-zero values and the places of
-            these, whichever is smaller; the size that ``save_compressed`` comes to within 2 %.
+        bytes_packed: Bytes of the same tensors, each stored densely or as its non-zero values and their places,
+            whichever is smaller; ``save_compressed`` comes within 2 % of it.
         bytes_in_memory: Bytes of the memory behind parameters and buffers.
-        device: Where the model is.
-        dtype: Of its floating-point parameters, several with a comma.
-        threads: That torch uses on the CPU.
-        passes: Forward passes, one for each batch size and length that was asked.
-        examples: Labelled examples that the next values are about.
-        accuracy: Fraction answered correctly.
-        accuracy_interval: Its 95 % Wilson interval.
-        f1: Of class 1 where there are two classes, else the mean over the classes (macro).
+        device: Device of the parameters.
+        dtype: Dtypes of the floating-point parameters, separated by commas.
+        threads: Number of CPU threads that torch uses.
+        passes: Forward passes, one for each batch size and length.
+        examples: Number of labelled examples that the following figures are about.
+        accuracy: Fraction of correct predictions.
+        accuracy_interval: 95 % Wilson interval of the accuracy.
+        f1: F1 score of class 1 where there are two classes, else the mean over the classes (macro).
         cross_entropy: Mean of -log of the label's probability, in nats.
-        calibration_error: Expected distance between confidence and accuracy, in 15 bins (Guo et al. 2017).
-        agreement: Fraction of the examples answered like the reference: the first model of a comparison.
-        mcnemar: Whether this model is really worse than the reference.
+        calibration_error: Expected calibration error in 15 bins (Guo et al. 2017).
+        agreement: Fraction of the examples with the same prediction as the reference, which is the first model of a
+            comparison.
+        mcnemar: Whether the accuracy differs significantly from that of the reference.
     """
 
     parameters: int
@@ -112,40 +122,43 @@ class Measurement:
 
     @property
     def batch_size(self) -> int | None:
-        """Examples in the first of the passes."""
+        """Batch size of the first forward pass."""
         return self.passes[0].batch_size if self.passes else None
 
     @property
     def flops(self) -> int | None:
-        """Floating-point operations of the first of the passes."""
+        """Floating-point operations of the first forward pass."""
         return self.passes[0].flops if self.passes else None
 
     @property
     def latency_ms(self) -> float | None:
-        """Median milliseconds of the first of the passes."""
+        """Median milliseconds of the first forward pass."""
         return self.passes[0].latency_ms if self.passes else None
 
     @property
     def latency_iqr_ms(self) -> float | None:
-        """Interquartile range of its times."""
+        """Interquartile range of the times of the first forward pass."""
         return self.passes[0].latency_iqr_ms if self.passes else None
 
     @property
     def throughput(self) -> float | None:
-        """Examples a second in the first of the passes."""
+        """Examples a second in the first forward pass."""
         return self.passes[0].throughput if self.passes else None
 
     @property
     def peak_bytes(self) -> int | None:
-        """Bytes at the worst moment of the first of the passes."""
+        """Peak memory of the first forward pass in bytes."""
         return self.passes[0].peak_bytes if self.passes else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain Python values, ready for JSON."""
+        """Return all figures as plain Python values that JSON can hold."""
         first = ("batch_size", "flops", "latency_ms", "latency_iqr_ms", "throughput", "peak_bytes")
         test = None if self.mcnemar is None else asdict(self.mcnemar) | {"verdict": self.mcnemar.verdict}
-        found = asdict(self) | {name: getattr(self, name) for name in first}
-        return found | {"mcnemar": test, "passes": [one.to_dict() for one in self.passes]}
+        figures = asdict(self) | {name: getattr(self, name) for name in first}
+        return figures | {"mcnemar": test, "passes": [one.to_dict() for one in self.passes]}
+
+    def _table(self) -> Table:
+        return make_table({"model": self}, verbose=bool(self.passes))
 
 
 @dataclass(frozen=True)
@@ -153,8 +166,8 @@ class Speedup:
     """How many times as fast as the first model another one is.
 
     Attributes:
-        ratio: Median over the rounds of the first model's time divided by this one's, of passes that followed closely.
-        interval: Its 99 % interval (sign test), or None with fewer than eight rounds.
+        ratio: Median over the rounds of the first model's time divided by this one's in the same round.
+        interval: 99 % interval of the ratio (sign test), or None with fewer than eight rounds.
     """
 
     ratio: float
@@ -162,14 +175,153 @@ class Speedup:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval leaves out 1: else a difference is within the noise, or there are too few rounds."""
+        """Whether the interval excludes 1; otherwise the difference is within the noise, or there are few rounds."""
         return self.interval is not None and not self.interval[0] <= 1 <= self.interval[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain Python values, ready for JSON."""
+        """Return all figures as plain Python values that JSON can hold."""
         return asdict(self) | {"shown": self.shown}
 
+    @property
+    def label(self) -> str:
+        """The ratio and why a difference is not shown, for tables."""
+        reason = "" if self.shown else ", few rounds" if self.interval is None else ", noise"
+        return f"{self.ratio:.2f}x{reason}"
+
     def __str__(self) -> str:
-        if self.shown:
-            return f"{self.ratio:.2f}x"
-        return f"{self.ratio:.2f}x, {'few rounds' if self.interval is None else 'noise'}"
+        return self.label
+
+
+def speedup(first: Measurement, other: Measurement, index: int = 0) -> Speedup | None:
+    """Compare the times of two models round by round; None if one of them has no forward pass at this index."""
+    if index >= min(len(first.passes), len(other.passes)):
+        return None
+    rounds = zip(first.passes[index].times_ms, other.passes[index].times_ms, strict=True)
+    ratios = [before / after for before, after in rounds]
+    return Speedup(statistics.median(ratios), median_interval(ratios, _SPEEDUP_CONFIDENCE))
+
+
+def make_table(models: Mapping[str, Measurement], *, verbose: bool) -> Table:
+    """Return all figures, a column a model, or the main ones, a row a model; with notes that explain them."""
+    table = all_figures(models) if verbose else main_figures(models)
+    return replace(table, notes=explain(models, verbose=verbose))
+
+
+def main_figures(models: Mapping[str, Measurement]) -> Table:
+    """Return the main figures, a row a model, without the columns that hold nothing."""
+    first, *_ = ones = list(models.values())
+    packed: _Form = _megabytes if any(one.passes for one in ones) else "-".format
+    columns = {
+        "model": list(models),
+        "parameters": _cells(ones, "parameters", "{:,}".format),
+        "sparsity": _cells(ones, "sparsity", "{:.1%}".format),
+        "MB": _cells(ones, "bytes", _megabytes),
+        "MB packed": _cells(ones, "bytes_packed", packed),
+        "GFLOPs": _cells(ones, "flops", lambda flops: _three_digits(flops / 1e9)),
+        "ms a batch": _cells(ones, "latency_ms", "{:.1f}".format),
+        "speed-up": ["1.00x" if one is first and one.passes else str(speedup(first, one) or "-") for one in ones],
+        "accuracy": _cells(ones, "accuracy", "{:.3f}".format),
+        "95 % interval": _cells(ones, "accuracy_interval", "{0[0]:.3f} to {0[1]:.3f}".format),
+        "against first": _cells(ones, "mcnemar", lambda test: f"{test.verdict} (p {_p_value(test)})"),
+    }
+    table = [[head, *cells] for head, cells in columns.items() if set(cells) != {"-"}]
+    return Table(list(zip(*table, strict=True)), "<" + ">" * (len(table) - 1))
+
+
+def all_figures(models: Mapping[str, Measurement]) -> Table:
+    """Return all figures, a column a model, without the rows that hold nothing; ratios to the first in brackets."""
+    first, *others = ones = list(models.values())
+    rows = [["", *models]]
+
+    def add(label: str, name: str, form: _Form, records: Sequence[Any] = ones, *, ratios: bool = True) -> None:
+        cells = _cells(records, name, form)
+        base, *values = (record and getattr(record, name) for record in records)
+        for index, value in enumerate(values, start=1):
+            if ratios and value is not None and base:
+                cells[index] += f" ({value / base:.3f}x)"
+        if set(cells) != {"-"}:
+            rows.append([label, *cells])
+
+    add("parameters", "parameters", "{:,}".format)
+    add("parameters that are not zero", "nonzeros", "{:,}".format)
+    add("zeros of the prunable weights", "sparsity", "{:.2%}".format, ratios=False)
+    add("MB in memory", "bytes_in_memory", lambda size: _three_digits(size / MB))
+    add("MB on disk, dense", "bytes", lambda size: _three_digits(size / MB))
+    add("MB on disk, packed", "bytes_packed", lambda size: _three_digits(size / MB))
+    for index in range(max(len(one.passes) for one in ones)):
+        passes = [one.passes[index] if index < len(one.passes) else None for one in ones]
+        speedups = [None, *(speedup(first, other, index) for other in others)]
+        batch = f", {' or '.join(dict.fromkeys(one.label for one in passes if one))}"
+        add(f"GFLOPs{batch}", "flops", lambda flops: _three_digits(flops / 1e9), passes)
+        add(f"ms, median{batch}", "latency_ms", "{:.2f}".format, passes)
+        add(f"ms, quartiles{batch}", "quartiles_ms", "{0[0]:.2f} to {0[1]:.2f}".format, passes, ratios=False)
+        add(f"speed-up{batch}", "label", str, speedups, ratios=False)
+        add(f"speed-up, 99 % interval{batch}", "interval", "{0[0]:.2f}x to {0[1]:.2f}x".format, speedups, ratios=False)
+        add(f"examples a second{batch}", "throughput", _three_digits, passes)
+        add(f"peak memory in MB{batch}", "peak_bytes", lambda size: _three_digits(size / MB), passes)
+    add("labelled examples", "examples", "{:,}".format, ratios=False)
+    add("accuracy", "accuracy", "{:.3f}".format)
+    add("accuracy, 95 % interval", "accuracy_interval", "{0[0]:.3f} to {0[1]:.3f}".format, ratios=False)
+    for label, name in (("F1", "f1"), ("cross-entropy", "cross_entropy"), ("calibration error", "calibration_error")):
+        add(label, name, "{:.3f}".format)
+    add("answers like the reference", "agreement", "{:.1%}".format, ratios=False)
+    only_one_right = "{0.only_first}, {0.only_this}".format
+    add("only the reference right, only this one right", "mcnemar", only_one_right, ratios=False)
+    add("McNemar's test", "mcnemar", lambda test: f"{test.verdict}, p {_p_value(test)}", ratios=False)
+    for name in ("device", "dtype", "threads"):
+        add(name, name, str, ratios=False)
+    return Table(rows, "<" + ">" * len(models))
+
+
+def explain(models: Mapping[str, Measurement], *, verbose: bool) -> list[str]:
+    """Return the notes that a reader of the table needs."""
+    first, *others = models.values()
+    timed = [one for one in models.values() if one.passes]
+    notes = []
+    if timed:
+        devices = dict.fromkeys(f"{one.device}, threads: {one.threads}, {one.dtype}" for one in timed)
+        batches = dict.fromkeys(part.label for one in timed for part in one.passes[: None if verbose else 1])
+        turns = ", the models in turns" if len(timed) > 1 else ""
+        notes.append(
+            f"Time: median of forward passes after warming up, {len(timed[0].passes[0].times_ms)} of each{turns}; "
+            f"batches of {' or '.join(batches)} tokens; on {' or '.join(devices)}."
+        )
+        if verbose:
+            notes.append(
+                "FLOPs: of the matrix products, attention included, two for a multiplication with addition; "
+                "softmax, norms and other operations by element are not counted. Peak memory: the model, its "
+                "inputs and what a pass allocates. Packed: non-zero values and their places, or dense where that "
+                "is smaller."
+            )
+        if any(one.zeros for one in timed):
+            notes.append("Zeros save no FLOPs and no time here: dense kernels multiply a zero like any other number.")
+    labels = [str(speedup(first, other)) for other in others]
+    if any(label.endswith("noise") for label in labels):
+        notes.append("noise: the interval of the speed-up holds 1: a difference is not shown.")
+    if any(label.endswith("few rounds") for label in labels):
+        notes.append("few rounds: fewer than eight rounds cannot show a difference.")
+    if any(one.mcnemar for one in models.values()):
+        notes.append(
+            "Against first: McNemar's test of the answers to the same examples; worse or better at p < 0.05, not "
+            "corrected for several models."
+        )
+    return notes
+
+
+def _cells(records: Sequence[Any], name: str, form: _Form) -> list[str]:
+    """Write an attribute of each record; "-" where the record or the attribute is None."""
+    values = (record and getattr(record, name) for record in records)
+    return ["-" if value is None else form(value) for value in values]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / MB:.1f}" if size >= MB else _three_digits(size / MB)
+
+
+def _three_digits(value: float) -> str:
+    """Write three significant digits, or all digits before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def _p_value(test: McNemar) -> str:
+    return f"{test.p_value:.3f}" if test.p_value >= 0.001 else "< 0.001"

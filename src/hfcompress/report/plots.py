@@ -1,4 +1,4 @@
-"""Pictures of sparsity, and of accuracy against time and size. Needs matplotlib, the extra ``plots``."""
+"""The drawing of sparsity, and of accuracy against a cost, with matplotlib (the extra ``plots``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart; the yellow is left out.
+# Okabe and Ito's colours, distinguishable with any kind of colour vision, without the yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osD^vPX<>p"
 _TEXT = 9
@@ -22,12 +22,12 @@ class Point:
     """A model in a picture of accuracy against a cost.
 
     Attributes:
-        name: The model's name.
-        cost: Where it is on the horizontal axis.
-        accuracy: Where it is on the vertical axis.
-        accuracy_interval: Between which accuracies its true one is.
-        cost_interval: Between which costs its true one is, or None if the cost is exact.
-        other_cost: A second cost, drawn hollow, or None.
+        name: Name of the model.
+        cost: Place on the horizontal axis.
+        accuracy: Place on the vertical axis.
+        accuracy_interval: Confidence interval of the accuracy.
+        cost_interval: Confidence interval of the cost, or None if the cost is exact.
+        other_cost: A second cost, drawn as a hollow mark, or None.
     """
 
     name: str
@@ -42,7 +42,7 @@ def pyplot() -> Any:
     """Import matplotlib's pyplot.
 
     Raises:
-        ImportError: It is not installed.
+        ImportError: matplotlib is not installed.
     """
     try:
         from matplotlib import pyplot as plt
@@ -52,7 +52,7 @@ def pyplot() -> Any:
 
 
 def new_axes(height: float) -> Axes:
-    """Make a figure with one pair of axes, so many inches high."""
+    """Make a figure with one pair of axes and this height in inches."""
     axes: Axes = pyplot().subplots(figsize=(7.5, height), layout="constrained")[1]
     return axes
 
@@ -60,13 +60,13 @@ def new_axes(height: float) -> Axes:
 def draw_sparsity(
     axes: Axes, bars: Mapping[str, Mapping[str, float]], kinds: Sequence[str], total: float
 ) -> tuple[Figure, Axes]:
-    """Draw sparsities as horizontal bars, from the top in their order.
+    """Draw sparsities as horizontal bars, from top to bottom.
 
     Args:
-        axes: Where to draw.
+        axes: Axes to draw on.
         bars: By name of a layer or matrix, the sparsity of each kind of block in it.
         kinds: All kinds, in the order of the legend.
-        total: Sparsity of all, drawn as a line.
+        total: Sparsity of all prunable weights, drawn as a line.
     """
     ticks, place = [], 0.0
     for name, by_kind in bars.items():
@@ -93,32 +93,24 @@ def draw_points(axes: Axes, points: Sequence[Point], front: Sequence[str], label
     """Draw models by cost and accuracy, with their intervals and the Pareto front.
 
     Args:
-        axes: Where to draw.
+        axes: Axes to draw on.
         points: The models.
-        front: Names of those on the front.
-        label: Of the horizontal axis.
-        hollow: What the second cost is, for the legend, or None.
+        front: Names of the models on the front.
+        label: Label of the horizontal axis.
+        hollow: Legend of the second cost, or None.
     """
     for index, point in enumerate(points):
-        colour, marker = COLOURS[index % len(COLOURS)], _MARKERS[index % len(_MARKERS)]
+        marker = _MARKERS[index % len(_MARKERS)]
+        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "markersize": 8}
         low, high = point.accuracy_interval
         left, right = point.cost_interval or (point.cost, point.cost)
         if point.other_cost is not None:
-            ends = [point.cost, point.other_cost], [point.accuracy] * 2
-            axes.plot(*ends, ":", color=colour, linewidth=1)
-            axes.plot(ends[0][1:], ends[1][1:], marker, color=colour, markerfacecolor="white", markersize=8)
-        axes.errorbar(
-            point.cost,
-            point.accuracy,
-            yerr=[[point.accuracy - low], [high - point.accuracy]],
-            xerr=[[point.cost - left], [right - point.cost]],
-            fmt=marker,
-            color=colour,
-            capsize=3,
-            markersize=8,
-            alpha=0.85,
-            label=_legend(point.name),
-        )
+            axes.plot([point.cost, point.other_cost], [point.accuracy] * 2, ":", linewidth=1, color=style["color"])
+            axes.plot([point.other_cost], [point.accuracy], marker, markerfacecolor="white", **style)
+        y_errors = [[point.accuracy - low], [high - point.accuracy]]
+        x_errors = [[point.cost - left], [right - point.cost]]
+        style |= {"fmt": marker, "capsize": 3, "alpha": 0.85, "label": _escape(point.name)}
+        axes.errorbar(point.cost, point.accuracy, y_errors, x_errors, **style)
     steps = sorted((point.cost, point.accuracy) for point in points if point.name in front)
     axes.step(*zip(*steps, strict=True), where="post", color="#888888", linewidth=1, zorder=0, label="Pareto front")
     if hollow is not None and any(point.other_cost is not None for point in points):
@@ -130,16 +122,16 @@ def draw_points(axes: Axes, points: Sequence[Point], front: Sequence[str], label
     axes.set_axisbelow(True)
 
 
-def _legend(name: str) -> str:
-    """A name as it is: matplotlib reads $ as mathematics, and hides what begins with _."""
-    shown = name.replace("$", r"\$")
-    return shown if shown and not shown.startswith("_") else f" {shown}"
+def _escape(name: str) -> str:
+    """Escape what matplotlib does not show literally: $ starts a formula, and a label that begins with _ is hidden."""
+    label = name.replace("$", r"\$")
+    return label if label and not label.startswith("_") else f" {label}"
 
 
 def svg(figure: Figure) -> str:
-    """Write a figure as an ``<svg>`` element that stands for itself, and close it."""
+    """Return a figure as an ``<svg>`` element, and close it."""
     plt, text = pyplot(), io.StringIO()
-    with plt.rc_context({"svg.hashsalt": "hfcompress"}):  # the same picture gives the same text
+    with plt.rc_context({"svg.hashsalt": "hfcompress"}):  # for the same text from the same figure
         figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)
     return text.getvalue()[text.getvalue().index("<svg") :]

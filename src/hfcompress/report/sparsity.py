@@ -1,12 +1,10 @@
-"""How sparse a model is, matrix by matrix, and in all."""
+"""The report of the zeros of a model, by matrix and in total."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,27 +14,27 @@ from torch.nn.parameter import is_lazy
 from hfcompress.models.architectures import block_kind
 from hfcompress.models.classifier import unwrap
 from hfcompress.models.tensors import distinct, has_plain_values
-from hfcompress.models.weights import PRUNABLE_DTYPES, Selection, WeightMatrix, check_prunable, select_matrices
+from hfcompress.models.weights import PRUNABLE_DTYPES, Selection, check_prunable, select_matrices
 from hfcompress.report.plots import draw_sparsity, new_axes
-from hfcompress.report.tables import align, html, markdown
+from hfcompress.report.tables import Report, Row, Table
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LAYER = re.compile(r"(?:.*?\.)?\d+(?=\.)")  # of a name, the part up to the first number
-_COUNTED = 1 << 19  # weights compared by one call, so that what it writes stays in the cache
-_LONG = 30  # matrices: more are shown layer by layer
+_LAYER_NAME = re.compile(r"(?:.*?\.)?\d+(?=\.)")  # the part of a module name up to the first number
+_CHUNK = 1 << 19  # weights compared by one call; their flags stay in the cache
+_MOST_ROWS = 30  # of matrices; a model with more is shown layer by layer
 
 
 @dataclass(frozen=True)
 class ZeroCount:
-    """How many numbers there are, and how many of them are exactly 0.
+    """Number of weights, and of zeros among them.
 
     Attributes:
-        weights: How many there are.
-        zeros: How many of them are 0.
+        weights: Number of weights.
+        zeros: Number of weights that are exactly 0.
     """
 
     weights: int
@@ -44,7 +42,7 @@ class ZeroCount:
 
     @property
     def sparsity(self) -> float:
-        """Fraction that is zero; 0.0 of none."""
+        """Fraction of the weights that are 0; 0.0 if there are none."""
         return self.zeros / self.weights if self.weights else 0.0
 
 
@@ -55,10 +53,10 @@ class LayerSparsity:
     Attributes:
         name: Module name.
         shape: Shape of the matrix, as stored (``Conv1D`` stores inputs first).
-        dtype: Its dtype, for example ``"float32"``.
-        weights: How many weights it has.
-        zeros: How many of them are exactly 0.
-        kind: The kind of block that it belongs to: ``"attention"``, ``"feed-forward"``, ``"pooler"``,
+        dtype: Dtype of the matrix, for example ``"float32"``.
+        weights: Number of weights.
+        zeros: Number of weights that are exactly 0.
+        kind: Kind of the block: ``"attention"``, ``"feed-forward"``, ``"pooler"``,
             ``"embeddings"``, ``"head"`` (outside the body) or ``"other"``.
     """
 
@@ -71,20 +69,20 @@ class LayerSparsity:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the weights that are zero; 0.0 for an empty matrix."""
+        """Fraction of the weights that are 0; 0.0 for an empty matrix."""
         return ZeroCount(self.weights, self.zeros).sparsity
 
 
 @dataclass(frozen=True)
-class SparsityReport:
-    """Zeros of a model's prunable weights, and of all its parameters. ``print`` shows a table, a notebook too.
+class SparsityReport(Report):
+    """Zeros of a model's prunable weights, and of all its parameters. ``print`` and a notebook show a table.
 
     Attributes:
         layers: One entry a weight matrix in scope, in the order of ``model.named_modules()``.
-        whole_model: All parameters of the model, whether in scope or not; a shared one counts once. Of parameters that
-            are no plain tensors (quantized, sharded, without values) no zeros are counted.
-        not_covered: Matrices of the body held in kinds of module that the library cannot prune; never touched.
-        amount: What was asked of the call that made this report, or None for a plain report.
+        whole_model: All parameters of the model, whether in scope or not; a shared one counts once. Parameters that are
+            not plain tensors (quantized, sharded, without values) count as without zeros.
+        not_covered: Names of the body's matrices in kinds of module that the library cannot prune and never changes.
+        amount: The amount that `prune_global_l1` was asked for; None in a report of `sparsity_report`.
     """
 
     layers: tuple[LayerSparsity, ...]
@@ -104,16 +102,16 @@ class SparsityReport:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the prunable weights that are zero; 0.0 if there are none."""
+        """Fraction of the prunable weights that are 0; 0.0 if there are none."""
         return _total(self.layers).sparsity
 
     @property
     def kinds(self) -> dict[str, ZeroCount]:
-        """Zeros by kind of block, in the order in which the kinds first appear."""
+        """Zeros by kind of block, in the order of first appearance."""
         return {kind: _total(layers) for kind, layers in _by_kind(self.layers).items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain Python values, ready for JSON."""
+        """Return all figures as plain Python values that JSON can hold."""
         totals = {"weights": self.weights, "zeros": self.zeros, "sparsity": self.sparsity, "amount": self.amount}
         return totals | {
             "whole_model": _with_sparsity(self.whole_model),
@@ -122,15 +120,11 @@ class SparsityReport:
             "not_covered": list(self.not_covered),
         }
 
-    def to_json(self) -> str:
-        """Return the report as JSON text."""
-        return json.dumps(self.to_dict(), indent=2)
-
     def to_text(self, *, verbose: bool = False) -> str:
-        """Return the report as a table for a terminal.
+        """Return a table for a terminal.
 
         Args:
-            verbose: Show every matrix; otherwise models of more than 30 matrices are shown layer by layer.
+            verbose: Show every matrix; otherwise a model of more than 30 matrices is shown layer by layer.
 
         Example:
             >>> count = ZeroCount(12, 3)
@@ -141,14 +135,11 @@ class SparsityReport:
             all prunable weights                            12      3    25.00%
             all parameters                                  12      3    25.00%
         """
-        rows, alignment, _ = self._table(verbose)
-        return "\n".join([*align(rows, alignment), *self._notes()])
+        return self._table(verbose).text()
 
     def to_markdown(self, *, verbose: bool = True) -> str:
-        """Return the report as a Markdown table; ``verbose`` as for `to_text`."""
-        rows, alignment, _ = self._table(verbose)
-        notes = [line for note in self._notes() for line in ("", note)]
-        return "\n".join([*markdown(rows, alignment), *notes])
+        """Return a Markdown table; ``verbose`` as for `to_text`."""
+        return self._table(verbose).markdown()
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a data frame with one row a matrix.
@@ -181,62 +172,52 @@ class SparsityReport:
         axes = new_axes(height=1.6 + 0.22 * sum(len(kinds) for kinds in bars.values())) if axes is None else axes
         return draw_sparsity(axes, bars, list(self.kinds), self.sparsity)
 
-    def __str__(self) -> str:
-        return self.to_text()
+    def _table(self, verbose: bool = False) -> Table:
+        return self._table_by_matrix() if verbose or len(self.layers) <= _MOST_ROWS else self._table_by_layer()
 
-    def _repr_html_(self) -> str:
-        rows, alignment, totals = self._table(verbose=False)
-        return "\n".join([html(rows, alignment, totals), *(f"<p>{escape(note)}</p>" for note in self._notes())])
-
-    def _table(self, verbose: bool) -> tuple[list[tuple[str, ...]], str, int]:
-        """The rows, how their columns are aligned, and how many of them are totals."""
-        if verbose or len(self.layers) <= _LONG:
-            return self._matrices()
-        return self._layers()
-
-    def _matrices(self) -> tuple[list[tuple[str, ...]], str, int]:
-        rows: list[tuple[str, ...]] = [("matrix", "block", "shape", "weights", "zeros", "sparsity")]
+    def _table_by_matrix(self) -> Table:
+        rows: list[Row] = [("matrix", "block", "shape", "weights", "zeros", "sparsity")]
         for layer in self.layers:
             rows.append((layer.name, layer.kind, " x ".join(map(str, layer.shape)), *_cells(layer)))
         kinds = self.kinds if len(self.kinds) > 1 else {}
         totals = [(f"all {kind}", kind, "", *_cells(count)) for kind, count in kinds.items()]
         totals.append(("all prunable weights", "", "", *_cells(_total(self.layers))))
         totals.append(("all parameters", "", "", *_cells(self.whole_model)))
-        return rows + totals, "<<<>>>", len(totals)
+        return Table([*rows, *totals], "<<<>>>", self._notes(), len(totals))
 
-    def _layers(self) -> tuple[list[tuple[str, ...]], str, int]:
+    def _table_by_layer(self) -> Table:
         groups = _by_layer(self.layers)
-        # The others (a pooler) are a row of their own already.
+        # A kind that no layer shares with another one (the pooler) has a row of its own already.
         shown = [kind for kind in self.kinds if any({one.kind for one in part} > {kind} for part in groups.values())]
-        rows: list[tuple[str, ...]] = [("layer", "matrices", "weights", "zeros", "sparsity", *shown)]
+        rows: list[Row] = [("layer", "matrices", "weights", "zeros", "sparsity", *shown)]
         for name, part in [*groups.items(), ("all prunable weights", list(self.layers))]:
             by_kind = {kind: _total(ones) for kind, ones in _by_kind(part).items()}
             kinds = [f"{by_kind[kind].sparsity:.2%}" if kind in by_kind else "" for kind in shown]
             rows.append((name, str(len(part)), *_cells(_total(part)), *kinds))
         rows.append(("all parameters", "", *_cells(self.whole_model), *("" for _ in shown)))
-        return rows, "<" + ">" * (4 + len(shown)), 2
+        return Table(rows, "<" + ">" * (4 + len(shown)), self._notes(), totals=2)
 
     def _notes(self) -> list[str]:
-        notes = []
+        notes = [f"not covered: {', '.join(self.not_covered)}"] if self.not_covered else []
+        if self.amount is None:
+            return notes
         if isinstance(self.amount, int):
-            notes.append(f"asked: {self.amount:,} zeros; actual: {self.zeros:,}")
-        elif self.amount is not None:
-            notes.append(f"asked: {self.amount:.2%} of the prunable weights; actual: {self.sparsity:.2%}")
-        return notes + ([f"not covered: {', '.join(self.not_covered)}"] if self.not_covered else [])
+            return [f"asked: {self.amount:,} zeros; actual: {self.zeros:,}", *notes]
+        return [f"asked: {self.amount:.2%} of the prunable weights; actual: {self.sparsity:.2%}", *notes]
 
 
 def sparsity_report(
     model: nn.Module, *, include: Sequence[str] | str | None = None, exclude: Sequence[str] | str | None = None
 ) -> SparsityReport:
-    """Count the zeros of a model's prunable weights, and of all its parameters. Changes nothing.
+    """Count the zeros of a model's prunable weights, and of all its parameters. The model is not changed.
 
     Args:
-        model: A Hugging Face classifier, or any module with ``nn.Linear`` or ``Conv1D`` in it.
+        model: A Hugging Face classifier, or any module that contains ``nn.Linear`` or ``Conv1D``.
         include: Shell patterns over module names; see `prune_global_l1`.
         exclude: Shell patterns for modules to leave out.
 
     Returns:
-        Zeros by matrix, by kind of block and in all; ``-0.0`` is a zero.
+        Zeros by matrix, by kind of block and in total; ``-0.0`` is a zero.
 
     Raises:
         CompressionError: A pattern matches nothing, nothing is prunable, or a weight is quantized, sharded or on the
@@ -253,46 +234,39 @@ def sparsity_report(
     """
     selection = select_matrices(model, include, exclude)
     check_prunable(model, selection)
-    return make_report(model, selection, count_zeros(selection.matrices))
-
-
-def count_zeros(matrices: Iterable[WeightMatrix]) -> dict[str, int]:
-    """Count the zeros of each matrix, by its name; the matrices may be of any dtype."""
-    return {matrix.name: _count_zeros(matrix.weight) for matrix in matrices}
+    return make_report(model, selection)
 
 
 def make_report(
-    model: nn.Module, selection: Selection, zeros: Mapping[str, int], amount: float | int | None = None
+    model: nn.Module, selection: Selection, zeros: Mapping[str, int] | None = None, amount: float | int | None = None
 ) -> SparsityReport:
-    """Make the report of matrices whose zeros were counted, by name; an empty matrix may be left out."""
+    """Make the report of selected matrices; their zeros, by name and 0 where a name is missing, are counted if None."""
     inner = unwrap(model)
     body = {id(module) for module in getattr(inner, "base_model", inner).modules()}
     layers = []
-    for matrix in selection.matrices:
-        weight = matrix.weight
+    for name, weight in ((matrix.name, matrix.weight) for matrix in selection.matrices):
+        kind = block_kind(name) if id(model.get_submodule(name)) in body else "head"
+        count = _count_zeros(weight) if zeros is None else zeros.get(name, 0)
         dtype = str(weight.dtype).removeprefix("torch.")
-        kind = block_kind(matrix.name) if id(model.get_submodule(matrix.name)) in body else "head"
-        shape, count = tuple(weight.shape), zeros.get(matrix.name, 0)
-        layers.append(LayerSparsity(matrix.name, shape, dtype, weight.numel(), count, kind))
+        layers.append(LayerSparsity(name, tuple(weight.shape), dtype, weight.numel(), count, kind))
     seen: set[object] = set()
     list(distinct((matrix.weight for matrix in selection.matrices), seen))
     others = [parameter for parameter in distinct(model.parameters(), seen) if not is_lazy(parameter)]
-    found = _total(layers)
-    whole = ZeroCount(
-        found.weights + sum(other.numel() for other in others), found.zeros + sum(map(_count_zeros, others))
-    )
-    return SparsityReport(tuple(layers), whole, selection.not_covered, amount)
+    selected = _total(layers)
+    weights = selected.weights + sum(parameter.numel() for parameter in others)
+    whole_model = ZeroCount(weights, selected.zeros + sum(map(_count_zeros, others)))
+    return SparsityReport(tuple(layers), whole_model, selection.not_covered, amount)
 
 
 def _count_zeros(parameter: Tensor) -> int:
-    """Count the zeros of a parameter of any dtype; none where its values cannot be read."""
+    """Count the zeros of a parameter of any dtype; 0 where its values cannot be read."""
     if not has_plain_values(parameter):
         return 0
     weight = parameter.detach()
     if weight.dtype not in PRUNABLE_DTYPES or not weight.is_contiguous():
         return weight.numel() - int(torch.count_nonzero(weight))
-    # Compared into the weights' own dtype and added, many at a time, which torch.count_nonzero does not do.
-    parts = torch.split(weight.view(-1), _COUNTED)
+    # Flags in the weights' own dtype are compared and added by vector instructions; torch.count_nonzero uses none.
+    parts = torch.split(weight.view(-1), _CHUNK)
     flags = torch.empty_like(parts[0])
     return sum(int(torch.eq(part, 0, out=flags[: len(part)]).sum(dtype=torch.float32)) for part in parts)
 
@@ -311,16 +285,15 @@ def _total(layers: Iterable[LayerSparsity]) -> ZeroCount:
 
 
 def _by_kind(layers: Iterable[LayerSparsity]) -> dict[str, list[LayerSparsity]]:
-    return _grouped((layer.kind, layer) for layer in layers)
+    return _group(layers, lambda layer: layer.kind)
 
 
 def _by_layer(layers: Iterable[LayerSparsity]) -> dict[str, list[LayerSparsity]]:
-    names = ((_LAYER.match(layer.name), layer) for layer in layers)
-    return _grouped((found.group() if found else layer.name, layer) for found, layer in names)
+    return _group(layers, lambda layer: match.group() if (match := _LAYER_NAME.match(layer.name)) else layer.name)
 
 
-def _grouped(pairs: Iterable[tuple[str, LayerSparsity]]) -> dict[str, list[LayerSparsity]]:
+def _group(layers: Iterable[LayerSparsity], key: Callable[[LayerSparsity], str]) -> dict[str, list[LayerSparsity]]:
     groups: dict[str, list[LayerSparsity]] = {}
-    for key, layer in pairs:
-        groups.setdefault(key, []).append(layer)
+    for layer in layers:
+        groups.setdefault(key(layer), []).append(layer)
     return groups

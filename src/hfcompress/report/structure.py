@@ -1,25 +1,24 @@
-"""What was removed from a model, and what that saves."""
+"""The report of heads, neurons and layers that were removed from a model."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hfcompress.models.heads_and_neurons import KINDS, Kind
 from hfcompress.models.inputs import TOKENS
-from hfcompress.report.tables import Row, align, markdown
+from hfcompress.report.tables import Report, Row, Table
 
 
 @dataclass(frozen=True)
 class BlockStructure:
-    """Heads or neurons of one block.
+    """Number of heads or neurons of one block, before and after.
 
     Attributes:
-        name: The layer, or the block where a layer has several.
+        name: Name of the layer, or of the block where a layer has several.
         kind: ``"heads"`` or ``"neurons"``.
-        before: How many it had; under grouped queries a head is a key-value head with all its queries.
-        after: How many it has.
+        before: Number before; with grouped queries a head is a key-value head with all its queries.
+        after: Number after.
     """
 
     name: str
@@ -29,17 +28,17 @@ class BlockStructure:
 
 
 @dataclass(frozen=True)
-class StructureReport:
-    """What was removed, and what it saves. ``print`` shows a table.
+class StructureReport(Report):
+    """What was removed, and what it saves. ``print`` and a notebook show a table.
 
     Attributes:
-        blocks: Heads, then neurons, of each layer that is left.
-        layers: How many layers there were, and are.
-        parameters: How many parameters the model had, and has.
-        flops: Floating-point operations of a text of 128 tokens (or as many as the model can read) before and after,
-            counted as it ran.
-        asked: The arguments that say how much to remove.
-        latency_ms: Milliseconds of such a text before and after, if a budget of latency was asked.
+        blocks: Heads, then neurons, of each remaining layer.
+        layers: Number of layers, before and after.
+        parameters: Number of parameters, before and after.
+        flops: Floating-point operations of a text of 128 tokens (or as many as the model can read), counted in a
+            forward pass, before and after.
+        asked: The arguments that state how much to remove.
+        latency_ms: Milliseconds of such a text, before and after, if a latency was asked.
     """
 
     blocks: tuple[BlockStructure, ...]
@@ -50,34 +49,19 @@ class StructureReport:
     latency_ms: tuple[float, float] | None = None
 
     def removed(self, kind: Kind) -> float:
-        """Return the fraction of the heads or the neurons, of the layers that are left, that was removed."""
+        """Return the fraction of the heads or neurons of the remaining layers that was removed."""
         before, after = self._total(kind)
         return 1 - after / before if before else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain Python values, ready for JSON."""
+        """Return all figures as plain Python values that JSON can hold."""
         return {**asdict(self), **{f"{kind}_removed": self.removed(kind) for kind in KINDS}}
-
-    def to_json(self) -> str:
-        """Return the report as JSON text."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def to_text(self) -> str:
-        """Return the report as a table for a terminal."""
-        return "\n".join([*align(*self._table()), self._note()])
-
-    def to_markdown(self) -> str:
-        """Return the report as a Markdown table."""
-        return "\n".join([*markdown(*self._table()), "", self._note()])
-
-    def __str__(self) -> str:
-        return self.to_text()
 
     def _total(self, kind: Kind) -> tuple[int, int]:
         blocks = [block for block in self.blocks if block.kind == kind]
         return sum(block.before for block in blocks), sum(block.after for block in blocks)
 
-    def _table(self) -> tuple[list[Row], str]:
+    def _table(self) -> Table:
         rows: list[Row] = [("", "before", "after", "removed")]
         totals = {"layers": self.layers} | {kind: self._total(kind) for kind in KINDS}
         totals |= {"parameters": self.parameters, f"FLOPs of {TOKENS} tokens": self.flops}
@@ -87,7 +71,4 @@ class StructureReport:
         if self.latency_ms is not None:
             full, small = self.latency_ms
             rows.append((f"ms of {TOKENS} tokens", f"{full:.1f}", f"{small:.1f}", f"{1 - small / full:.1%}"))
-        return rows, "<>>>"
-
-    def _note(self) -> str:
-        return "asked: " + ", ".join(f"{name}={value!r}" for name, value in self.asked.items())
+        return Table(rows, "<>>>", ["asked: " + ", ".join(f"{name}={value!r}" for name, value in self.asked.items())])

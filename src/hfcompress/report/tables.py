@@ -1,58 +1,87 @@
-"""Tables as text: for a terminal, in Markdown, in HTML."""
+"""Tables in plain text, Markdown and HTML, and the base class of all reports."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from html import escape
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 Row = Sequence[str]
 
 
-def align(rows: Iterable[Row], alignment: str) -> list[str]:
-    """Pad the cells of a table for a terminal; one ``<`` or ``>`` a column says to which side."""
-    rows = [[_line(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    pairs = list(zip(alignment, widths, strict=True))
-    return ["  ".join(f"{c:{a}{w}}" for c, (a, w) in zip(row, pairs, strict=True)).rstrip() for row in rows]
+@dataclass(frozen=True)
+class Table:
+    """A table of plain text with notes below it.
 
-
-def markdown(rows: Iterable[Row], alignment: str) -> list[str]:
-    """Write a table in Markdown, the first row as its head; aligned as for `align`."""
-    lines = ["| " + " | ".join(_line(cell).replace("|", r"\|") for cell in row) + " |" for row in rows]
-    rule = "".join("|---:" if side == ">" else "|---" for side in alignment) + "|"
-    return [lines[0], rule, *lines[1:]]
-
-
-def html(rows: Iterable[Row], alignment: str, totals: int = 0) -> str:
-    """Write a table in HTML, the first row as its head; aligned as for `align`, whatever styles are around it.
-
-    Args:
-        rows: Cells as plain text.
-        alignment: One ``<`` or ``>`` a column.
-        totals: How many rows at the end are totals, set apart by a line and bold.
+    Attributes:
+        rows: The cells, row by row; the first row is the head.
+        alignment: One ``<`` (left) or ``>`` (right) a column.
+        notes: Sentences below the table.
+        totals: Number of rows at the end that are totals; HTML sets them apart.
     """
-    head, *body = (list(row) for row in rows)
-    sides = ["right" if side == ">" else "left" for side in alignment]
-    lines = [
-        '<table style="border-collapse: collapse">',
-        f"<thead>{_html_row(head, sides, 'th', '')}</thead>",
-        "<tbody>",
-    ]
-    for index, row in enumerate(body):
-        style = "font-weight: bold; " if index >= len(body) - totals else ""
-        style += "border-top: 1px solid #888; " if index == len(body) - totals else ""
-        lines.append(_html_row(row, sides, "td", style))
-    return "\n".join([*lines, "</tbody>", "</table>"])
+
+    rows: Sequence[Row]
+    alignment: str
+    notes: Sequence[str] = ()
+    totals: int = 0
+
+    def text(self) -> str:
+        """Return the table for a terminal, with padded cells."""
+        rows = [[_one_line(cell) for cell in row] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        pads = [f"{side}{width}" for side, width in zip(self.alignment, widths, strict=True)]
+        lines = ["  ".join(f"{cell:{pad}}" for cell, pad in zip(row, pads, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *self.notes])
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        lines = ["| " + " | ".join(_one_line(cell).replace("|", r"\|") for cell in row) + " |" for row in self.rows]
+        rule = "".join("|---:" if side == ">" else "|---" for side in self.alignment) + "|"
+        return "\n".join([lines[0], rule, *lines[1:], *(line for note in self.notes for line in ("", note))])
+
+    def html(self) -> str:
+        """Return the table in HTML, its styles inline: a notebook has styles of its own."""
+        return render("table.html.j2", table=self)
 
 
-def _line(cell: str) -> str:
-    """A name may have line breaks in it; the row of a table may not."""
+class Report:
+    """Base class of the reports: a subclass defines ``to_dict`` and ``_table``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures as plain Python values that JSON can hold."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """Return all figures as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_text(self) -> str:
+        """Return a table for a terminal."""
+        return self._table().text()
+
+    def to_markdown(self) -> str:
+        """Return a Markdown table."""
+        return self._table().markdown()
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def _table(self) -> Table:
+        raise NotImplementedError
+
+
+def render(template: str, **values: object) -> str:
+    """Fill in an HTML template of this package; all text is escaped, except what the template marks as safe."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("hfcompress.report", ""), autoescape=True, trim_blocks=True)
+    return environment.get_template(template).render(values)
+
+
+def _one_line(cell: str) -> str:
+    """Join the lines of a name: a row of a table has only one."""
     return " ".join(cell.splitlines())
-
-
-def _html_row(row: Row, sides: list[str], tag: str, style: str) -> str:
-    cells = (
-        f'<{tag} style="{style}text-align: {side}; padding: 2px 10px">{escape(cell)}</{tag}>'
-        for cell, side in zip(row, sides, strict=True)
-    )
-    return f"<tr>{''.join(cells)}</tr>"

@@ -1,0 +1,69 @@
+"""Every class of report, as a real call returns it, can be converted and written into a model card."""
+
+import json
+
+import pytest
+from architectures import batch, build
+
+import hfcompress as hfc
+from hfcompress.report.tables import Report
+
+DATA = batch(12)
+
+
+@pytest.fixture(scope="module")
+def reports():
+    model = build("bert")
+    pruned = build("bert")
+    shrunk = build("bert")
+    return {
+        "SparsityReport": hfc.prune_global_l1(pruned, 0.3),
+        "StructureReport": hfc.prune_structured(shrunk, heads=0.25, neurons=0.5, importance="l1"),
+        "Measurement": hfc.measure(model, DATA, repeats=2),
+        "Comparison": hfc.compare({"full": model, "pruned": pruned}, DATA, repeats=2),
+    }
+
+
+every_class = pytest.mark.parametrize("name", ["SparsityReport", "StructureReport", "Measurement", "Comparison"])
+
+
+def test_no_class_of_report_is_left_out_here(reports):
+    assert {kind.__name__ for kind in Report.__subclasses__()} == set(reports)
+    assert all(type(report).__name__ == name for name, report in reports.items())
+
+
+@every_class
+def test_a_report_is_a_dict_that_json_can_hold(reports, name):
+    figures = reports[name].to_dict()
+    assert figures
+    assert json.loads(json.dumps(figures)) == json.loads(reports[name].to_json())
+
+
+@every_class
+def test_a_report_is_a_markdown_table(reports, name):
+    head, rule, *rest = reports[name].to_markdown().splitlines()
+    rows = rest[: rest.index("")] if "" in rest else rest
+    assert rows
+    assert set(rule) == set("|-:") or set(rule) == set("|-")
+    assert {line.replace(r"\|", "").count("|") for line in (head, rule, *rows)} == {head.count("|")}
+    assert all(line == "" or not line.startswith("|") for line in rest[len(rows) :])
+
+
+@every_class
+def test_a_report_is_a_table_of_text_which_print_shows(reports, name):
+    lines = reports[name].to_text().splitlines()
+    assert str(reports[name]) == reports[name].to_text()
+    assert len(lines) > 2
+    assert all(line == line.rstrip() and "|" not in line for line in lines)
+
+
+@every_class
+def test_a_notebook_shows_a_report_as_html(reports, name):
+    assert reports[name]._repr_html_().startswith("<table")
+
+
+@every_class
+def test_a_saved_model_has_the_report_in_its_card(reports, name, tmp_path):
+    hfc.save_compressed(build("bert"), tmp_path / "model", results=reports[name])
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"\n{reports[name].to_markdown()}\n" in card
