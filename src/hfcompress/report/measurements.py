@@ -264,7 +264,7 @@ def all_figures(models: Mapping[str, Measurement]) -> Table:
     add("accuracy, 95 % interval", "accuracy_interval", "{0[0]:.3f} to {0[1]:.3f}".format, ratios=False)
     for label, name in (("F1", "f1"), ("cross-entropy", "cross_entropy"), ("calibration error", "calibration_error")):
         add(label, name, "{:.3f}".format)
-    add("answers like the reference", "agreement", "{:.1%}".format, ratios=False)
+    add("predictions like the reference", "agreement", "{:.1%}".format, ratios=False)
     only_one_right = "{0.only_first}, {0.only_this}".format
     add("only the reference right, only this one right", "mcnemar", only_one_right, ratios=False)
     add("McNemar's test", "mcnemar", lambda test: f"{test.verdict}, p {_p_value(test)}", ratios=False)
@@ -302,7 +302,7 @@ def explain(models: Mapping[str, Measurement], *, verbose: bool) -> list[str]:
         notes.append("few rounds: fewer than eight rounds cannot show a difference.")
     if any(one.mcnemar for one in models.values()):
         notes.append(
-            "Against first: McNemar's test of the answers to the same examples; worse or better at p < 0.05, not "
+            "Against first: McNemar's test of the predictions for the same examples; worse or better at p < 0.05, not "
             "corrected for several models."
         )
     return notes
