@@ -46,7 +46,7 @@ def teacher_loss(
             et al. 2015, https://arxiv.org/abs/1503.02531, section 2); in multi-label classification the mean of the
             labels' divergences. In regression the first two are equal and the third is undefined.
         temperature: Divides the logits of both models; for ``"kl"`` only.
-        problem: The problem type, see the module.
+        problem: The problem type, see `hfcompress.losses`.
 
     Returns:
         Shape (batch,), float32.
@@ -97,7 +97,7 @@ def label_loss(
             Brier score, divided by the number of classes); in regression of logits and labels. ``"cross_entropy"``:
             -log of the label's probability; in multi-label classification the mean of the binary cross-entropies.
         label_smoothing: Share of the label spread evenly over all classes, or over 0 and 1 of each of several labels.
-        problem: The problem type, see the module.
+        problem: The problem type, see `hfcompress.losses`.
 
     Returns:
         Shape (batch,), float32.
@@ -212,7 +212,7 @@ def mean_logits(
     Args:
         logits: One tensor per model, each of shape (batch, classes).
         weights: One weight per model; they sum to 1.
-        problem: The problem type, see the module.
+        problem: The problem type, see `hfcompress.losses`.
 
     Returns:
         Shape (batch, classes), float32; the logits of a single model unchanged.

@@ -1,4 +1,4 @@
-"""Trainer callbacks that keep pruned weights at zero during training, and that prune while training goes on."""
+"""Trainer callbacks that keep pruned weights at zero during training, and that prune during training."""
 
 from __future__ import annotations
 

@@ -107,8 +107,8 @@ def sample(pieces: Sequence[Piece], dtype: torch.dtype, size: int) -> Array:
     taken = []
     for piece in pieces:
         weight = piece.weight.reshape(-1)
-        whole = weight.numel() // (_RUN * step) * _RUN * step
-        taken += [weight[:whole].view(-1, _RUN * step)[:, :_RUN].reshape(-1), weight[whole::step]]
+        end = weight.numel() // (_RUN * step) * _RUN * step
+        taken += [weight[:end].view(-1, _RUN * step)[:, :_RUN].reshape(-1), weight[end::step]]
     return np.concatenate([key_tensor(part, dtype).cpu().numpy() for part in taken])
 
 

@@ -33,7 +33,7 @@ class ThresholdMask:
 
 
 def compute_masks(pieces: Sequence[Piece], count: int) -> list[ThresholdMask]:
-    """Choose the ``count`` weights of smallest magnitude, or all zeros if there are more.
+    """Choose the ``count`` weights of smallest magnitude, or the zeros if these are more.
 
     Raises:
         CompressionError: A weight is NaN or infinite.
