@@ -148,7 +148,7 @@ def test_the_best_model_has_the_final_sparsity(tmp_path):
     assert same_bits(type(model).from_pretrained(trainer.state.best_model_checkpoint).state_dict(), model.state_dict())
 
 
-def test_the_next_pruning_keeps_all_zeros_despite_other_callbacks(tmp_path):
+def test_the_next_pruning_keeps_zeros_despite_other_callbacks(tmp_path):
     masks = []
 
     class Recorder(TrainerCallback):
@@ -201,7 +201,7 @@ def test_more_weights_than_there_are_are_refused_before_training(tmp_path):
     assert sparsity_report(model).zeros == 0
 
 
-def test_a_model_with_nothing_to_prune_is_refused_before_training(tmp_path):
+def test_a_model_without_matrices_is_refused_by_the_schedule(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(CompressionError, match="has no weight matrix"):
         GradualPruning(0.5).on_train_begin(args, TrainerState(), TrainerControl(), model=nn.LayerNorm(3))
