@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 
 # Models are built inside the tests, so a first example may be slow. A few examples, the same on every run, or very many
-# and others each time: HYPOTHESIS_PROFILE=long python -m pytest tests/test_magnitude.py tests/test_losses.py
+# and others each time: HYPOTHESIS_PROFILE=long python -m pytest tests/prune tests/test_losses.py
 settings.register_profile("repeatable", max_examples=40, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("long", max_examples=2000, deadline=None, derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

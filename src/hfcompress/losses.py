@@ -1,15 +1,16 @@
-"""Losses of distillation: pure functions of tensors, one value an example, in float32 whatever the inputs' dtype.
+"""Loss functions of distillation: pure functions of tensors that return one float32 value per example.
 
-What the outputs of a classifier mean depends on its problem, by transformers' names:
+The meaning of a classifier's logits depends on ``problem``, its ``problem_type`` in transformers:
 
-- ``"single_label_classification"``: the classes exclude each other; their probabilities are the softmax of the logits;
-- ``"multi_label_classification"``: each label holds or not; its probability is the sigmoid of its logit;
-- ``"regression"``: the outputs are the answer itself.
+- ``"single_label_classification"``: one class per example; the probabilities are the softmax of the logits;
+- ``"multi_label_classification"``: any number of labels per example; each probability is the sigmoid of its logit;
+- ``"regression"``: the logits are the predicted values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -17,12 +18,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from hfcompress.errors import CompressionError
+from hfcompress.validation import check_choice
 
 TeacherLoss = Literal["mse", "mse_logits", "kl"]
 LabelLoss = Literal["mse", "cross_entropy"]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 TEACHER_LOSSES: tuple[str, ...] = get_args(TeacherLoss)
 LABEL_LOSSES: tuple[str, ...] = get_args(LabelLoss)
+_kl_div = partial(functional.kl_div, reduction="none", log_target=True)
 
 
 def teacher_loss(
@@ -32,24 +35,24 @@ def teacher_loss(
     temperature: float = 1.0,
     problem: Problem = "single_label_classification",
 ) -> Tensor:
-    """How far the student's answer is from the teacher's.
+    """Compute the distillation loss of each example: the student's logits against the teacher's.
 
     Args:
         student_logits: Shape (batch, classes), any floating dtype.
         teacher_logits: Same shape.
-        kind: ``"mse"``: mean over the classes of the squared difference of the probabilities (at temperature 1).
+        kind: ``"mse"``: squared difference of the probabilities at temperature 1, averaged over the classes.
             ``"mse_logits"``: the same of the logits (Ba & Caruana 2014, https://arxiv.org/abs/1312.6184, eq. 1, as a
             mean). ``"kl"``: KL(teacher || student) of the probabilities at ``temperature``, times its square (Hinton
-            et al. 2015, https://arxiv.org/abs/1503.02531, section 2); with several labels the mean of their
-            divergences. In regression the first two are the same, and the third has no meaning.
-        temperature: Softens both distributions; for ``"kl"`` only.
-        problem: What the outputs mean, see above.
+            et al. 2015, https://arxiv.org/abs/1503.02531, section 2); in multi-label classification the mean of the
+            labels' divergences. In regression the first two are equal and the third is undefined.
+        temperature: Divides the logits of both models; for ``"kl"`` only.
+        problem: The problem type, see `hfcompress.losses`.
 
     Returns:
         Shape (batch,), float32.
 
     Raises:
-        CompressionError: The shapes differ, ``kind`` is unknown, or it has no meaning for the problem.
+        CompressionError: The shapes differ, ``kind`` is unknown, or it is undefined for the problem.
 
     Example:
         >>> import torch
@@ -61,7 +64,7 @@ def teacher_loss(
     if student_logits.shape != teacher_logits.shape:
         raise CompressionError(
             f"The student's logits have shape {tuple(student_logits.shape)}, the teacher's "
-            f"{tuple(teacher_logits.shape)}; both models must answer the same examples with the same classes."
+            f"{tuple(teacher_logits.shape)}; both models need the same examples and the same classes."
         )
     student, teacher = student_logits.float(), teacher_logits.float()
     if kind == "mse":
@@ -70,18 +73,11 @@ def teacher_loss(
         return (student - teacher).square().mean(-1)
     student, teacher = student / temperature, teacher / temperature
     if problem == "single_label_classification":
-        log_p, log_q = student.log_softmax(-1), teacher.log_softmax(-1)
-        return functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1) * temperature**2
-    holds, holds_not = (
-        functional.kl_div(
-            functional.logsigmoid(sign * student),
-            functional.logsigmoid(sign * teacher),
-            reduction="none",
-            log_target=True,
-        )
-        for sign in (1, -1)
+        return _kl_div(student.log_softmax(-1), teacher.log_softmax(-1)).sum(-1) * temperature**2
+    positive, negative = (
+        _kl_div(functional.logsigmoid(sign * student), functional.logsigmoid(sign * teacher)) for sign in (1, -1)
     )
-    return (holds + holds_not).mean(-1) * temperature**2
+    return (positive + negative).mean(-1) * temperature**2
 
 
 def label_loss(
@@ -91,23 +87,23 @@ def label_loss(
     label_smoothing: float = 0.0,
     problem: Problem = "single_label_classification",
 ) -> Tensor:
-    """How far the answer is from the labels.
+    """Compute the supervised loss of each example: the logits against the labels.
 
     Args:
         logits: Shape (batch, classes), any floating dtype.
-        labels: Class indices, integers of shape (batch,). With several labels, 1.0 or 0.0 for each, shape (batch,
-            labels). In regression numbers, shape (batch,) or (batch, outputs).
-        kind: ``"mse"``: mean over the classes of the squared difference of the probabilities and the one-hot label (the
-            Brier score, divided by the number of classes); in regression of the outputs. ``"cross_entropy"``: -log of
-            the label's probability; with several labels the mean of their binary cross-entropies.
-        label_smoothing: Share of the label spread evenly over all classes; with several labels, over yes and no.
-        problem: What the outputs mean, see above.
+        labels: Class indices, integers of shape (batch,). In multi-label classification 1.0 or 0.0 per label, shape
+            (batch, labels). In regression numbers, shape (batch,) or (batch, outputs).
+        kind: ``"mse"``: squared difference of the probabilities and the one-hot label, averaged over the classes (the
+            Brier score, divided by the number of classes); in regression of logits and labels. ``"cross_entropy"``:
+            -log of the label's probability; in multi-label classification the mean of the binary cross-entropies.
+        label_smoothing: Share of the label spread evenly over all classes, or over 0 and 1 of each of several labels.
+        problem: The problem type, see `hfcompress.losses`.
 
     Returns:
         Shape (batch,), float32.
 
     Raises:
-        CompressionError: The labels do not fit, ``kind`` is unknown, or it has no meaning for the problem.
+        CompressionError: The labels do not fit, ``kind`` is unknown, or it is undefined for the problem.
 
     Example:
         >>> import torch
@@ -127,7 +123,7 @@ def label_loss(
     if labels.shape not in (logits.shape, logits.shape[:1] if logits.shape[-1:] == (1,) else logits.shape):
         raise CompressionError(
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}; "
-            f"{problem} needs one number for each output."
+            f"{problem} needs one number per logit."
         )
     target = labels.reshape(logits.shape).float()
     if problem == "regression":
@@ -139,18 +135,18 @@ def label_loss(
 
 
 def hidden_state_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """How far the student's hidden states are from the teacher's.
+    """Compute the mean squared difference of the student's and the teacher's hidden states for each example.
 
-    The mean squared difference of TinyBERT (Jiao et al. 2020, https://arxiv.org/abs/1909.10351, eq. 8 and 9); a
-    projection to the teacher's width, where one is needed, comes before it.
+    The hidden-state loss of TinyBERT (Jiao et al. 2020, https://arxiv.org/abs/1909.10351, eq. 8 and 9). Project the
+    student's hidden states to the teacher's width first where the widths differ.
 
     Args:
         student: Shape (batch, tokens, width), any floating dtype.
         teacher: Same shape.
-        mask: Shape (batch, tokens): 1 for tokens, 0 for padding, which does not count. All are tokens if None.
+        mask: Attention mask of shape (batch, tokens): padding, where it is 0, is ignored. No padding if None.
 
     Returns:
-        Shape (batch,), float32: the mean over the tokens of each text and the width.
+        Shape (batch,), float32: the mean over the tokens of each example and the width.
 
     Raises:
         CompressionError: The shapes do not fit.
@@ -158,7 +154,7 @@ def hidden_state_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = No
     Example:
         >>> import torch
         >>> student, teacher = torch.zeros(1, 2, 4), torch.tensor([1.0, 9.0]).view(1, 2, 1).expand(1, 2, 4)
-        >>> hidden_state_loss(student, teacher, torch.tensor([[1, 0]]))  # the second is padding
+        >>> hidden_state_loss(student, teacher, torch.tensor([[1, 0]]))  # the second token is padding
         tensor([1.])
     """
     _check_tokens(student, teacher, mask)
@@ -171,21 +167,21 @@ def hidden_state_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = No
 
 
 def relation_loss(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """How far the relations among the student's tokens are from those among the teacher's.
+    """Compute the divergence of the student's self-attention relations from the teacher's for each example.
 
-    MiniLMv2 (Wang et al. 2021, https://arxiv.org/abs/2012.15828, section 3): the vectors of all attention heads
-    (queries, keys or values) are joined and cut anew into relation heads; the relation of token t to the others is the
-    softmax of its scaled products with them; and the loss is KL(teacher || student), averaged over heads and tokens. So
-    neither the widths nor the numbers of attention heads need to be equal.
+    MiniLMv2 (Wang et al. 2021, https://arxiv.org/abs/2012.15828, section 3): the queries, keys or values of all
+    attention heads are concatenated and split into relation heads; the relation of a token to all tokens is the softmax
+    of its scaled dot products with them. The loss is KL(teacher || student), averaged over relation heads and tokens.
+    Neither the widths nor the numbers of attention heads need to be equal.
 
     Args:
         student: Shape (batch, tokens, width), any floating dtype: the queries, keys or values of all heads.
         teacher: Shape (batch, tokens, other width): the same of the teacher.
-        heads: Relation heads; divides both widths.
-        mask: Shape (batch, tokens): 1 for tokens, 0 for padding, which does not count. All are tokens if None.
+        heads: Number of relation heads; divides both widths.
+        mask: Attention mask of shape (batch, tokens): padding, where it is 0, is ignored. No padding if None.
 
     Returns:
-        Shape (batch,), float32: the mean over the tokens of each text and the relation heads.
+        Shape (batch,), float32: the mean over the tokens of each example and the relation heads.
 
     Raises:
         CompressionError: The shapes do not fit, or ``heads`` does not divide the widths.
@@ -193,17 +189,16 @@ def relation_loss(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | N
     Example:
         >>> import torch
         >>> student, teacher = torch.zeros(1, 2, 4), 100 * torch.eye(2).view(1, 2, 2)
-        >>> relation_loss(student, teacher, heads=2)  # each token equally to both, and to itself alone: half of log 4
+        >>> relation_loss(student, teacher, heads=2)  # uniform relations against one-hot ones: half of log 4
         tensor([0.3466])
     """
     _check_tokens(student, teacher, mask)
     log_p, log_q = (_log_relations(vectors.float(), heads, mask) for vectors in (student, teacher))
-    divergence = functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
-    return _mean_over_tokens(divergence.mean(1), mask)
+    return _mean_over_tokens(_kl_div(log_p, log_q).sum(-1).mean(1), mask)
 
 
 def probabilities(logits: Tensor, problem: Problem = "single_label_classification") -> Tensor:
-    """What the logits say: probabilities, or in regression the logits themselves. Shape and dtype stay."""
+    """Convert logits to probabilities of the same shape and dtype; in regression return them unchanged."""
     if problem == "regression":
         return logits
     return logits.softmax(-1) if problem == "single_label_classification" else logits.sigmoid()
@@ -212,15 +207,15 @@ def probabilities(logits: Tensor, problem: Problem = "single_label_classificatio
 def mean_logits(
     logits: Sequence[Tensor], weights: Sequence[float], problem: Problem = "single_label_classification"
 ) -> Tensor:
-    """Logits whose probabilities are the weighted mean of several models' probabilities.
+    """Compute logits whose probabilities are the weighted mean of several models' probabilities.
 
     Args:
-        logits: One tensor a model, each of shape (batch, classes).
-        weights: One weight a model, together 1.
-        problem: What the outputs mean, see above.
+        logits: One tensor per model, each of shape (batch, classes).
+        weights: One weight per model; they sum to 1.
+        problem: The problem type, see `hfcompress.losses`.
 
     Returns:
-        Shape (batch, classes), float32; of a single model its logits as they are.
+        Shape (batch, classes), float32; the logits of a single model unchanged.
 
     Example:
         >>> import torch
@@ -236,17 +231,16 @@ def mean_logits(
         return (stacked * shares).sum(0)
     if problem == "single_label_classification":
         mean = (stacked.log_softmax(-1) + shares.log()).logsumexp(0)
-        # Any number may be added; this one gives the logits of models that say the same.
+        # Softmax ignores a constant; with this one, models with equal logits give these logits.
         return mean + (stacked.logsumexp(-1, keepdim=True) * shares).sum(0)
-    holds, holds_not = ((functional.logsigmoid(sign * stacked) + shares.log()).logsumexp(0) for sign in (1, -1))
-    return holds - holds_not
+    positive, negative = ((functional.logsigmoid(sign * stacked) + shares.log()).logsumexp(0) for sign in (1, -1))
+    return positive - negative
 
 
 def check_teacher_loss(kind: str, problem: str = "single_label_classification") -> None:
-    """Raise a `CompressionError` unless this loss exists and has a meaning for this problem."""
+    """Raise a `CompressionError` unless this loss exists and is defined for this problem."""
     check_problem(problem)
-    if kind not in TEACHER_LOSSES:
-        raise CompressionError(f"teacher_loss={kind!r} is unknown; choose one of {', '.join(TEACHER_LOSSES)}.")
+    check_choice("teacher_loss", kind, TEACHER_LOSSES)
     if kind == "kl" and problem == "regression":
         raise CompressionError(
             "teacher_loss='kl' compares probabilities, and a regression head (num_labels=1) has none; choose 'mse'."
@@ -254,39 +248,37 @@ def check_teacher_loss(kind: str, problem: str = "single_label_classification") 
 
 
 def check_label_loss(kind: str, problem: str = "single_label_classification", label_smoothing: float = 0.0) -> None:
-    """Raise a `CompressionError` unless this loss exists and has a meaning for this problem."""
+    """Raise a `CompressionError` unless this loss exists and is defined for this problem."""
     check_problem(problem)
-    if kind not in LABEL_LOSSES:
-        raise CompressionError(f"label_loss={kind!r} is unknown; choose one of {', '.join(LABEL_LOSSES)}.")
+    check_choice("label_loss", kind, LABEL_LOSSES)
     if problem == "regression" and (kind == "cross_entropy" or label_smoothing):
         what = "label_loss='cross_entropy'" if kind == "cross_entropy" else f"label smoothing ({label_smoothing})"
         raise CompressionError(
-            f"{what} is about classes, and a regression head (num_labels=1) has none; use label_loss='mse' without "
+            f"{what} needs classes, and a regression head (num_labels=1) has none; use label_loss='mse' without "
             "smoothing, or a head with num_labels=2 for two classes."
         )
 
 
 def check_problem(problem: str) -> None:
     """Raise a `CompressionError` unless this problem exists."""
-    if problem not in get_args(Problem):
-        raise CompressionError(f"problem_type={problem!r} is unknown; choose one of {', '.join(get_args(Problem))}.")
+    check_choice("problem_type", problem, get_args(Problem))
 
 
 def _log_relations(vectors: Tensor, heads: int, mask: Tensor | None) -> Tensor:
-    """By relation head, the logarithm of each token's relation to all tokens: (batch, heads, tokens, tokens)."""
+    """Return the log of each token's relations to all tokens, shape (batch, heads, tokens, tokens)."""
     width = vectors.shape[-1]
     if heads < 1 or width % heads:
         raise CompressionError(f"{heads} relation heads do not divide a width of {width}; choose a common divisor.")
     split = vectors.view(*vectors.shape[:2], heads, width // heads).transpose(1, 2)
     scores: Tensor = split @ split.transpose(-1, -2) / (width // heads) ** 0.5
     if mask is not None:
-        # Not -inf: an impossible token's share of the divergence would be 0 * (inf - inf).
+        # Not -inf: the divergence at a padding token would be 0 * (inf - inf).
         scores = scores.masked_fill(mask[:, None, None, :] == 0, torch.finfo(scores.dtype).min)
     return scores.log_softmax(-1)
 
 
 def _mean_over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean of (batch, tokens) over each text's tokens; 0 for a text without any."""
+    """Average (batch, tokens) over the tokens of each example; 0 for an example that is all padding."""
     if mask is None:
         return values.mean(-1)
     real = mask != 0
@@ -296,12 +288,12 @@ def _mean_over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
 def _check_tokens(student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
     if student.dim() != 3 or student.shape[:2] != teacher.shape[:2] or teacher.dim() != 3:
         raise CompressionError(
-            f"The student's layers say {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; layers are "
+            f"The student's states have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; they are "
             "compared token by token, (batch, tokens, width), so both models must read the same tokens."
         )
     if mask is not None and mask.shape != student.shape[:2]:
         raise CompressionError(
-            f"The mask of shape {tuple(mask.shape)} does not fit {tuple(student.shape[:2])}: one number a token."
+            f"The mask of shape {tuple(mask.shape)} does not fit {tuple(student.shape[:2])}: one number per token."
         )
 
 
@@ -309,17 +301,15 @@ def _check_indices(logits: Tensor, labels: Tensor) -> None:
     if labels.shape != logits.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise CompressionError(
             f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not fit logits of shape "
-            f"{tuple(logits.shape)}; class indices, one integer an example, are needed (for several labels an example, "
-            "set problem_type='multi_label_classification' in the model's config)."
+            f"{tuple(logits.shape)}; pass one class index per example (for several labels per example, set "
+            "problem_type='multi_label_classification' in the model's config)."
         )
-    # Elsewhere the look at the values would make the CPU wait for the device.
-    if (
-        labels.device.type == "cpu"
-        and labels.numel()
-        and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]
-    ):
-        wrong = labels[(labels < 0) | (labels >= logits.shape[-1])][0]
+    if labels.device.type != "cpu":  # reading the values would make the CPU wait
+        return
+    labels = labels.long()  # torch compares a uint8 with 256 as if that were 0
+    wrong = labels[(labels < 0) | (labels >= logits.shape[-1])]
+    if wrong.numel():
         raise CompressionError(
-            f"The label {int(wrong)} is none of the {logits.shape[-1]} classes, which count from 0; leave out examples "
-            "without a label, or train on them with alpha=1."
+            f"The label {int(wrong[0])} is none of the {logits.shape[-1]} classes, which count from 0; leave out "
+            "examples without a label, or train on them with alpha=1."
         )

@@ -11,12 +11,12 @@ from hfcompress.errors import CompressionError
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether this is a real number; True and False are none."""
+    """Whether this is a real number, NumPy's included; True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether this is a whole number, NumPy's included; True and False are none."""
+    """Whether this is a whole number, NumPy's included; True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -49,7 +49,7 @@ def check_number(name: str, value: object, *, zero: bool = True) -> None:
         value: What was passed.
         zero: Whether 0 is allowed.
     """
-    if not is_number(value) or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    if not is_number(value) or not (0 <= value < math.inf) or (value == 0 and not zero):
         raise CompressionError(f"{name}={value!r} must be a finite number, {'0 or more' if zero else 'above 0'}.")
 
 
@@ -79,5 +79,5 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
         hfcompress.errors.CompressionError: scope='model' is unknown; choose one of global, layer.
     """
     choices = list(choices)
-    if not any(value is choice or value == choice for choice in choices):
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise CompressionError(f"{name}={value!r} is unknown; choose one of {', '.join(map(str, choices))}.")

@@ -1,7 +1,7 @@
 """Reads all weights once and counts them by magnitude.
 
-The bits of a float's absolute value, read as an integer, are ordered like the value itself. That integer is the
-weight's key here; the key of zero is 0. Comparing keys is exact, and the same code for all dtypes and devices.
+A weight's key is the bits of its absolute value, read as an integer: keys are ordered like the magnitudes, and the key
+of zero is 0. Comparing keys is exact, and the same code for all dtypes and devices.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from hfcompress.models.weights import WeightMatrix
 
-_PIECE = 1 << 22  # weights that one thread reads and describes together
-_CHUNK = 1 << 19  # weights compared by one call: fewer and threads wait for each other, more and they leave the cache
-_LISTED = 64  # a piece lists the keys inside the range where they are at most one in so many of its weights,
+_PIECE = 1 << 22  # weights counted together, by one thread
+_CHUNK = 1 << 19  # weights compared by one call: with fewer, threads wait for each other; more do not fit the cache
+_LISTED = 64  # a piece lists the keys inside the range if they are at most one in so many of its weights,
 _BIN_BITS = 14  # or no more than it would have bins
-_RUN = 16  # sampled weights that lie together: a line of the cache is read as fast as a single weight
-INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_RUN = 16  # neighbouring weights sampled together: a cache line is read as fast as a single weight
+INTEGER_DTYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -39,42 +39,58 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a piece holds below and inside a range of keys ``[low, high)``.
+class RangeCounts:
+    """The keys of a piece below and inside a range ``[low, high)``.
 
     Attributes:
         below: How many keys lie below the range.
         inside: How many lie inside it.
         largest: The largest key of the piece.
-        keys: The keys inside, in order of position; or None where they are too many to list, or all the same.
-        bins: Then how many they are by bin: key ``k`` is counted in bin ``(k - low) >> bin_shift(low, high)``.
+        keys: The keys inside, in order of position; None where they are too many to list, or all the same.
+        bins: Then the number of keys in each bin; key ``k`` is in bin ``(k - low) >> bin_shift(low, high)``.
     """
 
+    low: int
+    high: int
     below: int
     inside: int
     largest: int
     keys: Array | None
     bins: Array | None
 
+    def by_bin(self) -> Array:
+        """Return the number of keys in each bin of the range, whether the keys are listed or not."""
+        if self.bins is not None:
+            return self.bins
+        assert self.keys is not None
+        return _count_bins(self.keys, self.low, self.high)
+
+    def around(self, key: int) -> tuple[int, int]:
+        """Return how many keys are below a key of the range, and how many are equal; bins must hold one key each."""
+        if self.keys is not None:
+            return self.below + int(np.count_nonzero(self.keys < key)), int(np.count_nonzero(self.keys == key))
+        bins, index = self.by_bin(), key - self.low
+        return self.below + int(bins[:index].sum()), int(bins[index])
+
 
 def split_pieces(matrices: Iterable[WeightMatrix]) -> list[Piece]:
-    """Cut matrices into pieces, in order."""
-    return [Piece(matrix, part) for matrix in matrices for part in _cut(matrix.weight.detach(), _PIECE)]
+    """Split matrices into pieces, in order."""
+    return [Piece(matrix, part) for matrix in matrices for part in _split(matrix.weight.detach(), _PIECE)]
 
 
 def split_chunks(piece: Piece) -> Iterator[Tensor]:
-    """Cut a piece into smaller views, in order."""
-    return _cut(piece.weight, _CHUNK)
+    """Split a piece into smaller views, in order."""
+    return _split(piece.weight, _CHUNK)
 
 
-def scan(pieces: Sequence[Piece], dtype: torch.dtype, low: int, high: int) -> list[Found]:
+def scan(pieces: Sequence[Piece], dtype: torch.dtype, low: int, high: int) -> list[RangeCounts]:
     """Read every weight once and compare its key, taken in ``dtype``, with ``[low, high)``.
 
-    Weights in main memory are read through NumPy, in as many threads as torch uses; others on their own device, which
-    only keys inside the range leave. What is returned takes at most about 1/64 of the memory of the weights.
+    Weights in main memory are read through NumPy, in as many threads as torch uses; others on their own device, from
+    which only keys inside the range are copied.
 
     Returns:
-        One `Found` a piece.
+        One `RangeCounts` per piece; together at most about 1/64 of the memory of the weights.
     """
     count = torch.get_num_threads()
     ends = np.cumsum([0, *(piece.weight.numel() for piece in pieces)])
@@ -82,57 +98,47 @@ def scan(pieces: Sequence[Piece], dtype: torch.dtype, low: int, high: int) -> li
     shares = [pieces[first:last] for first, last in pairwise(bounds)]
     with ThreadPoolExecutor(count) as threads:
         scanned = list(threads.map(partial(_scan_share, dtype=dtype, low=low, high=high), shares))
-    return [found for share in scanned for found in share]
+    return [counts for share in scanned for counts in share]
 
 
 def sample(pieces: Sequence[Piece], dtype: torch.dtype, size: int) -> Array:
-    """Keys of about ``size`` weights, in short runs evenly spaced; of all weights if there are no more."""
+    """Return the keys of about ``size`` weights, in short runs evenly spaced; of all weights if there are no more."""
     step = max(1, sum(piece.weight.numel() for piece in pieces) // size)
     taken = []
     for piece in pieces:
         weight = piece.weight.reshape(-1)
-        whole = weight.numel() // (_RUN * step) * _RUN * step
-        taken += [weight[:whole].view(-1, _RUN * step)[:, :_RUN].reshape(-1), weight[whole::step]]
-    return np.concatenate([_keys(part, dtype) for part in taken])
+        end = weight.numel() // (_RUN * step) * _RUN * step
+        taken += [weight[:end].view(-1, _RUN * step)[:, :_RUN].reshape(-1), weight[end::step]]
+    return np.concatenate([key_tensor(part, dtype).cpu().numpy() for part in taken])
 
 
 def bin_shift(low: int, high: int) -> int:
-    """How many of the lowest bits of a key the bins of ``[low, high)`` leave open."""
+    """Return how many of the lowest bits of a key the bins of ``[low, high)`` ignore."""
     return max(0, (high - low - 1).bit_length() - _BIN_BITS)
 
 
-def count_bins(keys: Array, low: int, high: int) -> Array:
-    """Count keys inside the range by bin."""
-    shift = bin_shift(low, high)
-    return np.bincount((keys - keys.dtype.type(low)) >> shift, minlength=((high - low - 1) >> shift) + 1)
-
-
 def common_dtype(pieces: Iterable[Piece]) -> torch.dtype:
-    """The smallest dtype that holds all weights exactly."""
+    """Return the smallest dtype that represents all weights exactly."""
     return reduce(torch.promote_types, {piece.weight.dtype for piece in pieces} or {torch.float32})
 
 
 def infinity_key(dtype: torch.dtype) -> int:
-    """The key of infinity; that of NaN is larger, that of any finite weight smaller."""
+    """Return the key of infinity; that of NaN is larger, that of any finite weight smaller."""
     return int(key_tensor(torch.tensor([math.inf], dtype=dtype), dtype))
 
 
 def key_value(key: int, dtype: torch.dtype) -> float:
-    """The magnitude that has this key."""
-    return float(torch.tensor([key], dtype=INTEGER[dtype.itemsize]).view(dtype))
+    """Return the magnitude that has this key."""
+    return float(torch.tensor([key], dtype=INTEGER_DTYPES[dtype.itemsize]).view(dtype))
 
 
 def key_tensor(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The keys of a tensor's elements, flat, on its device."""
-    return weight.to(dtype).abs().reshape(-1).view(INTEGER[dtype.itemsize])
+    """Return the keys of a tensor's elements, flat, on its device."""
+    return weight.to(dtype).abs().reshape(-1).view(INTEGER_DTYPES[dtype.itemsize])
 
 
-def _keys(weight: Tensor, dtype: torch.dtype) -> Array:
-    return key_tensor(weight, dtype).cpu().numpy()
-
-
-def _cut(weight: Tensor, size: int) -> Iterator[Tensor]:
-    """Cut into about equal parts of at most ``size``, flat; or between rows, if not contiguous in memory."""
+def _split(weight: Tensor, size: int) -> Iterator[Tensor]:
+    """Split into about equal parts of at most ``size``, flat; or between rows, if not contiguous in memory."""
     if not weight.numel():
         return iter(())
     parts = math.ceil(weight.numel() / size)
@@ -141,17 +147,17 @@ def _cut(weight: Tensor, size: int) -> Iterator[Tensor]:
     return iter(torch.split(weight, math.ceil(weight.shape[0] / parts)))
 
 
-def _scan_share(pieces: Sequence[Piece], dtype: torch.dtype, low: int, high: int) -> list[Found]:
-    """Scan what falls to one thread."""
+def _scan_share(pieces: Sequence[Piece], dtype: torch.dtype, low: int, high: int) -> list[RangeCounts]:
+    """Scan the pieces of one thread."""
     integer = np.dtype(f"int{dtype.itemsize * 8}")
     without_sign = np.iinfo(integer).max
     buffers = [np.empty(_CHUNK, kind) for kind in (integer, bool, bool)]
-    found = []
+    scanned = []
     for piece in pieces:
         if piece.weight.device.type != "cpu":
-            found.append(_scan_on_device(piece.weight, dtype, low, high))
+            scanned.append(_scan_on_device(piece.weight, dtype, low, high))
             continue
-        bits = piece.weight.to(dtype).contiguous().view(-1).view(INTEGER[dtype.itemsize]).numpy()
+        bits = piece.weight.to(dtype).contiguous().view(-1).view(INTEGER_DTYPES[dtype.itemsize]).numpy()
         below = inside = largest = 0
         listed = []
         for chunk in np.array_split(bits, math.ceil(bits.size / _CHUNK)):
@@ -166,20 +172,26 @@ def _scan_share(pieces: Sequence[Piece], dtype: torch.dtype, low: int, high: int
                 listed.append(keys[chosen])
             else:
                 inside += int(np.count_nonzero(chosen))
-        found.append(_found(below, np.concatenate(listed) if listed else inside, largest, bits.size, low, high))
-    return found
+        scanned.append(_summarize(below, np.concatenate(listed) if listed else inside, largest, bits.size, low, high))
+    return scanned
 
 
-def _scan_on_device(weight: Tensor, dtype: torch.dtype, low: int, high: int) -> Found:
+def _scan_on_device(weight: Tensor, dtype: torch.dtype, low: int, high: int) -> RangeCounts:
     keys = key_tensor(weight, dtype)
     lower, chosen = keys < low, (keys >= low) & (keys < high)
     inside = keys[chosen].cpu().numpy() if high - low > 1 else int(chosen.sum())
-    return _found(int(lower.sum()), inside, int(keys.max()), keys.numel(), low, high)
+    return _summarize(int(lower.sum()), inside, int(keys.max()), keys.numel(), low, high)
 
 
-def _found(below: int, inside: Array | int, largest: int, weights: int, low: int, high: int) -> Found:
-    if isinstance(inside, int):  # of a range of a single key, the number says everything
-        return Found(below, inside, largest, None, np.array([inside]))
+def _summarize(below: int, inside: Array | int, largest: int, weights: int, low: int, high: int) -> RangeCounts:
+    """Keep the keys inside the range, or, where they are many, their number in each bin."""
+    if isinstance(inside, int):  # the range is a single key
+        return RangeCounts(low, high, below, inside, largest, None, np.array([inside]))
     if inside.size > max(weights // _LISTED, 1 << _BIN_BITS):
-        return Found(below, inside.size, largest, None, count_bins(inside, low, high))
-    return Found(below, inside.size, largest, inside, None)
+        return RangeCounts(low, high, below, inside.size, largest, None, _count_bins(inside, low, high))
+    return RangeCounts(low, high, below, inside.size, largest, inside, None)
+
+
+def _count_bins(keys: Array, low: int, high: int) -> Array:
+    shift = bin_shift(low, high)
+    return np.bincount((keys - keys.dtype.type(low)) >> shift, minlength=((high - low - 1) >> shift) + 1)
