@@ -10,7 +10,7 @@ import pytest
 from architectures import build
 
 from hfcompress import CompressionError
-from hfcompress_cli.data import classes_of, longest_text, read_rows, split_rows
+from hfcompress_cli.data import class_indices, token_limit, read_rows, split_rows
 
 ROWS = [
     {"text": "good, and\nof two lines", "label": "1"},
@@ -88,13 +88,13 @@ def test_a_missing_file_or_package_is_told(tmp_path, monkeypatch):
 
 def test_the_labels_of_a_column_are_all_names_or_all_indices():
     stars = {"1": 0, "2": 1, "3": 2}
-    assert classes_of(["1", 3, "2"], stars) == [0, 2, 1]
-    assert classes_of([0, 2.0, False, "True"], {"NO": 0, "YES": 1, "MAYBE": 2}) == [0, 2, 0, 1]
+    assert class_indices(["1", 3, "2"], stars) == [0, 2, 1]
+    assert class_indices([0, 2.0, False, "True"], {"NO": 0, "YES": 1, "MAYBE": 2}) == [0, 2, 0, 1]
     with pytest.raises(CompressionError, match="names of the model's, such as '1', and indices, such as '0'"):
-        classes_of(["0", "1"], stars)
+        class_indices(["0", "1"], stars)
     for wrong in ("good", -1, 2, 0.5, [1]):
         with pytest.raises(CompressionError, match=r"none of the model's, which are 'NO' \(0\), 'YES' \(1\)"):
-            classes_of(["YES", wrong], {"NO": 0, "YES": 1})
+            class_indices(["YES", wrong], {"NO": 0, "YES": 1})
 
 
 def test_a_row_whose_label_is_no_number_lacks_one(tmp_path, capsys):
@@ -124,11 +124,11 @@ def test_as_many_tokens_are_read_as_the_model_has_positions_for(architecture, li
             return 2
 
     model, tokenizer = build(architecture), Tokenizer()
-    assert longest_text(model, tokenizer, None) == limit
-    assert longest_text(model, tokenizer, 5) == 5
+    assert token_limit(model, tokenizer, None) == limit
+    assert token_limit(model, tokenizer, 5) == 5
     with pytest.raises(CompressionError, match="--max-length 2 must be between 3 and"):
-        longest_text(model, tokenizer, 2)  # which special tokens fill
+        token_limit(model, tokenizer, 2)  # which special tokens fill
     with pytest.raises(CompressionError, match=f"--max-length {limit + 1} .* {limit} tokens"):
-        longest_text(model, tokenizer, limit + 1)
+        token_limit(model, tokenizer, limit + 1)
     tokenizer.model_max_length = 32
-    assert longest_text(model, tokenizer, None) == 32
+    assert token_limit(model, tokenizer, None) == 32
