@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -78,19 +77,19 @@ def _run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave the screen to progress and to the command's own messages; what goes wrong is raised."""
-    from transformers.utils import logging as bars
+    """Leave the screen to progress and to the command's own messages."""
+    from transformers import logging
 
-    disabled, shown = logging.root.manager.disable, bars.is_progress_bar_enabled()
-    logging.disable(logging.ERROR)
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
     if not sys.stderr.isatty():
-        bars.disable_progress_bar()
+        logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.disable(disabled)
-        if shown:
-            bars.enable_progress_bar()
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 class _Version(argparse.Action):

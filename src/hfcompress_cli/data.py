@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from hfcompress.errors import CompressionError
@@ -23,14 +22,9 @@ Row = dict[str, Any]
 
 
 def read_rows(source: str, columns: Sequence[str], label: str | None, *, rows: int | None, seed: int) -> list[Row]:
-    """Read texts and labels; rows that lack either are left out, with a note on standard error.
+    """Read texts, and labels if there is a column of them, from a file or a data set (``NAME`` or ``NAME:SPLIT``).
 
-    Args:
-        source: A ``.csv``, ``.jsonl`` or ``.parquet`` file, or the name of a data set and, after a colon, of a split.
-        columns: Columns of the text, or of the two texts of a pair.
-        label: Column of the label; None if there is none.
-        rows: How many rows to draw at random, if there are more.
-        seed: Of the draw.
+    Rows that lack either are left out, with a note on standard error. If there are more, ``rows`` are drawn at random.
     """
     if rows is not None:
         check_count("--rows", rows)
@@ -101,9 +95,14 @@ def _load(source: str, wanted: Sequence[str], name: str, **settings: Any) -> Ite
     except ImportError as error:
         needs = "is not a .csv or .jsonl file; reading it needs the package datasets: pip install 'hfcompress[cli]'"
         raise CompressionError(f"{source} {needs}") from error
-    data = datasets.load_dataset(name, **settings)
-    _check_columns(source, wanted, data.column_names)
-    yield from data.select_columns(list(wanted))
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs the errors that it raises
+    try:
+        data = datasets.load_dataset(name, **settings)
+        _check_columns(source, wanted, data.column_names)
+        yield from data.select_columns(list(wanted))
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 def _check_columns(where: object, wanted: Sequence[str], found: Iterable[Any]) -> None:
@@ -127,12 +126,7 @@ def split_rows(rows: Sequence[Row], held_out: float, seed: int) -> tuple[list[Ro
 
 
 def encode(
-    rows: Sequence[Row],
-    columns: Sequence[str],
-    label: str | None,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
+    rows: Sequence[Row], columns: Sequence[str], label: str | None, model: Any, tokenizer: Any, max_length: int | None
 ) -> list[Row]:
     """Turn texts into ids, and labels into the model's class indices under ``labels``; see `token_limit`."""
     if not rows:
@@ -188,7 +182,7 @@ def _as_number(label: Any) -> float:
         return -1.0
 
 
-def token_limit(model: nn.Module, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int | None:
+def token_limit(model: nn.Module, tokenizer: Any, asked: int | None) -> int | None:
     """Return how many tokens of a text to read: as asked, or as model and tokenizer can take; None for all."""
     of_tokenizer = tokenizer.model_max_length if tokenizer.model_max_length < LARGE_INTEGER else None
     of_model = max_tokens(model)

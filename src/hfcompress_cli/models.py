@@ -23,11 +23,8 @@ def load(
 ) -> tuple[PreTrainedModel, Any]:
     """Load a classifier, and its tokenizer; None if it has none.
 
-    Args:
-        name: A folder, or an id of the hub.
-        trained: Refuse a model without a trained head.
-        reads_texts: Refuse a model without a tokenizer, and make it pad texts.
-        labels_from: Names the labels of a head that is new, or that has no names for them.
+    A trained model must have a head, and one that reads texts a tokenizer, which is made to pad them. A head that is
+    new, or whose labels have no names, takes those of ``labels_from``.
     """
     source = find_model(name)
     model, missing = _from_pretrained(source)

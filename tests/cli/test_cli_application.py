@@ -1,13 +1,14 @@
 """The command as a whole: its exit status, its messages and its help."""
 
-import logging
 import os
 import runpy
 import subprocess
 import sys
 from contextlib import redirect_stdout
 
+import datasets
 import pytest
+import transformers
 from command_line import COLUMNS, VERBS, load
 
 from hfcompress_cli import main
@@ -157,6 +158,8 @@ def test_the_program_exits_with_its_status(monkeypatch, capsys):
     assert printed.err == "hfcompress report: There is no directory nowhere/.\n"
 
 
-def test_logging_is_afterwards_as_it_was(run):
-    run("report", "./nowhere", status=2)
-    assert logging.root.manager.disable == logging.NOTSET
+def test_logging_is_afterwards_as_it_was(models, tmp_path, run):
+    (tmp_path / "broken.parquet").write_text("not parquet")
+    before = [library.get_verbosity() for library in (transformers.logging, datasets.logging)]
+    run("compare", models / "bert", "--data", tmp_path / "broken.parquet", status=2)
+    assert [library.get_verbosity() for library in (transformers.logging, datasets.logging)] == before
