@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,14 +83,11 @@ def stored_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def zeros(report: SparsityReport) -> dict[str, str]:
-    """Return a report's totals, by what they are."""
-    lines = {"prunable": f"{report.weights:,} weights, {report.zeros:,} of them zero ({report.sparsity:.2%})"}
-    return lines | ({"not covered": ", ".join(report.not_covered)} if report.not_covered else {})
-
-
-def aligned(values: Mapping[str, str]) -> str:
-    """Return values as lines, each behind its name."""
+def to_lines(report: SparsityReport, **values: str) -> str:
+    """Return values and the totals of a report as lines, each behind its name."""
+    values["prunable"] = f"{report.weights:,} weights, {report.zeros:,} of them zero ({report.sparsity:.2%})"
+    if report.not_covered:
+        values["not covered"] = ", ".join(report.not_covered)
     return "\n".join(f"{name:<11}  {value}" for name, value in values.items())
 
 

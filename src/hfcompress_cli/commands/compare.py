@@ -1,7 +1,7 @@
 """Measure several models side by side, in turn.
 
-That is parameters, size and, with data, speed and accuracy with its 95 %
-interval. Ratios are to the first.
+The table has parameters, size and, with data, speed and accuracy with its 95 %
+interval. Ratios are to the first model.
 """
 
 from __future__ import annotations
@@ -42,14 +42,13 @@ def run(arguments: argparse.Namespace) -> options.Results:
     if page is not None:
         check_file(page, arguments.overwrite)
         pyplot()  # that matplotlib is missing is reported before anything is measured
-    columns, label, rows = options.text_columns(arguments), arguments.label_column, None
-    if arguments.data is not None:
-        rows = read_rows(arguments.data, columns, label, rows=arguments.rows, seed=0)
+    columns, label, most = options.text_columns(arguments), arguments.label_column, arguments.rows
+    rows = None if arguments.data is None else read_rows(arguments.data, columns, label, rows=most, seed=0)
     models, inputs, tokenizers = {}, {}, {}
     for name in names:
         model, tokenizer = load(name, trained=rows is not None, reads_texts=rows is not None)
         if tokenizer is not None:
-            set_padding(model, tokenizer)  # of dummy texts too GPT-2 takes no batch without
+            set_padding(model, tokenizer)  # without it GPT-2 reads no batch, even of dummy texts
         if rows is not None:
             tokenizers[name] = tokenizer
             inputs[name] = encode(rows, columns, label, model, tokenizer, arguments.max_length)

@@ -91,11 +91,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
         texts = columns if own_ids else []  # which the teacher then reads
 
         def encode_rows(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-            encoded = encode(part, columns, label, student, tokenizer, length)
-            return [
-                {name: value for name, value in row.items() if name in known} | {name: own[name] for name in texts}
-                for row, own in zip(encoded, part, strict=True)
-            ]
+            pairs = zip(encode(part, columns, label, student, tokenizer, length), part, strict=True)
+            return [{n: row[n] for n in row if n in known} | {n: own[n] for n in texts} for row, own in pairs]
 
         try:
             trainer = hfc.DistillationTrainer(
@@ -142,8 +139,8 @@ def _add_training_arguments(light: argparse.ArgumentParser) -> argparse.Argument
         conflict_handler="resolve",  # columns of the text are in both; the fields win
     )
     pin = torch.accelerator.is_available()  # otherwise pinning memory only brings a warning
-    parser.set_defaults(output_dir=None, save_strategy="no", dataloader_pin_memory=pin)
-    parser.set_defaults(disable_tqdm=not sys.stderr.isatty())
+    bars = sys.stderr.isatty()
+    parser.set_defaults(output_dir=None, save_strategy="no", dataloader_pin_memory=pin, disable_tqdm=not bars)
     return parser
 
 

@@ -26,13 +26,13 @@ def run(arguments: argparse.Namespace) -> options.Results:
     """Write the pruned model."""
     import hfcompress as hfc
     from hfcompress_cli.models import load
-    from hfcompress_cli.outputs import aligned, new_folder, save, zeros
+    from hfcompress_cli.outputs import new_folder, save, to_lines
 
     with new_folder(arguments.output, arguments.overwrite) as folder:
         model, tokenizer = load(arguments.model)
         report = hfc.prune_global_l1(model, arguments.amount, include=arguments.include, exclude=arguments.exclude)
         save(folder, model, tokenizer)
-    return str(report) if arguments.verbose else aligned(zeros(report)), report.to_dict()
+    return str(report) if arguments.verbose else to_lines(report), report.to_dict()
 
 
 def _amount(text: str) -> float | int:

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     """Count parameters, bytes and zeros."""
     import hfcompress as hfc
     from hfcompress_cli.models import load
-    from hfcompress_cli.outputs import aligned, stored_bytes, zeros
+    from hfcompress_cli.outputs import stored_bytes, to_lines
 
     model, _ = load(arguments.model)
     sparsity = hfc.sparsity_report(model, include=arguments.include, exclude=arguments.exclude)
@@ -30,6 +30,6 @@ def run(arguments: argparse.Namespace) -> options.Results:
     values = {"model": arguments.model, "class": type(model).__name__}
     in_files = "" if stored is None else f", in files {stored / 1e6:,.1f} MB"
     lines = {"parameters": f"{size.parameters:,}", "weights": f"{size.bytes / 1e6:,.1f} MB{in_files}"}
-    text = aligned(values | lines | zeros(sparsity))
+    text = to_lines(sparsity, **values, **lines)
     sizes = {"parameters": size.parameters, "bytes": size.bytes, "bytes_in_files": stored}
     return f"{text}\n\n{sparsity}" if arguments.verbose else text, values | sizes | {"sparsity": sparsity.to_dict()}

@@ -1,7 +1,6 @@
 """Remove the least important attention heads, intermediate neurons and layers.
 
-The result is a smaller and faster dense model. Ask for fractions, or for one
-budget.
+The model becomes smaller and faster. Ask for fractions, or for one budget.
 """
 
 from __future__ import annotations
