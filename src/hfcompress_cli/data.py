@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import random
 import sys
@@ -43,16 +44,16 @@ def read_rows(source: str, columns: Sequence[str], label: str | None, *, rows: i
     except Exception as error:  # of csv, json, or datasets and the libraries under it
         what = "file" if is_file else "data set"
         raise CompressionError(f"The {what} {source} cannot be read: {first_sentence(error)}") from error
-    whole = [row for row in found if all(isinstance(row[name], str) and row[name].strip() for name in columns)]
+    complete = [row for row in found if all(isinstance(row[name], str) and row[name].strip() for name in columns)]
     if label is not None:  # NaN is not equal to itself
-        whole = [row for row in whole if row[label] not in (None, "") and row[label] == row[label]]
-    if not whole:
+        complete = [row for row in complete if row[label] not in (None, "") and row[label] == row[label]]
+    if not complete:
         raise CompressionError(f"The data {source} hold no row with {' and '.join(wanted)}; {len(found)} were read.")
-    if len(whole) < len(found):
-        print(f"{source}: {len(found) - len(whole)} of {len(found)} rows have no text or no label.", file=sys.stderr)
-    if rows is not None and rows < len(whole):
-        whole = random.Random(seed).sample(whole, rows)
-    return whole
+    if len(complete) < len(found):
+        print(f"{source}: {len(found) - len(complete)} of {len(found)} rows have no text or no label.", file=sys.stderr)
+    if rows is not None and rows < len(complete):
+        complete = random.Random(seed).sample(complete, rows)
+    return complete
 
 
 def _read_csv(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
@@ -81,7 +82,8 @@ def _read_jsonl(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     # Streamed, so that no copy stays in a cache; in batches of one size, because a group of rows may be empty.
-    return _load(str(path), wanted, "parquet", data_files=str(path), split="train", streaming=True, batch_size=1000)
+    settings = {"data_files": glob.escape(str(path)), "streaming": True, "batch_size": 1000}
+    return _load(str(path), wanted, "parquet", split="train", **settings)
 
 
 def _read_data_set(source: str, wanted: Sequence[str]) -> Iterator[Row]:

@@ -111,6 +111,14 @@ def test_parquet_labels_may_be_categories(tmp_path):
     assert rows == [{"text": "good", "label": "YES"}, {"text": "bad", "label": "NO"}]
 
 
+def test_the_name_of_a_parquet_file_is_not_a_pattern(tmp_path):
+    for name, text in (("a[1].parquet", "good"), ("a1.parquet", "bad"), ("a*.parquet", "fine")):
+        pyarrow.parquet.write_table(pa.table({"text": [text], "label": [1]}), tmp_path / name)
+    for name, text in (("a[1].parquet", "good"), ("a*.parquet", "fine")):
+        rows = read_rows(str(tmp_path / name), ["text"], "label", rows=None, seed=0)
+        assert rows == [{"text": text, "label": 1}]
+
+
 def test_a_parquet_file_of_no_rows_is_reported(tmp_path):
     pyarrow.parquet.write_table(pa.table({"text": pa.array([], "string"), "label": []}), tmp_path / "a.parquet")
     with pytest.raises(CompressionError, match="hold no row with text and label; 0 were read"):
