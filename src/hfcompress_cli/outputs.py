@@ -1,4 +1,4 @@
-"""The folders and files that the command line writes: never over what is there, unless that was asked."""
+"""What the command writes: folders and files, never over what is there unless that was asked, and lines of text."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfcompress import SparsityReport
 from hfcompress.atomic_folder import replacing
 from hfcompress.errors import CompressionError
 from hfcompress.storage.layout import is_weight_file
@@ -18,18 +19,13 @@ from hfcompress_cli.models import TOKENIZER_FILES
 
 _OLD_WEIGHTS = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
 # What else belongs to a model that is replaced, and must not be taken for a part of the new one.
-_COMPANIONS = (
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-)
+_COMPANIONS = {"merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+_COMPANIONS |= {"generation_config.json"}
 
 
 @contextmanager
 def new_folder(name: str, overwrite: bool) -> Iterator[Path]:
-    """A folder that becomes the one of that name at the end, whole; before that, nothing is there."""
+    """A folder that becomes the one of that name at the end, as a whole; before that, nothing is there."""
     output = Path(name).expanduser()
     check_folder(output, overwrite)
     with replacing(output, _belongs_to_a_model) as folder:
@@ -37,17 +33,13 @@ def new_folder(name: str, overwrite: bool) -> Iterator[Path]:
             yield folder
         except OSError as error:  # not always about the output
             raise CompressionError(str(error)) from error
-        check_folder(output, overwrite)  # it may have come since
+        check_folder(output, overwrite)  # it may have been made since
     print(f"Written to {name}.", file=sys.stderr)
 
 
 def check_folder(output: Path, overwrite: bool) -> None:
-    """Refuse to write over a folder that is not to be replaced, or holds no model."""
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise CompressionError(f"{output} is a file; name another folder to write.")
-    if not any(output.iterdir()):
+    """Refuse to replace a folder unless that was asked and it holds a model. A file is refused when it is written."""
+    if not output.is_dir() or not any(output.iterdir()):
         return
     if not overwrite:
         raise CompressionError(f"{output} exists already; name another folder, or replace it with --overwrite.")
@@ -67,9 +59,9 @@ def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 def check_file(file: Path, overwrite: bool) -> None:
     """Refuse to write a file that cannot be written, or over one that is not to be replaced."""
     if file.is_dir():
-        raise CompressionError(f"{file} is a folder; name a file.")
+        raise CompressionError(f"{file} is a directory; name a file.")
     if not os.access(file.parent, os.W_OK):
-        raise CompressionError(f"{file} cannot be written: there is no folder {file.parent}, or it is read-only.")
+        raise CompressionError(f"{file} cannot be written: there is no directory {file.parent}, or it is read-only.")
     if file.exists() and not (overwrite and file.is_file()):
         raise CompressionError(f"{file} exists already; name another file, or replace it with --overwrite.")
 
@@ -86,13 +78,18 @@ def write_file(file: Path, text: str, overwrite: bool) -> None:
 
 
 def stored_bytes(folder: Path) -> int:
-    """Bytes of the files of weights in a folder."""
-    return sum(
-        file.stat().st_size
-        for file in folder.iterdir()
-        if is_weight_file(file.name) or _OLD_WEIGHTS.fullmatch(file.name)
-    )
+    """Return the bytes of the files of weights in a folder."""
+    files = [file for file in folder.iterdir() if is_weight_file(file.name) or _OLD_WEIGHTS.fullmatch(file.name)]
+    return sum(file.stat().st_size for file in files)
+
+
+def to_lines(report: SparsityReport, **values: str) -> str:
+    """Return values and the totals of a report as lines, each behind its name."""
+    values["prunable"] = f"{report.weights:,} weights, {report.zeros:,} of them zero ({report.sparsity:.2%})"
+    if report.not_covered:
+        values["not covered"] = ", ".join(report.not_covered)
+    return "\n".join(f"{name:<11}  {value}" for name, value in values.items())
 
 
 def _belongs_to_a_model(name: str) -> bool:
-    return is_weight_file(name) or name in TOKENIZER_FILES or name in _COMPANIONS
+    return is_weight_file(name) or name in TOKENIZER_FILES | _COMPANIONS

@@ -1,0 +1,158 @@
+"""Train a student on the labels and on the logits of its teacher.
+
+Both are measured on rows that were held out, and the student is saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from hfcompress_cli import options
+
+_TRAINING = """\
+Every field of hfcompress.DistillationArguments is an option, so all of
+transformers.TrainingArguments are; for example --alpha 0.7 --teacher-loss kl
+--temperature 2 --label-loss cross_entropy --num-train-epochs 5
+--learning-rate 3e-5 --per-device-train-batch-size 16 --bf16 --seed 1.
+Checkpoints are made only if asked (--save-strategy epoch), and stay only if
+they are given a folder (--output-dir FOLDER)."""
+
+_HELD_OUT = 0.2
+_TIMED = 16  # rows to measure speed with, where none were held out
+
+
+def add_parser(verbs: options.Verbs) -> None:
+    """Add the verb with its options; the training arguments are added when it is parsed."""
+    parser = options.add_verb(verbs, "distill", run, "train a small student on the logits of its teacher", __doc__)
+    parser.complete = _add_training_arguments
+    parser.add_argument("teacher", metavar="TEACHER", help="folder or hub id of a fine-tuned classifier")
+    student = parser.add_argument_group("student (one of them)").add_mutually_exclusive_group(required=True)
+    student.add_argument("--student", metavar="MODEL", help="folder or hub id; its head may be new")
+    help = "make it of the teacher's layers: N of them, evenly spaced, or those with these indices (0: the first)"
+    student.add_argument("--student-layers", type=options.layers, metavar="N|I,J", help=help)
+    data = options.add_data(parser, "texts to train on", required=True)
+    data.add_argument("--eval-data", metavar="DATA", help="texts to measure with, instead of held-out ones")
+    help = f"fraction of the rows kept out of the training, to measure with (default: {_HELD_OUT})"
+    data.add_argument("--held-out", type=float, metavar="F", help=help)
+    training = parser.add_argument_group("training arguments", _TRAINING)
+    training.add_argument("--help-all", action="help", help="list all of them, with their defaults, and exit")
+    options.add_output(parser)
+
+
+def run(arguments: argparse.Namespace) -> options.Results:
+    """Write the trained student, and measure it beside its teacher."""
+    from transformers import set_seed
+
+    import hfcompress as hfc
+    from hfcompress.models.classifier import input_names
+    from hfcompress.models.tokenizers import same_tokenizer
+    from hfcompress_cli.data import encode, read_rows, split_rows, token_limit
+    from hfcompress_cli.models import load
+    from hfcompress_cli.outputs import new_folder, save
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise hfc.CompressionError("distill runs in one process; for several, use hfcompress.DistillationTrainer.")
+    if arguments.eval_data is not None and arguments.held_out:
+        raise hfc.CompressionError("--eval-data and --held-out exclude each other: both name what to measure with.")
+    with (
+        new_folder(arguments.output, arguments.overwrite) as folder,
+        tempfile.TemporaryDirectory(dir=folder, prefix="training-") as training,
+    ):
+        args = _make_training_arguments(arguments, training)
+        set_seed(args.seed)
+        columns, label = options.text_columns(arguments), None if args.alpha == 1 else arguments.label_column
+        read = partial(read_rows, columns=columns, label=label, rows=arguments.rows, seed=args.seed)
+        if arguments.eval_data is None:
+            fraction = _HELD_OUT if arguments.held_out is None else arguments.held_out
+            rows, held_out = split_rows(read(arguments.data), fraction, args.seed)
+        else:
+            rows, held_out = read(arguments.data), read(arguments.eval_data)
+        teacher, teacher_tokenizer = load(arguments.teacher, trained=True, reads_texts=True)
+        if arguments.student is None:
+            student, tokenizer = hfc.student_from_teacher(teacher, arguments.student_layers), teacher_tokenizer
+        else:
+            student, tokenizer = load(arguments.student, reads_texts=True, labels_from=teacher)
+        student.float()  # half precision is for autocast, not for the weights that learn
+        own_ids = not same_tokenizer(tokenizer, teacher_tokenizer)
+        asked = args.teacher_max_length if own_ids else arguments.max_length
+        length = token_limit(student, tokenizer, arguments.max_length)
+        teacher_length = token_limit(teacher, teacher_tokenizer, asked)
+        if own_ids:
+            args.teacher_max_length = teacher_length
+        else:  # the teacher reads the student's ids
+            length = teacher_length = min((one for one in (length, teacher_length) if one is not None), default=None)
+        known = input_names(student) | input_names(teacher) | {"labels"}
+        texts = columns if own_ids else []  # which the teacher then reads
+
+        def encode_rows(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+            pairs = zip(encode(part, columns, label, student, tokenizer, length), part, strict=True)
+            return [{n: row[n] for n in row if n in known} | {n: own[n] for n in texts} for row, own in pairs]
+
+        try:
+            trainer = hfc.DistillationTrainer(
+                model=student,
+                args=args,
+                teacher=teacher,
+                teacher_processing_class=teacher_tokenizer,
+                train_dataset=encode_rows(rows),
+                eval_dataset=encode_rows(held_out) or None,
+                processing_class=tokenizer,
+            )
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+            metrics = trainer.evaluate() if held_out else {}
+        except ValueError as error:  # transformers', about arguments that exclude each other
+            raise hfc.CompressionError(str(error)) from error
+        measured, known_label = (held_out, label) if held_out else (rows[:_TIMED], None)
+        inputs = {
+            "teacher": encode(measured, columns, known_label, teacher, teacher_tokenizer, teacher_length),
+            "student": encode(measured, columns, known_label, student, tokenizer, length),
+        }
+        tokenizers = {"teacher": teacher_tokenizer, "student": tokenizer}
+        comparison = hfc.compare({"teacher": teacher, "student": student}, inputs, processing_class=tokenizers)
+        save(folder, student, tokenizer)
+    text = f"{comparison}\ntrained on {len(rows):,} rows, measured on {len(held_out):,} others"
+    if (agreement := metrics.get("eval_agreement")) is not None:
+        text += f"; student and teacher agree on {agreement:.1%} of these"
+    values = {"models": comparison.to_dict(), "examples": {"train": len(rows), "held_out": len(held_out)}}
+    return text, values | {"evaluation": metrics, "output": arguments.output}
+
+
+def _add_training_arguments(light: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    import torch
+    from transformers import HfArgumentParser
+
+    from hfcompress import DistillationArguments
+
+    parser: argparse.ArgumentParser = HfArgumentParser(
+        DistillationArguments,
+        prog=light.prog,
+        usage=light.format_usage().removeprefix("usage: "),
+        description=light.description,
+        parents=[light],
+        allow_abbrev=False,
+        conflict_handler="resolve",  # columns of the text are in both; the fields win
+    )
+    pin = torch.accelerator.is_available()  # otherwise pinning memory only brings a warning
+    bars = sys.stderr.isatty()
+    parser.set_defaults(output_dir=None, save_strategy="no", dataloader_pin_memory=pin, disable_tqdm=not bars)
+    return parser
+
+
+def _make_training_arguments(arguments: argparse.Namespace, folder: str) -> Any:
+    from transformers import HfArgumentParser
+
+    from hfcompress import CompressionError, DistillationArguments
+
+    given = vars(arguments) | {"output_dir": arguments.output_dir or folder}
+    try:
+        return HfArgumentParser(DistillationArguments).parse_dict(given, allow_extra_keys=True)[0]
+    except CompressionError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise CompressionError(f"These training arguments do not go together: {error}") from error

@@ -1,0 +1,56 @@
+"""Remove the least important attention heads, intermediate neurons and layers.
+
+The model becomes smaller and faster. Ask for fractions, or for one budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from hfcompress_cli import options
+
+
+def add_parser(verbs: options.Verbs) -> None:
+    """Add the verb with its options."""
+    parser = options.add_verb(verbs, "shrink", run, "remove heads, neurons and layers", __doc__)
+    parser.add_argument("model", **options.MODEL)
+    add = parser.add_argument_group("how much").add_argument
+    add("--heads", type=float, default=0.0, metavar="F", help="fraction of the heads to remove")
+    add("--neurons", type=float, default=0.0, metavar="F", help="fraction of the neurons to remove")
+    add("--flops", type=float, metavar="F", help="share of the FLOPs to keep at most")
+    add("--parameters", type=float, metavar="F", help="share of the parameters to keep at most")
+    add("--latency", type=float, metavar="F", help="share of the time to keep at most, measured here")
+    help = "layers to remove first: the N least important, or those with these indices (3, with a comma: layer 3)"
+    add("--drop-layers", type=options.layers, default=0, metavar="N|I,J", help=help)
+    add = parser.add_argument_group("which ones").add_argument
+    help = "how heads and neurons are ranked: by their weights (l1, the default), or by the loss on --data"
+    add("--importance", choices=("l1", "taylor", "fisher"), default="l1", help=help)
+    add("--scope", choices=("global", "layer"), default="global", help="rank over all layers (default), or in each")
+    add("--round-to", type=int, default=8, metavar="N", help="neurons stay in multiples of N (default: 8)")
+    options.add_data(parser, "labelled texts, for --importance taylor and fisher", rows=512)
+    parser.add_argument("--device", **options.DEVICE)
+    options.add_output(parser)
+
+
+def run(arguments: argparse.Namespace) -> options.Results:
+    """Write the smaller model."""
+    import hfcompress as hfc
+    from hfcompress_cli.data import encode, read_rows
+    from hfcompress_cli.models import find_device, load
+    from hfcompress_cli.outputs import new_folder, save
+
+    by_loss = arguments.importance != "l1"
+    if by_loss and arguments.data is None:
+        raise hfc.CompressionError(f"--importance {arguments.importance} needs labelled texts: name them with --data.")
+    names = ("heads", "neurons", "flops", "parameters", "latency", "drop_layers", "importance", "scope", "round_to")
+    asked = {name: getattr(arguments, name) for name in names}
+    with new_folder(arguments.output, arguments.overwrite) as folder:
+        model, tokenizer = load(arguments.model, trained=by_loss, reads_texts=by_loss)
+        if by_loss:
+            model.to(find_device(arguments.device))
+            columns, label = options.text_columns(arguments), arguments.label_column
+            rows = read_rows(arguments.data, columns, label, rows=arguments.rows, seed=0)
+            asked["dataset"] = encode(rows, columns, label, model, tokenizer, arguments.max_length)
+        report = hfc.prune_structured(model, **asked)
+        save(folder, model, tokenizer)
+    return str(report), report.to_dict()

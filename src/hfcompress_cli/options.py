@@ -1,0 +1,85 @@
+"""The parser of a verb, and the options that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+STYLE: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+MODEL: dict[str, Any] = {"metavar": "MODEL", "help": "folder or hub id"}
+DEVICE: dict[str, Any] = {"help": "such as cpu or cuda:1 (default: an accelerator if there is one)"}
+OVERWRITE: dict[str, Any] = {"action": "store_true", "help": "replace the model in OUT, if there is one"}
+Results = tuple[str, dict[str, Any]]  # what a verb returns: text, and values for JSON
+
+
+class VerbParser(argparse.ArgumentParser):
+    """A parser that may leave all but ``--help`` to one that ``complete`` makes of it, which takes longer.
+
+    Only a parser that knows all options can tell the value of one from an argument.
+    """
+
+    complete: Callable[[argparse.ArgumentParser], argparse.ArgumentParser] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
+        if self.complete is None or {"-h", "--help"} & set(args):
+            return super().parse_known_args(args, namespace)
+        return self.complete(self).parse_known_args(args, namespace)
+
+
+Verbs: TypeAlias = "argparse._SubParsersAction[VerbParser]"
+
+
+def add_verb(
+    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], Results], summary: str, description: str | None
+) -> VerbParser:
+    """Add a verb with the options that all have."""
+    parser = verbs.add_parser(name, help=summary, description=description, **STYLE)
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_matrices(parser: argparse.ArgumentParser) -> None:
+    """Add which weight matrices are meant, and whether to list them."""
+    patterns: dict[str, Any] = {"action": "append", "metavar": "PATTERN"}
+    parser.add_argument("--verbose", action="store_true", help="list every weight matrix")
+    help = "only modules with such names, like '*attention*'; may be repeated"
+    parser.add_argument("--include", **patterns, help=help)
+    parser.add_argument("--exclude", **patterns, help="no modules with such names; may be repeated")
+
+
+def add_data(parser: VerbParser, help: str, *, rows: int | None = None, **data: Any) -> argparse._ArgumentGroup:
+    """Add where texts and labels come from."""
+    kinds = "DATA is a .csv, .jsonl or .parquet file, or the NAME of a data set on the hub,\nor NAME:SPLIT."
+    group = parser.add_argument_group("data", kinds)
+    add = group.add_argument
+    add("--data", metavar="DATA", help=help, **data)
+    add("--text-column", default="text", metavar="NAME", help="column of the text (default: text)")
+    add("--text-pair-column", metavar="NAME", help="column of the second text of a pair")
+    add("--label-column", default="label", metavar="NAME", help="column of the label (default: label)")
+    help = f"use N rows at most, drawn at random (default: {rows or 'all'})"
+    add("--rows", type=int, default=rows, metavar="N", help=help)
+    add("--max-length", type=int, metavar="N", help="tokens of a text at most (default: what the model can read)")
+    return group
+
+
+def text_columns(arguments: argparse.Namespace) -> list[str]:
+    """Return the column of the text, or those of the two texts of a pair."""
+    return [name for name in (arguments.text_column, arguments.text_pair_column) if name is not None]
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the folder that is written."""
+    group = parser.add_argument_group("output")
+    group.add_argument("-o", "--output", metavar="OUT", required=True, help="folder to write, tokenizer included")
+    group.add_argument("--overwrite", **OVERWRITE)
+
+
+def layers(text: str) -> int | list[int]:
+    """Read a number of layers, or their indices where there is a comma."""
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+        return numbers if "," in text else numbers[0]
+    except (ValueError, IndexError):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of layers nor indices such as 0,5") from None

@@ -1,0 +1,74 @@
+"""``hfcompress compare`` against plain loops."""
+
+import json
+
+import pytest
+from command_line import NUMBERS, predict
+
+
+@pytest.fixture
+def names(models):
+    return [str(models / name) for name in ("bert", "gpt2")]
+
+
+@pytest.fixture
+def read(data):
+    return ("--data", data / "test.jsonl", *NUMBERS, "--repeats", 1, "--device", "cpu")
+
+
+def test_compare_measures_speed_and_accuracy(names, read, data, run):
+    found = run("compare", *names, *read, "--json")
+    rows = found.get("models", found)
+    assert list(rows) == names
+    for name in names:
+        assert rows[name]["accuracy"] == pytest.approx(predict(name, data)[1])
+        assert rows[name]["latency_ms"] > 0
+
+
+def test_compare_prints_a_table(names, run):
+    assert run("compare", *names).startswith("model")
+    assert run("compare", *names, "--markdown").startswith("| model |")
+
+
+def test_compare_times_dummy_texts(names, run):
+    timed = run("compare", *names, "--length", "4,8", "--batch-size", "1,2", "--repeats", 1, "--json")
+    assert timed[names[0]]["flops"] > 0
+
+
+def test_compare_refuses_half_a_list_of_lengths(names, run):
+    with pytest.raises(SystemExit, match="2"):
+        run("compare", *names, "--length", "12,")
+
+
+def test_compare_writes_a_page(names, read, tmp_path, run):
+    run("compare", *names, *read, "--html", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert text.startswith("<!DOCTYPE html>")
+    assert all(name in text for name in names)
+
+
+def test_a_page_is_replaced_only_if_asked(names, tmp_path, run):
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    run("compare", *names, "--html", page, status=2)
+    assert page.read_text() == "mine"
+    run("compare", *names, "--html", page, "--overwrite")
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert list(tmp_path.iterdir()) == [page]
+
+
+@pytest.fixture
+def tail(models, tmp_path):
+    """Sixteen short rows and a long one behind them."""
+    rows = [{"text": "a film", "label": 0}] * 16 + [{"text": "a film " * 7, "label": 1}]
+    (tmp_path / "tail.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return ("compare", models / "bert", "--data", tmp_path / "tail.jsonl", "--repeats", 1)
+
+
+def test_a_timed_batch_is_not_padded_to_a_later_text(tail, run):
+    assert "batches of 16 x 2 tokens" in run(*tail)
+
+
+def test_compare_shows_every_batch_that_was_timed(tail, run):
+    several = run(*tail, "--length", "4,8", "--batch-size", "1,2")
+    assert all(f"{size} x {length}" in several for size in (1, 2) for length in (4, 8))
