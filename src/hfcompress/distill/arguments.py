@@ -41,10 +41,9 @@ class DistillationArguments(TrainingArguments):
             student's are projected by a matrix that learns with it and stays with the trainer.
         layer_map: Which of the teacher's hidden states each of the student's is compared with, 0 being the embeddings;
             a dict, or that as JSON. If None evenly spaced: with 2 and 6 layers ``{0: 0, 1: 3, 2: 6}``.
-        relation_weight: Weight of the attention relations' term: MiniLMv2's, the mean of those among queries, keys and
+        relation_weight: Weight of the attention relations' term (MiniLMv2): those among queries, among keys and among
             values of the student's last layer.
-        relation_layer: The teacher's layer that it is compared with; of large teachers one of the upper middle does
-            better than the last (MiniLMv2, section 4).
+        relation_layer: The teacher's layer for it; in large teachers better an upper middle one (MiniLMv2, section 4).
         relation_heads: Into how many relation heads the attention is split; a divisor of its width in both models. If
             None the greatest that also divides the teacher's attention heads.
 

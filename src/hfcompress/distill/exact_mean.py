@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Trainer
+from transformers.trainer_pt_utils import find_batch_size
 from typing_extensions import override
 
 from hfcompress.errors import CompressionError
@@ -47,23 +48,21 @@ class ExactMeanTrainer(Trainer):
         """Collect the batches of one update and count their examples over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches - len(self._begun), device)
         complete = len(self._begun) + len(batches) == num_batches
-        weights = [torch.ones(_batch_size(batch), device=device) for batch in batches]
+        weights = [torch.ones(find_batch_size(batch), device=device) for batch in batches]
         remainder = self._remainder(complete)
         if batches and remainder > 0:
             # The last global batch holds `remainder` examples; accelerate repeats others behind them to fill it up.
             first = self.accelerator.process_index * len(weights[-1])
             weights[-1][max(0, remainder - first) :] = 0
         batches = self._begun + [{**batch, EXAMPLE_WEIGHTS: one} for batch, one in zip(batches, weights, strict=True)]
-        if complete:
-            self._begun, self._updating = [], True
-        else:
-            # A stream has ended within an update, and the Trainer takes no step: its batches begin the next update.
-            self._begun, batches = batches, []
-            if self._begun and not self._updating:
-                raise CompressionError(
-                    f"The streamed data end after {len(self._begun)} batches, before the first update has its "
-                    f"gradient_accumulation_steps={num_batches}; lower that, or stream more data."
-                )
+        # Where a stream ends within an update, the Trainer takes no step: what was read begins the next update.
+        self._begun, batches = ([], batches) if complete else (batches, [])
+        self._updating |= complete
+        if self._begun and not self._updating:
+            raise CompressionError(
+                f"The streamed data end after {len(self._begun)} batches, before the first update has its "
+                f"gradient_accumulation_steps={num_batches}; lower that, or stream more data."
+            )
         count = sum((batch[EXAMPLE_WEIGHTS].sum() for batch in batches), torch.zeros((), device=device))
         return batches, self.accelerator.reduce(count, reduction="sum")
 
@@ -72,26 +71,23 @@ class ExactMeanTrainer(Trainer):
         if self.accelerator.num_processes == 1 or self.args.dataloader_drop_last:
             return 0
         state, loader = self.accelerator.gradient_state, self.callback_handler.train_dataloader
-        remainder: int = state.remainder
         if not complete:  # a stream has ended on the way, and the state no longer knows its loader
-            remainder = getattr(loader, "remainder", 0)
-        elif not state.end_of_dataloader:
-            remainder = 0
-        else:
-            with suppress(AttributeError, TypeError):  # streamed data have no length
-                # accelerate's own number counts the data, not what is drawn of them, and is lost in an epoch that is
-                # resumed half-way.
-                sampler = loader.batch_sampler
-                while hasattr(sampler, "batch_sampler"):
-                    sampler = sampler.batch_sampler
-                remainder = len(sampler.sampler) % loader.total_batch_size
-        return remainder
+            return int(getattr(loader, "remainder", 0))
+        if not state.end_of_dataloader:
+            return 0
+        with suppress(AttributeError, TypeError):  # streamed data have no length
+            # accelerate's number counts the data, not what is drawn of them, and is lost in an epoch resumed half-way.
+            sampler = loader.batch_sampler
+            while hasattr(sampler, "batch_sampler"):
+                sampler = sampler.batch_sampler
+            return len(sampler.sampler) % int(loader.total_batch_size)
+        return int(state.remainder)
 
     def mean_over_update(self, terms: Terms, weights: Tensor | None, num_items_in_batch: Tensor | int | None) -> Tensor:
         """Return what a batch contributes to the mean over its update, and add its terms to the next log.
 
         Args:
-            terms: The terms of the loss, values of shape (batch,).
+            terms: The terms of the loss.
             weights: The batch's ``example_weights``, shape (batch,); None outside of training.
             num_items_in_batch: Examples of the full update over all processes; those of this batch if None.
 
@@ -107,7 +103,8 @@ class ExactMeanTrainer(Trainer):
         if num_items_in_batch is None:
             return losses.mean()
         weighted = losses if weights is None else losses * weights
-        return weighted.sum() / num_items_in_batch * self.accelerator.num_processes
+        mean: Tensor = weighted.sum() / num_items_in_batch * self.accelerator.num_processes
+        return mean
 
     @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -124,7 +121,3 @@ class ExactMeanTrainer(Trainer):
 def weighted_sum(terms: Terms) -> Tensor:
     """Return the loss of each example, shape (batch,)."""
     return torch.stack([weight * values for weight, values in terms.values()]).sum(0)
-
-
-def _batch_size(batch: Mapping[str, Any]) -> int:
-    return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())

@@ -70,20 +70,12 @@ class ForwardRecorder:
 
 
 class LayerLosses:
-    """The terms of the loss about the layers between the embeddings and the logits.
+    """The terms of the loss about the layers between the embeddings and the logits, of a student and one teacher.
 
-    Args:
-        student: The model that is trained.
-        teacher: Its only teacher.
-        args: The weights of the terms, and which layers and heads are compared.
-        projection: From the student's width to the teacher's, None where they are the same.
-
-    Attributes:
-        student: Runs the student and records its layers.
-        teacher: The same for the teacher.
+    The projection is from the student's width to the teacher's, None where they are the same.
 
     Raises:
-        CompressionError: The map or the layer does not fit the models.
+        CompressionError: The map of layers, or a layer, does not fit the models.
     """
 
     def __init__(
@@ -91,8 +83,9 @@ class LayerLosses:
     ) -> None:
         configs = [get_config(model) for model in (student, teacher)]
         hidden, relations = args.hidden_weight > 0, args.relation_weight > 0
-        self.student = ForwardRecorder(student, hidden=hidden, layer=-1 if relations else None)
-        self.teacher = ForwardRecorder(teacher, hidden=hidden, layer=args.relation_layer if relations else None)
+        self.student_recorder = ForwardRecorder(student, hidden=hidden, layer=-1 if relations else None)
+        layer = args.relation_layer if relations else None
+        self.teacher_recorder = ForwardRecorder(teacher, hidden=hidden, layer=layer)
         self._hidden_weight, self._relation_weight = args.hidden_weight, args.relation_weight
         self._heads, self._teacher_heads = args.relation_heads, getattr(configs[1], "num_attention_heads", 1)
         self._layer_map = _layer_map(args.layer_map, *(c.num_hidden_layers for c in configs)) if hidden else {}

@@ -17,18 +17,6 @@ from hfcompress.models.classifier import get_config
 _FILE = "projection.safetensors"  # beside optimizer.pt in checkpoints; not a part of the student
 
 
-def make_projection(student: nn.Module, teacher: nn.Module, seed: int, device: torch.device) -> nn.Linear | None:
-    """Make the matrix from the student's width to the teacher's (TinyBERT's W_h), float32; None if these are equal."""
-    width, target = (get_config(model).hidden_size for model in (student, teacher))
-    if width == target:
-        return None
-    # The same in all processes; and nothing is drawn from the generators that the training uses.
-    projection = nn.Linear(width, target, bias=False, device="meta")
-    start = torch.randn(target, width, generator=torch.Generator().manual_seed(seed)) / width**0.5
-    projection.weight = nn.Parameter(start.to(device))
-    return projection
-
-
 class ProjectionTrainer(Trainer):
     """A Trainer that trains a projection, if there is one, beside its model: in its checkpoints, in no saved model."""
 
@@ -38,15 +26,24 @@ class ProjectionTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._optimizer_given = self.optimizer is not None
 
-    def _check_trains_projection(self) -> None:
+    def _make_projection(self, teacher: nn.Module) -> nn.Linear | None:
+        """Make the matrix from the student's width to a teacher's (TinyBERT's W_h), float32; None if they are equal."""
+        width, target = (get_config(model).hidden_size for model in (self.model, teacher))
+        if width == target:
+            return None
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if sharded or self._optimizer_given:
             raise CompressionError(
-                f"hidden_weight={self.args.hidden_weight} compares hidden states of different widths with a projection, "
-                f"which {'FSDP and DeepSpeed' if sharded else 'the optimizer given with optimizers='} would not train; "
+                f"hidden_weight={self.args.hidden_weight} compares widths {width} and {target} by a projection, which "
+                f"{'FSDP and DeepSpeed' if sharded else 'the optimizer given with optimizers='} would not train; "
                 f"{'' if sharded else 'let the Trainer make it (optim=, optimizer_cls_and_kwargs=), or '}use "
                 "relation_weight alone, which needs none."
             )
+        # The same in all processes; and nothing is drawn from the generators that the training uses.
+        start = torch.randn(target, width, generator=torch.Generator().manual_seed(self.args.seed)) / width**0.5
+        projection = nn.Linear(width, target, bias=False, device="meta")
+        projection.weight = nn.Parameter(start.to(self.args.device))
+        return projection
 
     @override
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:

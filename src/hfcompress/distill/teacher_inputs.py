@@ -77,8 +77,7 @@ def choose_teacher_input(
 def _known_columns(dataset: Any) -> list[str] | None:
     """Return the columns of a data set as far as they are known before it is read."""
     if isinstance(dataset, Sequence):
-        first = dataset[0] if len(dataset) else None
-        return list(first) if isinstance(first, Mapping) else None
+        return list(dataset[0]) if len(dataset) and isinstance(dataset[0], Mapping) else None
     form = getattr(dataset, "format", None)
     transformed = isinstance(form, Mapping) and form.get("type") == "custom"  # by set_transform
     return None if transformed else getattr(dataset, "column_names", None)

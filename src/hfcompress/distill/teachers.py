@@ -13,46 +13,32 @@ from torch import Tensor, nn
 from hfcompress.distill.layer_losses import ForwardRecorder, ModelOutputs
 from hfcompress.errors import CompressionError
 from hfcompress.losses import mean_logits
-from hfcompress.models.classifier import (
-    are_default_names,
-    get_problem_type,
-    input_names,
-    label_names,
-    label_order,
-)
+from hfcompress.models.classifier import are_default_names, get_problem_type, input_names, label_names, label_order
 from hfcompress.models.tensors import check_has_values, identities
 from hfcompress.validation import is_number
 
 
 class Teachers:
-    """One teacher or several.
-
-    Args:
-        student: The model that learns from them.
-        models: The teachers.
-        weights: What each counts for in the mean of their probabilities; all the same if None.
+    """One teacher or several, whose probabilities are averaged.
 
     Attributes:
         models: The teachers.
         module: The teacher itself, or a list module of several.
-        inputs: Names of all inputs that they take.
 
     Raises:
         CompressionError: A teacher does not fit the student, or the weights the teachers.
     """
 
     def __init__(self, student: nn.Module, models: Sequence[nn.Module], weights: Sequence[float] | None) -> None:
-        self._label_orders = [_check_pair(student, model) for model in models]
+        self._label_orders = [_check_pair(student, model) or slice(None) for model in models]
         self._weights = _normalize([1.0] * len(models) if weights is None else weights, len(models))
         self._problem = get_problem_type(student, "student")
         self.models = list(models)
-        self.inputs = frozenset[str]().union(*map(input_names, models))
         self.module = models[0] if len(models) == 1 else nn.ModuleList(models)
 
     def freeze(self, device: torch.device, dtype: torch.dtype | None) -> None:
         """Freeze the teachers in place, move them to a device, convert them if a dtype is given; into eval mode."""
         self.module.requires_grad_(False)
-        # Without gradients there is nothing to synchronise, so no wrapper is needed: a plain move will do.
         self.module.to(device, dtype).eval()
 
     @torch.no_grad()
@@ -63,26 +49,24 @@ class Teachers:
         for model, order in zip(self.models, self._label_orders, strict=True):
             names = input_names(model)
             found.append(recorder(model, {name: value for name, value in inputs.items() if name in names}))
-            logits.append(_reorder(found[-1].logits, order))
+            logits.append(found[-1].logits[..., order])
         return replace(found[0], logits=mean_logits(logits, self._weights, self._problem))
 
     def reorder(self, cached: Tensor) -> Tensor:
         """Put logits that were computed before, by the only teacher, into the order of the student's classes."""
-        return _reorder(cached, self._label_orders[0]) if len(self.models) == 1 else cached
+        return cached[..., self._label_orders[0]] if len(self.models) == 1 else cached
 
 
 def _normalize(weights: Sequence[float], count: int) -> list[float]:
     valid = isinstance(weights, Sequence) and len(weights) == count
     if not valid or not all(is_number(weight) and 0 < weight < math.inf for weight in weights):
-        raise CompressionError(
-            f"teacher_weights={weights!r} must be a list with one positive number for each teacher, of which there are "
-            f"{count}."
-        )
+        what = f"a list with one positive number for each teacher, of which there are {count}"
+        raise CompressionError(f"teacher_weights={weights!r} must be {what}.")
     return [float(weight) / float(sum(weights)) for weight in weights]
 
 
 def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
-    """Check that a teacher fits a student; return the order of its classes if it differs from the student's."""
+    """Refuse a teacher that does not fit a student; return the order of its classes if it is not the student's."""
     if not isinstance(teacher, nn.Module):
         raise CompressionError(
             f"teacher must be a model or a list of models, not {type(teacher).__name__}; load it first."
@@ -96,27 +80,15 @@ def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     ours, theirs = ({key for p in model.parameters() for key in identities(p)} for model in (student, teacher))
     if ours & theirs:
         raise CompressionError(
-            "Teacher and student share parameters, so freezing the teacher would freeze the student; pass a copy, for "
-            "example copy.deepcopy(teacher)."
+            "Teacher and student share parameters, so freezing one would freeze both; pass copy.deepcopy(teacher)."
         )
-    problems = [get_problem_type(student, "student"), get_problem_type(teacher, "teacher")]
-    if problems[0] != problems[1]:
+    own, other = get_problem_type(student, "student"), get_problem_type(teacher, "teacher")
+    if own != other:
+        raise CompressionError(f"The student's problem_type is {own!r}, the teacher's {other!r}; they must match.")
+    labels, others = label_names(student), label_names(teacher)
+    differ = set(labels.values()) != set(others.values()) and not any(map(are_default_names, (labels, others)))
+    if labels and others and (len(labels) != len(others) or differ):
         raise CompressionError(
-            f"The student's problem_type is {problems[0]!r}, the teacher's {problems[1]!r}; both must have the same."
-        )
-    labels, teacher_labels = label_names(student), label_names(teacher)
-    if labels and teacher_labels and len(labels) != len(teacher_labels):
-        raise CompressionError(
-            f"The teacher has {len(teacher_labels)} labels ({teacher_labels}), the student {len(labels)} ({labels}); "
-            "both must have the same."
-        )
-    named = not any(are_default_names(found) for found in (labels, teacher_labels))
-    if named and set(labels.values()) != set(teacher_labels.values()):
-        raise CompressionError(
-            f"The teacher's labels are {teacher_labels}, the student's {labels}; both must have the same."
+            f"The teacher has {len(others)} labels ({others}), the student {len(labels)} ({labels}); they must match."
         )
     return label_order(student, teacher)
-
-
-def _reorder(logits: Tensor, order: list[int] | None) -> Tensor:
-    return logits if order is None else logits[:, order]

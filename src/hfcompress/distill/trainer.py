@@ -16,7 +16,7 @@ from typing_extensions import Unpack, override
 from hfcompress.distill.arguments import DistillationArguments, TrainerOptions
 from hfcompress.distill.exact_mean import EXAMPLE_WEIGHTS, ExactMeanTrainer, Terms, weighted_sum
 from hfcompress.distill.layer_losses import ForwardRecorder, LayerLosses, ModelOutputs
-from hfcompress.distill.projection import ProjectionTrainer, make_projection
+from hfcompress.distill.projection import ProjectionTrainer
 from hfcompress.distill.teacher_inputs import TeacherCollator, choose_teacher_input
 from hfcompress.distill.teachers import Teachers
 from hfcompress.errors import CompressionError
@@ -33,9 +33,7 @@ class StudentBatch:
     labels: Tensor | None
     weights: Tensor | None  # in training, 0 for examples that are repeated at the end of an epoch, else 1: (batch,)
     teacher_logits: Tensor | None  # those in the data, in the order of the teacher's classes: (batch, classes)
-    teacher_inputs: (
-        Mapping[str, Any] | None
-    )  # None where the teacher cannot read the student's, and has none of its own
+    teacher_inputs: Mapping[str, Any] | None  # its own, or all in the batch; None where it can read neither
 
     @property
     def attention_mask(self) -> Tensor | None:
@@ -46,23 +44,20 @@ class StudentBatch:
 class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
     """Train a student classifier on the labels and on a teacher's outputs.
 
-    The loss of an update is ``alpha * teacher_loss + (1 - alpha) * label_loss``, averaged over exactly the examples of
-    that update: the same for one batch of 8, two accumulated batches of 4 or two processes with 4 each, also where the
-    last batch is short (the stock Trainer's is not).
+    The loss of an update is ``alpha * teacher_loss + (1 - alpha) * label_loss``, averaged over exactly its examples:
+    the same for one batch of 8, two accumulated batches of 4 or two processes with 4 each (the stock Trainer's is not).
 
     The teacher is frozen (``requires_grad_(False)``, in place), in eval mode at every step, moved to the student's
     device, and never part of ``trainer.model``, the optimizer or a checkpoint. It reads the student's ids, unless
     ``teacher_processing_class`` is another tokenizer than the student's: then it gets its own ids of the text column.
-    Pass it whenever the two may differ: vocabularies of one size can hold different words, and only their sizes are
-    compared without it. A ``teacher_logits`` column in the data takes the teacher's place.
+    Pass it whenever the two may differ: without it, only the sizes of the vocabularies are compared. A
+    ``teacher_logits`` column in the data takes the teacher's place.
 
-    ``evaluate`` gives ``eval_loss``, the cross-entropy, comparable between models however they were trained, and
+    ``evaluate`` reports ``eval_loss``, the cross-entropy, comparable between models however they were trained, and
     ``eval_accuracy``; where all that it needs is there, ``eval_distillation_loss``, the training objective; and with
-    the teacher's outputs ``eval_agreement``, how often both predict the same. ``predict`` returns the logits. While
-    training, the terms are logged too, unweighted, as ``teacher_term`` and ``label_term`` (``hidden_term``,
-    ``relation_term``), each a mean over the examples since the last log.
-
-    In evaluation, examples whose class is -1 or -100 count as unlabelled: they have a part in what needs no label.
+    the teacher's outputs ``eval_agreement``, how often both predict the same. Examples whose class is -1 or -100 count
+    only in what needs no label. ``predict`` returns the logits. The log has the terms too, unweighted, as means over
+    the examples since the last log: ``teacher_term`` and ``label_term`` (``hidden_term``, ``relation_term``).
 
     With several labels an example (``problem_type="multi_label_classification"``) the probabilities are sigmoids,
     ``eval_loss`` is the binary cross-entropy, and accuracy and agreement count labels. With a regression head both
@@ -87,8 +82,6 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
 
     args: DistillationArguments
     data_collator: Any
-    optimizer: Any
-    lr_scheduler: Any
     _signature_columns: list[str]
 
     def __init__(
@@ -106,28 +99,21 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
         super().__init__(model, args, *positional, **kwargs)
         if self.compute_loss_func is not None:
-            raise CompressionError(
-                "compute_loss_func cannot be used: the loss is set by alpha, teacher_loss and label_loss."
-            )
+            raise CompressionError("compute_loss_func cannot be used: alpha, teacher_loss and label_loss set the loss.")
         self._problem = get_problem_type(self.model, "student")
         if args.alpha > 0:
             check_teacher_loss(args.teacher_loss, self._problem)
         if args.alpha < 1:
             check_label_loss(args.label_loss, self._problem, args.label_smoothing_factor)
         self._metrics: dict[str, list[Tensor]] = {}  # of the batches evaluated so far
-        self._teachers: Teachers | None = None
-        self._teacher_only: frozenset[str] = frozenset()  # inputs that the student does not take, such as segments
-        self._reads_text = False  # whether the teacher reads the text with a tokenizer of its own
-        self._reads_ids = True  # whether it can read the student's ids
         teachers: list[Any] = list(teacher) if isinstance(teacher, list | tuple) else [teacher] * (teacher is not None)
-        if teachers:
-            # All is checked before the teachers are frozen.
-            self._teachers = Teachers(self.model, teachers, teacher_weights)
-            source = self.processing_class, teacher_processing_class, self.train_dataset, self._text_columns
-            chosen = {choose_teacher_input(self.model, one, *source) for one in teachers}
-            self._reads_text, self._reads_ids = "text" in chosen, chosen == {"ids"}
-            self._teacher_only = self._teachers.inputs - input_names(self.model)
+        # All is checked before the teachers are frozen.
+        self._teachers = Teachers(self.model, teachers, teacher_weights) if teachers else None
         self.teacher = self._teachers.module if self._teachers else None
+        source = self.processing_class, teacher_processing_class, self.train_dataset, self._text_columns
+        chosen = {choose_teacher_input(self.model, one, *source) for one in teachers}
+        self._reads_text, self._reads_ids = "text" in chosen, chosen <= {"ids"}  # its own ids, or the student's
+        self._teacher_only = frozenset[str]().union(*map(input_names, teachers)) - input_names(self.model)
         self._build_layer_losses()
         if self._teachers is not None:
             self._teachers.freeze(args.device, getattr(torch, args.teacher_dtype) if args.teacher_dtype else None)
@@ -140,33 +126,24 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
     def _text_columns(self) -> list[str]:
         return [name for name in (self.args.text_column, self.args.text_pair_column) if name is not None]
 
-    # What layers are compared
-
     def _build_layer_losses(self) -> None:
         """Compare layers as the arguments and the student are now; the trials of a search may change both."""
         args, losses, projection = self.args, None, None
         if args.compares_layers:
-            teacher = self._teacher_to_compare()
-            if args.hidden_weight > 0:
-                projection = make_projection(self.model, teacher, args.seed, args.device)
-            if projection is not None:
-                self._check_trains_projection()
-            losses = LayerLosses(self.model, teacher, args, projection)
+            teachers = self._teachers.models if self._teachers else []
+            what = f"hidden_weight={args.hidden_weight}, relation_weight={args.relation_weight} compare layers"
+            if len(teachers) != 1:
+                raise CompressionError(f"{what}, which needs one teacher in the trainer; there are {len(teachers)}.")
+            if not self._reads_ids:
+                raise CompressionError(
+                    f"{what} token by token, but the teacher reads other tokens than the student; set both to 0, or "
+                    "take a teacher with the student's tokenizer."
+                )
+            projection = self._make_projection(teachers[0]) if args.hidden_weight > 0 else None
+            losses = LayerLosses(self.model, teachers[0], args, projection)
         self._layer_losses, self._projection, self._layer_settings = losses, projection, args.layer_settings
-        plain = ForwardRecorder(self.model)
-        self._student_recorder, self._teacher_recorder = (losses.student, losses.teacher) if losses else (plain, plain)
-
-    def _teacher_to_compare(self) -> nn.Module:
-        args, teachers = self.args, self._teachers.models if self._teachers else []
-        what = f"hidden_weight={args.hidden_weight}, relation_weight={args.relation_weight} compare layers"
-        if len(teachers) != 1:
-            raise CompressionError(f"{what}, which needs one teacher in the trainer; there are {len(teachers)}.")
-        if not self._reads_ids:
-            raise CompressionError(
-                f"{what} token by token, but the teacher reads other tokens than the student (another tokenizer); set "
-                "both to 0, or take a teacher with the student's tokenizer."
-            )
-        return teachers[0]
+        self._student_recorder = losses.student_recorder if losses else ForwardRecorder(self.model)
+        self._teacher_recorder = losses.teacher_recorder if losses else ForwardRecorder(self.model)
 
     @override
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -177,19 +154,16 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
 
     @override
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the stock Trainer does."""
+        """Train as the stock Trainer does, with the layers compared that the arguments name by now."""
         if self.model_init is None and not any(p.requires_grad for p in self.model.parameters()):
             raise CompressionError(
-                "The student has no parameter that can be trained; if it is a copy of a teacher, which is frozen, call "
-                "student.requires_grad_(True)."
+                "The student has no parameter to train; if it is a copy of a frozen teacher, call requires_grad_(True)."
             )
         if self._layer_settings != self.args.layer_settings:
             self._build_layer_losses()
             if not self._optimizer_given:
                 self.optimizer = self.lr_scheduler = None  # made anew, with the projection that there is now
         return super().train(*args, **kwargs)
-
-    # A batch
 
     @override
     def _set_signature_columns_if_needed(self) -> None:
@@ -222,8 +196,6 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         with nullcontext() if self.args.teacher_dtype is not None else self.accelerator.autocast():
             return teachers.outputs(batch.teacher_inputs, self._teacher_recorder)
 
-    # The loss
-
     @override
     def compute_loss(
         self,
@@ -240,22 +212,19 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         batch = self._take_apart(inputs)
         outputs = self._student_recorder(model, batch.inputs)
         teacher = self.teacher_outputs(batch) if self.args.needs_teacher else None
-        terms = self._terms(batch, outputs, teacher)
-        loss = self.mean_over_update(terms, batch.weights, num_items_in_batch)
+        loss = self.mean_over_update(self._terms(batch, outputs, teacher), batch.weights, num_items_in_batch)
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
     def _terms(self, batch: StudentBatch, outputs: ModelOutputs, teacher: ModelOutputs | None) -> Terms:
         args, terms = self.args, Terms()
         if teacher is None and args.needs_teacher:
-            raise self._missing_teacher()
+            raise CompressionError(self._missing_teacher())
         if teacher is not None and args.alpha > 0:
             loss = teacher_loss(outputs.logits, teacher.logits, args.teacher_loss, args.temperature, self._problem)
             terms["teacher_term"] = (args.alpha, loss)
         if args.alpha < 1:
             if batch.labels is None:
-                raise CompressionError(
-                    f"alpha={args.alpha} needs labels and the batch has no 'labels'; label the data or set alpha=1."
-                )
+                raise CompressionError(f"alpha={args.alpha} needs labels; a batch has none. Add them or set alpha=1.")
             smoothing = args.label_smoothing_factor
             loss = label_loss(outputs.logits, batch.labels, args.label_loss, smoothing, self._problem)
             terms["label_term"] = (1 - args.alpha, loss)
@@ -263,20 +232,14 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             terms |= self._layer_losses(outputs, teacher, batch.attention_mask)
         return terms
 
-    def _missing_teacher(self) -> CompressionError:
+    def _missing_teacher(self) -> str:
         if self._teachers is None:
-            return CompressionError(
-                f"alpha={self.args.alpha} needs a teacher: pass teacher=, keep a 'teacher_logits' column in the data, "
-                "or set alpha=0."
-            )
+            return f"alpha={self.args.alpha} needs a teacher: pass teacher=, keep 'teacher_logits', or set alpha=0."
         columns = " and ".join(map(repr, self._text_columns))
-        return CompressionError(
-            "The teacher cannot read the student's ids, and a batch has neither 'teacher_logits' nor the text as its "
-            f"own tokenizer reads it: keep the column {columns}, or name it with text_column= (and text_pair_column=), "
-            "and pass teacher_processing_class=."
+        return (
+            "The teacher cannot read the student's ids, and a batch has neither 'teacher_logits' nor the text: keep "
+            f"the column {columns}, or name it with text_column=, and pass teacher_processing_class=."
         )
-
-    # Evaluation
 
     @override
     def prediction_step(
@@ -320,5 +283,5 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             output.metrics.pop(f"{prefix}_loss", None)  # the loop's is rounded, and over all rows
             # A metric of the user's compute_metrics wins over ours.
             output.metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()} | output.metrics)
-        self._metrics = {}
+            self._metrics = {}
         return output
