@@ -216,7 +216,8 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
     def _terms(self, batch: StudentBatch, outputs: ModelOutputs, teacher: ModelOutputs | None) -> Terms:
-        args, terms = self.args, Terms()
+        args = self.args
+        terms: Terms = {}
         if teacher is None and args.needs_teacher:
             raise CompressionError(self._missing_teacher())
         if teacher is not None and args.alpha > 0:
