@@ -192,7 +192,7 @@ def test_texts_are_padded_as_the_tokenizer_pads(tokenizer, tmp_path):
     assert torch.equal(seen[0]["attention_mask"], wanted["attention_mask"])
 
 
-def test_without_a_pad_token_of_the_tokenizer_the_configs_is_used(tokenizer, tmp_path):
+def test_without_a_pad_token_the_one_of_the_config_is_used(tokenizer, tmp_path):
     teacher, data = build("gpt2", num_labels=3, pad_token_id=0), texts()
     tokenizer.pad_token = None
     cached = cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path)
