@@ -1,6 +1,6 @@
 """The private or loosely specified behaviour of transformers and accelerate that we build on, one test each.
 
-If a new version breaks one of these, the message says which hook and which of our modules must be looked at.
+If a new version breaks one of these, the message names the hook and the module of ours that relies on it.
 """
 
 import inspect
@@ -26,6 +26,7 @@ from transformers.core_model_loading import WeightConverter, revert_weight_conve
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 import hfcompress as hfc
+from hfcompress.distill.arguments import TrainerOptions
 from hfcompress.storage.quantizer import Unpack
 
 DATA = batch(19)
@@ -37,7 +38,7 @@ def make(directory, kind=Trainer, callbacks=(), model=None, **overrides):
     return kind(model=model or build(), args=args, train_dataset=data, eval_dataset=data, callbacks=list(callbacks))
 
 
-def test_the_signature_columns_are_set_by_one_method_and_read_from_one_attribute(tmp_path):
+def test_the_signature_columns_decide_which_columns_stay(tmp_path):
     class Extended(Trainer):
         def _set_signature_columns_if_needed(self):
             super()._set_signature_columns_if_needed()
@@ -53,7 +54,7 @@ def test_the_signature_columns_are_set_by_one_method_and_read_from_one_attribute
     )
 
 
-def test_get_batch_samples_collects_one_update_and_what_it_returns_reaches_training_step(tmp_path):
+def test_the_batches_of_get_batch_samples_reach_training_step(tmp_path):
     seen = {"updates": [], "items": []}
 
     class Watching(Trainer):
@@ -63,22 +64,34 @@ def test_get_batch_samples_collects_one_update_and_what_it_returns_reaches_train
             return [{**one, "added": torch.ones(1)} for one in batches], torch.tensor(7)
 
         def training_step(self, model, inputs, num_items_in_batch=None):
-            assert "added" in inputs, "get_batch_samples' batches are no longer those trained on: distillation"
+            assert "added" in inputs, (
+                "the batches of get_batch_samples are not trained on: hfcompress.distill.exact_mean"
+            )
             seen["items"].append(int(num_items_in_batch))
             inputs.pop("added")
             return super().training_step(model, inputs, num_items_in_batch)
 
+    make(tmp_path, Watching, per_device_train_batch_size=4, gradient_accumulation_steps=2).train()
+    message = "Trainer.get_batch_samples is no longer called once per update: hfcompress.distill.exact_mean"
+    assert seen["updates"] == [[4, 4], [4, 4], [3]], message
+    assert seen["items"] == [7] * 5, "its count no longer reaches training_step as num_items_in_batch: " + message
+
+
+def test_get_batch_samples_has_the_parameters_that_we_override():
     parameters = list(inspect.signature(Trainer.get_batch_samples).parameters)
     assert parameters == ["self", "epoch_iterator", "num_batches", "device"], (
-        "Trainer.get_batch_samples has other parameters; hfcompress.distill.trainer overrides it."
+        "Trainer.get_batch_samples has other parameters; hfcompress.distill.exact_mean overrides it."
     )
-    make(tmp_path, Watching, per_device_train_batch_size=4, gradient_accumulation_steps=2).train()
-    message = "Trainer.get_batch_samples is no longer called once per update; hfcompress.distill.trainer counts there."
-    assert seen["updates"] == [[4, 4], [4, 4], [3]], message
-    assert seen["items"] == [7] * 5, "its count no longer reaches training_step as num_items_in_batch: distillation"
 
 
-def test_compute_loss_is_given_the_count_of_the_update_and_nothing_in_evaluation(tmp_path):
+def test_trainer_options_are_the_arguments_of_the_trainer():
+    parameters = set(inspect.signature(Trainer.__init__).parameters) - {"self", "model", "args"}
+    assert parameters == set(TrainerOptions.__annotations__), (
+        "Trainer has other keyword arguments than hfcompress.distill.arguments.TrainerOptions."
+    )
+
+
+def test_compute_loss_is_given_the_count_of_the_update(tmp_path):
     seen = []
 
     class Watching(Trainer):
@@ -91,12 +104,13 @@ def test_compute_loss_is_given_the_count_of_the_update_and_nothing_in_evaluation
 
     make(tmp_path, Watching, max_steps=1).train()
     assert [int(count) for count in seen] == [7], (
-        "Trainer no longer passes num_items_in_batch to compute_loss by keyword; hfcompress.distill.trainer divides by it."
+        "Trainer no longer passes num_items_in_batch to compute_loss by keyword; hfcompress.distill.exact_mean divides "
+        "by it."
     )
 
 
 @pytest.mark.parametrize(("scaled", "factor"), [(True, 1.0), (False, 0.5)])
-def test_loss_is_scaled_for_ga_stops_the_division_by_the_accumulation_steps(scaled, factor, tmp_path):
+def test_loss_is_scaled_for_ga_stops_the_division_by_the_steps(scaled, factor, tmp_path):
     gradients = []
 
     class Summing(Trainer):
@@ -113,11 +127,11 @@ def test_loss_is_scaled_for_ga_stops_the_division_by_the_accumulation_steps(scal
     make(tmp_path, Summing, [Note()], max_steps=1, **settings).train()
     assert gradients == [2 * factor], (
         "Trainer.loss_is_scaled_for_ga no longer decides about the division by the accumulation steps; "
-        "hfcompress.distill.trainer sets it."
+        "hfcompress.distill.exact_mean sets it."
     )
 
 
-def test_a_checkpoint_is_written_and_read_with_the_optimizer_and_the_model_alone_is_cleared(tmp_path):
+def test_a_parameter_beside_the_model_is_trained_and_saved(tmp_path):
     seen = []
 
     class Watching(Trainer):
@@ -150,16 +164,15 @@ def test_a_checkpoint_is_written_and_read_with_the_optimizer_and_the_model_alone
         trainer = make(tmp_path, Watching, max_steps=1 if checkpoint is None else 2, **settings)
         trainer.train(resume_from_checkpoint=checkpoint)
     assert seen[:3] == [("clip", ""), ("save", folder), ("load", folder)], (
-        "Trainer no longer clips, saves or loads by these methods; hfcompress.distill.trainer clips and keeps its "
-        "projection there."
+        "Trainer no longer clips, saves or loads by these methods; hfcompress.distill.projection does so there too."
     )
     assert trainer.beside == 0.75, (
         "Trainer no longer takes a parameter beside the model's from create_optimizer, or changes its gradient between "
-        "training_step and the optimizer's step; hfcompress.distill.trainer trains its projection so."
+        "training_step and the optimizer's step; hfcompress.distill.projection is trained so."
     )
 
 
-def test_the_evaluation_loop_is_told_its_prefix_by_keyword_and_returns_metrics_that_can_be_added_to(tmp_path):
+def test_the_evaluation_loop_gets_its_prefix_and_returns_metrics(tmp_path):
     prefixes = []
 
     class Watching(Trainer):
@@ -176,7 +189,7 @@ def test_the_evaluation_loop_is_told_its_prefix_by_keyword_and_returns_metrics_t
     assert prefixes == ["own", "test"], "Trainer.evaluation_loop is not given metric_key_prefix by keyword: " + message
 
 
-def test_the_prediction_step_is_called_once_a_batch_with_the_batch_as_collated(tmp_path):
+def test_the_prediction_step_is_called_once_a_batch(tmp_path):
     sizes = []
 
     class Watching(Trainer):
@@ -188,7 +201,7 @@ def test_the_prediction_step_is_called_once_a_batch_with_the_batch_as_collated(t
     assert sizes == [8, 8, 3], "Trainer.prediction_step: hfcompress.distill.trainer evaluates in it."
 
 
-def test_the_gradient_state_knows_the_last_batch_and_how_many_examples_of_it_are_real():
+def test_the_gradient_state_has_the_last_batchs_remainder():
     accelerator = Accelerator(cpu=True)
     loader = accelerator.prepare_data_loader(DataLoader(range(19), batch_size=8))
     found = []
@@ -196,13 +209,13 @@ def test_the_gradient_state_knows_the_last_batch_and_how_many_examples_of_it_are
         state = accelerator.gradient_state
         found.append((state.end_of_dataloader, state.remainder))
     assert found == [(False, 3), (False, 3), (True, 3)], (
-        "accelerator.gradient_state.end_of_dataloader or .remainder changed their meaning; hfcompress.distill.trainer "
-        "weighs the examples of an epoch's last batch by them."
+        "accelerator.gradient_state.end_of_dataloader or .remainder changed their meaning; with them "
+        "hfcompress.distill.exact_mean weighs the examples of an epoch's last batch."
     )
     full = accelerator.prepare_data_loader(DataLoader(range(16), batch_size=8))
     ends = [(GradientState().end_of_dataloader, GradientState().remainder) for _ in full]
     assert ends == [(False, 0), (True, 0)], (
-        "gradient_state.remainder of full batches is not 0: hfcompress.distill.trainer"
+        "gradient_state.remainder of full batches is not 0: hfcompress.distill.exact_mean"
     )
 
 
@@ -211,11 +224,12 @@ def test_gather_for_metrics_returns_every_example_once():
     loader = accelerator.prepare_data_loader(DataLoader(torch.arange(19), batch_size=8))
     gathered = torch.cat([accelerator.gather_for_metrics(one) for one in loader])
     assert gathered.tolist() == list(range(19)), (
-        "Accelerator.gather_for_metrics no longer drops what fills the last batch; hfcompress.distill.trainer's metrics."
+        "Accelerator.gather_for_metrics no longer drops the examples that fill the last batch, and "
+        "hfcompress.distill.trainer's metrics count them."
     )
 
 
-def test_on_optimizer_step_comes_after_the_step_and_before_the_gradients_are_cleared(tmp_path):
+def test_on_optimizer_step_comes_between_step_and_zero_grad(tmp_path):
     events = []
 
     class Note(TrainerCallback):
@@ -224,14 +238,12 @@ def test_on_optimizer_step_comes_after_the_step_and_before_the_gradients_are_cle
 
         def on_optimizer_step(self, args, state, control, **kwargs):
             gradient = kwargs["model"].classifier.bias.grad
-            assert gradient is not None, "on_optimizer_step comes after zero_grad: hfcompress.training"
-            assert gradient.any(), "on_optimizer_step comes after zero_grad: hfcompress.training"
+            assert gradient is not None, "on_optimizer_step comes after zero_grad: hfcompress.prune.callbacks"
+            assert gradient.any(), "on_optimizer_step comes after zero_grad: hfcompress.prune.callbacks"
             events.append(("after", kwargs["model"].classifier.bias.detach().clone()))
 
     make(tmp_path, callbacks=[Note()], per_device_train_batch_size=4, gradient_accumulation_steps=2).train()
-    message = (
-        "on_optimizer_step no longer runs once an update right after optimizer.step; hfcompress.training needs it."
-    )
+    message = "on_optimizer_step no longer runs once an update right after optimizer.step: hfcompress.prune.callbacks"
     assert [name for name, _ in events] == ["before", "after"] * 3, message
     assert not torch.equal(events[0][1], events[1][1]), message
     assert torch.equal(events[1][1], events[2][1]), message
@@ -249,7 +261,7 @@ def test_on_train_begin_comes_after_a_checkpoint_was_loaded(tmp_path):
     other = make(tmp_path, callbacks=[Note()], model=build(seed=5), max_steps=3)
     other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert torch.equal(found[0], first.classifier.weight.detach()), (
-        "on_train_begin fires before the checkpoint is loaded; hfcompress.training reads the zeros there."
+        "on_train_begin fires before the checkpoint is loaded; hfcompress.prune.callbacks reads the zeros there."
     )
 
 
@@ -261,23 +273,23 @@ def test_the_model_that_callbacks_get_is_the_one_that_is_trained(tmp_path):
             found.append(kwargs["model"])
 
     make(tmp_path, callbacks=[Note()], model=model, max_steps=1).train()
-    assert found == [model], "callbacks no longer get model=; hfcompress.training reads the zeros from it."
+    assert found == [model], "callbacks no longer get model=; hfcompress.prune.callbacks reads the zeros from it."
 
 
-def test_conv1d_is_where_we_import_it_from_and_stores_inputs_first():
+def test_conv1d_of_pytorch_utils_stores_inputs_first():
     from transformers.pytorch_utils import Conv1D
 
     layer = Conv1D(3, 2)
-    assert tuple(layer.weight.shape) == (2, 3), "Conv1D stores its matrix otherwise; hfcompress.layers and .report."
-    assert isinstance(build("gpt2").transformer.h[0].mlp.c_fc, Conv1D), "GPT-2 uses no Conv1D: hfcompress.models."
+    assert tuple(layer.weight.shape) == (2, 3), "Conv1D stores its matrix otherwise: hfcompress.models.surgery"
+    assert isinstance(build("gpt2").transformer.h[0].mlp.c_fc, Conv1D), "GPT-2 uses no Conv1D: hfcompress.models.layers"
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "distilbert"])
-def test_the_body_is_base_model_and_the_layers_are_one_module_list(architecture):
+def test_the_body_is_base_model_and_the_layers_are_a_module_list(architecture):
     model = build(architecture, layers=3)
-    assert model.base_model is not model, "PreTrainedModel.base_model is not the body; hfcompress.layers relies on it."
+    assert model.base_model is not model, "PreTrainedModel.base_model is not the body: hfcompress.models.weights"
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == 3]
-    assert len(stacks) == 1, "the layers are no ModuleList of config.num_hidden_layers; hfcompress.shrink.structured."
+    assert len(stacks) == 1, "the layers are not a ModuleList of config.num_hidden_layers: hfcompress.models.layers"
 
 
 def test_training_arguments_run_our_checks_through_post_init(tmp_path):
@@ -291,10 +303,10 @@ def test_training_arguments_run_our_checks_through_post_init(tmp_path):
             self.seen = self.own
             super().__post_init__()
 
-    assert arguments(Own, tmp_path, own=3).seen == 3, "TrainingArguments is no dataclass: DistillationArguments."
+    assert arguments(Own, tmp_path, own=3).seen == 3, "TrainingArguments is not a dataclass: distill.arguments"
 
 
-def test_the_stock_trainer_scales_the_loss_of_bert_by_the_accumulation_steps(tmp_path):
+def test_the_stock_trainer_scales_the_loss_of_bert(tmp_path):
     """The reason for our own normalisation; when this fails, it may have become superfluous."""
 
     class Norms(TrainerCallback):
@@ -311,11 +323,11 @@ def test_the_stock_trainer_scales_the_loss_of_bert_by_the_accumulation_steps(tmp
         sizes = {"per_device_train_batch_size": 8 // accumulated, "gradient_accumulation_steps": accumulated}
         make(tmp_path, callbacks=[callback], max_steps=1, max_grad_norm=0.0, **sizes).train()
         norms[accumulated] = callback.found[0]
-    assert norms[4] == pytest.approx(4 * norms[1], rel=1e-3), "Trainer no longer multiplies; see hfcompress.distill."
+    assert norms[4] == pytest.approx(4 * norms[1], rel=1e-3), "Trainer no longer multiplies: distill.exact_mean"
 
 
 @pytest.mark.parametrize("shard_size", ["50GB", "20KB"])
-def test_the_weights_that_save_pretrained_writes_are_told_by_two_functions(shard_size, tmp_path):
+def test_two_functions_return_the_weights_of_save_pretrained(shard_size, tmp_path):
     model = BertForMaskedLM(build().config)  # its output embeddings are tied
     model.save_pretrained(tmp_path, max_shard_size=shard_size)
     written = {path.name: set(load_file(path)) for path in tmp_path.glob("*.safetensors")}
@@ -324,30 +336,30 @@ def test_the_weights_that_save_pretrained_writes_are_told_by_two_functions(shard
     split = split_torch_state_dict_into_shards(state, max_shard_size=shard_size, filename_pattern=pattern)
     assert {file: set(names) for file, names in split.filename_to_tensors.items()} == written, (
         "save_pretrained no longer writes what remove_tied_weights_from_state_dict and revert_weight_conversion leave; "
-        "hfcompress.storage packs that."
+        "hfcompress.storage.save packs that."
     )
 
 
-def test_save_pretrained_takes_a_state_dict_that_is_not_the_model_s(tmp_path):
+def test_save_pretrained_takes_any_state_dict(tmp_path):
     build().save_pretrained(tmp_path, state_dict={"none": torch.empty(0)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"], (
-        "save_pretrained no longer writes the state dict that it is given; hfcompress.storage gives an empty one."
+        "save_pretrained no longer writes the state dict that it is given; hfcompress.storage.save gives an empty one."
     )
 
 
-def test_a_tensor_of_another_shape_is_told_under_a_quantizer_too(tmp_path):
+def test_a_tensor_of_another_shape_is_reported_under_a_quantizer(tmp_path):
     hfc.save_compressed(build(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"intermediate_size": 7, "quantization_config": {"quant_method": "hfcompress", "version": 1}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
-    _, told = AutoModelForSequenceClassification.from_pretrained(tmp_path, **options)
+    _, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, **options)
     assert ("bert.encoder.layer.0.intermediate.dense.bias", (64,), (7,)) in {
-        (name, tuple(found), tuple(expected)) for name, found, expected in told["mismatched_keys"]
-    }, "set_param_for_module lets a quantizer's model take any shape; hfcompress.loader relies on the refusal."
+        (name, tuple(found), tuple(expected)) for name, found, expected in info["mismatched_keys"]
+    }, "set_param_for_module lets a quantizer's model take any shape; hfcompress.storage.load relies on the refusal."
 
 
 def test_a_conversion_may_take_several_tensors_and_give_several():
     sources, targets = ["qkv.weight", "qkv.weight.positions"], ["q.weight", "k.weight", "v.weight"]
-    message = "A conversion of several to several needs more than supports_many_to_many, which hfcompress.loader sets."
+    message = "A conversion of several to several needs more than supports_many_to_many: hfcompress.storage.quantizer"
     assert WeightConverter(sources, targets, [Unpack()]).target_patterns == targets, message

@@ -1,4 +1,4 @@
-"""A teacher's answers from files: the same as online, computed once, and anew when anything changed."""
+"""A teacher's logits from files: the same as online, computed once, and anew when anything changed."""
 
 import copy
 
@@ -35,21 +35,19 @@ class Count:
         self.calls += 1
 
 
-def logits_of(data):
+def cached_logits(data):
     return torch.tensor(data["teacher_logits"])
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "distilbert"])
 @pytest.mark.parametrize("shard", [4, 4096])
-def test_the_answers_are_those_of_the_teacher_in_the_order_of_the_data(
-    architecture, shard, tokenizer, tmp_path, monkeypatch
-):
+def test_the_logits_are_the_teachers_in_the_order_of_the_data(architecture, shard, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(hfcompress.distill.logits_cache, "_SHARD", shard)
     teacher, data = build(architecture, num_labels=3, dropout=True, pad_token_id=0), texts()
     cached = cache_teacher_logits(teacher, data, processing_class=tokenizer, batch_size=5, cache_dir=tmp_path)
     assert cached.column_names == ["text", "labels", "teacher_logits"]
     assert cached["text"] == data["text"]
-    torch.testing.assert_close(logits_of(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cached_logits(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
     assert teacher.training
     assert cached.cache_files  # memory-mapped
     assert not list(tmp_path.rglob("*.tmp"))
@@ -61,7 +59,7 @@ def test_the_second_call_takes_no_forward_pass(tokenizer, tmp_path):
     count = Count(teacher)
     second = cache_teacher_logits(teacher, texts(), processing_class=tokenizer, cache_dir=tmp_path)
     assert count.calls == 0
-    assert logits_of(second).equal(logits_of(first))
+    assert cached_logits(second).equal(cached_logits(first))
 
 
 def test_labels_and_other_columns_do_not_matter(tokenizer, tmp_path):
@@ -110,6 +108,18 @@ def another_tokenizer(teacher, data, settings):
     return teacher, data, settings | {"processing_class": changed}
 
 
+def another_padding_side(teacher, data, settings):
+    changed = copy.deepcopy(settings["processing_class"])
+    changed.padding_side = "left"
+    return teacher, data, settings | {"processing_class": changed}
+
+
+def another_pad_token(teacher, data, settings):
+    changed = copy.deepcopy(settings["processing_class"])
+    changed.pad_token = "[UNK]"
+    return teacher, data, settings | {"processing_class": changed}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -120,9 +130,11 @@ def another_tokenizer(teacher, data, settings):
         another_length,
         another_precision,
         another_tokenizer,
+        another_padding_side,
+        another_pad_token,
     ],
 )
-def test_whatever_matters_to_the_answers_is_noticed(change, tokenizer, tmp_path):
+def test_the_logits_are_computed_anew_if_anything_changed(change, tokenizer, tmp_path):
     teacher, data = build(num_labels=3), texts()
     settings = {"processing_class": tokenizer, "cache_dir": tmp_path}
     cache_teacher_logits(teacher, data, **settings)
@@ -143,7 +155,7 @@ def test_a_view_of_the_same_rows_is_the_same_data(tokenizer, tmp_path):
     assert count.calls == 0
 
 
-def test_an_interrupted_call_goes_on(tokenizer, tmp_path, monkeypatch):
+def test_an_interrupted_call_goes_on_where_it_stopped(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(hfcompress.distill.logits_cache, "_SHARD", 4)
     teacher, data = build(num_labels=3), texts()
 
@@ -159,14 +171,50 @@ def test_an_interrupted_call_goes_on(tokenizer, tmp_path, monkeypatch):
     count = Count(teacher)
     cached = cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path)
     assert count.calls == 3  # of six files
-    torch.testing.assert_close(logits_of(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cached_logits(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
 
 
 def test_ids_in_the_data_are_read_where_there_is_no_tokenizer(tokenizer, tmp_path):
     teacher, data = build(num_labels=3), texts()
     ids = data.map(lambda row: {"input_ids": tokenizer(row["text"])["input_ids"]})
     cached = cache_teacher_logits(teacher, ids, cache_dir=tmp_path)
-    torch.testing.assert_close(logits_of(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cached_logits(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
+
+
+def test_texts_are_padded_as_the_tokenizer_pads(tokenizer, tmp_path):
+    """On the left, where a BERT without an attention mask would see the padding first."""
+    teacher, data, seen = build(num_labels=3), texts(), []
+    tokenizer.padding_side, tokenizer.pad_token = "left", "[UNK]"
+    teacher.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs), with_kwargs=True)
+    cache_teacher_logits(teacher, data, processing_class=tokenizer, batch_size=len(data), cache_dir=tmp_path)
+    wanted = tokenizer(sorted(data["text"], key=lambda text: len(text.split())), padding=True, return_tensors="pt")
+    assert torch.equal(seen[0]["input_ids"], wanted["input_ids"])
+    assert torch.equal(seen[0]["attention_mask"], wanted["attention_mask"])
+
+
+def test_without_a_pad_token_the_one_of_the_config_is_used(tokenizer, tmp_path):
+    teacher, data = build("gpt2", num_labels=3, pad_token_id=0), texts()
+    tokenizer.pad_token = None
+    cached = cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path)
+    torch.testing.assert_close(cached_logits(cached), online(teacher, tokenizer, data), rtol=1e-5, atol=1e-6)
+
+
+def test_ids_that_nothing_can_pad_are_refused(tmp_path):
+    teacher = build(num_labels=3, pad_token_id=None)
+    with pytest.raises(CompressionError, match=r"no config\.pad_token_id"):
+        cache_teacher_logits(teacher, Dataset.from_dict({"input_ids": [[5], [5, 6]]}), cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("tokens", "found"), [(65, "65 tokens"), (0, "0 tokens")], ids=["long", "empty"])
+def test_a_text_of_a_length_that_no_teacher_reads_is_refused(tokens, found, tmp_path, monkeypatch):
+    """Before anything is computed, though it is the last one."""
+    monkeypatch.setattr(hfcompress.distill.logits_cache, "_SHARD", 2)
+    teacher = build(num_labels=3)
+    count, data = Count(teacher), Dataset.from_dict({"input_ids": [[5] * 64] * 4 + [[5] * tokens]})
+    with pytest.raises(CompressionError, match=f"the data has {found}, and .* reads 1 to 64"):
+        cache_teacher_logits(teacher, data, cache_dir=tmp_path)
+    assert (count.calls, list(tmp_path.iterdir())) == (0, [])
 
 
 def test_pairs_of_texts_are_read_together(tokenizer, tmp_path):
@@ -181,7 +229,7 @@ def test_pairs_of_texts_are_read_together(tokenizer, tmp_path):
         cache_dir=tmp_path,
     )
     joined = Dataset.from_dict({"text": ["good very good film", "not bad a plot"]})
-    torch.testing.assert_close(logits_of(cached), online(teacher, tokenizer, joined), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cached_logits(cached), online(teacher, tokenizer, joined), rtol=1e-5, atol=1e-6)
 
 
 def test_training_from_the_cache_is_training_with_the_teacher(tokenizer, tmp_path):
@@ -214,7 +262,7 @@ def test_data_that_the_teacher_cannot_read_are_refused_by_column(tokenizer, tmp_
             cache_teacher_logits(teacher, data, cache_dir=tmp_path, **settings)
 
 
-def test_answers_that_are_there_are_not_computed_again(tmp_path):
+def test_data_with_teacher_logits_are_refused(tmp_path):
     data = Dataset.from_dict({"input_ids": [[1]], "teacher_logits": [[0.0, 1.0]]})
     with pytest.raises(CompressionError, match="have a column 'teacher_logits' already"):
         cache_teacher_logits(build(), data, cache_dir=tmp_path)

@@ -1,4 +1,4 @@
-"""The same in two processes as in one. Both are started once for all that is looked at here."""
+"""The same in two processes as in one; both are started once for all tests here."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def found(tmp_path_factory):
 
 @pytest.mark.parametrize("scenario", two_processes.SCENARIOS)
 def test_two_processes_train_evaluate_and_resume_as_one(scenario, found, tmp_path):
-    one, two = two_processes.distil(scenario, tmp_path, processes=1), found["distilled"][scenario]
+    one, two = two_processes.distill(scenario, tmp_path, processes=1), found["distilled"][scenario]
     assert two["norms"] == pytest.approx(one["norms"], rel=1e-5)
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
     assert two["zeros"] == one["zeros"]

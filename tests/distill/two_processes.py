@@ -66,7 +66,7 @@ class Gradients(TrainerCallback):
         self.norms.append(float(torch.cat(gradients).norm()))
 
 
-def distil(scenario, folder, processes):
+def distill(scenario, folder, processes):
     """Train two epochs and return gradient norms, weights, metrics and the number of zeros kept."""
     examples, accumulated, resume_from = SCENARIOS[scenario]
     with_layers = "layers" in scenario
@@ -116,7 +116,7 @@ def distil(scenario, folder, processes):
     }
 
 
-# The teacher's answers: each process computes what the other does not
+# The teacher's logits: each process computes what the other does not
 
 
 def share(folder):
@@ -175,7 +175,7 @@ def shard(architecture, keep_zeros):
 def main(folder):
     found = {
         "shared": share(folder),  # first: nothing has set up the processes' group yet
-        "distilled": {scenario: distil(scenario, folder, processes=2) for scenario in SCENARIOS},
+        "distilled": {scenario: distill(scenario, folder, processes=2) for scenario in SCENARIOS},
         "sharded": {one: shard(*one) for one in (("bert", True), ("gpt2", True), ("bert", False))},
     }
     if torch.distributed.get_rank() == 0:

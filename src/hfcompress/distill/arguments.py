@@ -1,17 +1,21 @@
-"""The arguments of a training that distils."""
+"""The arguments of a training that distills."""
 
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
-from transformers import TrainingArguments
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from typing_extensions import TypedDict, override
 
 from hfcompress.errors import CompressionError
 from hfcompress.losses import LabelLoss, TeacherLoss, check_label_loss, check_teacher_loss
+from hfcompress.validation import check_choice, check_count, check_fraction, check_number
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -28,7 +32,7 @@ class DistillationArguments(TrainingArguments):
         teacher_loss: ``"mse"`` of the probabilities, ``"mse_logits"`` or ``"kl"``; see `hfcompress.losses`.
         label_loss: ``"mse"`` of the probabilities or ``"cross_entropy"``.
         temperature: Softens both distributions of ``"kl"``; positive.
-        teacher_dtype: To which the teacher is converted, in place, and in which it computes, for example
+        teacher_dtype: Dtype to which the teacher is converted, in place, and in which it computes, for example
             ``"bfloat16"``. If None it keeps its own, under autocast where the student is.
         text_column: Column with the raw text, read where the teacher has a tokenizer of its own.
         text_pair_column: Column with the second text of a pair, or None.
@@ -37,11 +41,10 @@ class DistillationArguments(TrainingArguments):
             student's are projected by a matrix that learns with it and stays with the trainer.
         layer_map: Which of the teacher's hidden states each of the student's is compared with, 0 being the embeddings;
             a dict, or that as JSON. If None evenly spaced: with 2 and 6 layers ``{0: 0, 1: 3, 2: 6}``.
-        relation_weight: Weight of the attention relations' term: MiniLMv2's, the mean of those among queries, keys and
+        relation_weight: Weight of the attention relations' term (MiniLMv2): those among queries, among keys and among
             values of the student's last layer.
-        relation_layer: The teacher's layer that it is compared with; of large teachers one of the upper middle does
-            better than the last (MiniLMv2, section 4).
-        relation_heads: Into how many relation heads the attention is cut; a divisor of its width in both models. If
+        relation_layer: The teacher's layer for it; in large teachers better an upper middle one (MiniLMv2, section 4).
+        relation_heads: Into how many relation heads the attention is split; a divisor of its width in both models. If
             None the greatest that also divides the teacher's attention heads.
 
     Raises:
@@ -67,25 +70,19 @@ class DistillationArguments(TrainingArguments):
     relation_layer: int = field(default=-1, metadata={"help": "The teacher's layer whose relations are learned."})
     relation_heads: int | None = field(default=None, metadata={"help": "Relation heads."})
 
+    @override
     def __post_init__(self) -> None:
-        if not (isinstance(self.alpha, Real) and 0 <= self.alpha <= 1):
-            raise CompressionError(f"alpha={self.alpha!r} must be in [0, 1]: the weight of the teacher's loss.")
+        check_fraction("alpha", self.alpha, "the weight of the teacher's loss", one=True)
         check_teacher_loss(self.teacher_loss)
         check_label_loss(self.label_loss)
-        if not (isinstance(self.temperature, Real) and 0 < self.temperature < math.inf):
-            raise CompressionError(f"temperature={self.temperature!r} must be a positive, finite number.")
-        if self.teacher_dtype not in (None, *_DTYPES):
-            raise CompressionError(
-                f"teacher_dtype={self.teacher_dtype!r} is unknown; choose one of {', '.join(_DTYPES)}."
-            )
-        for name in ("hidden_weight", "relation_weight"):
-            value = getattr(self, name)
-            if not (isinstance(value, Real) and 0 <= value < math.inf):
-                raise CompressionError(f"{name}={value!r} must be a finite number, 0 or more.")
-        heads = self.relation_heads
-        if heads is not None and (not isinstance(heads, int) or isinstance(heads, bool) or heads < 1):
-            raise CompressionError(f"relation_heads={heads!r} must be a whole number, 1 or more, or None.")
-        self.layer_map = _layer_map(self.layer_map)
+        check_number("temperature", self.temperature, zero=False)
+        if self.teacher_dtype is not None:
+            check_choice("teacher_dtype", self.teacher_dtype, _DTYPES)
+        check_number("hidden_weight", self.hidden_weight)
+        check_number("relation_weight", self.relation_weight)
+        if self.relation_heads is not None:
+            check_count("relation_heads", self.relation_heads)
+        self.layer_map = read_layer_map(self.layer_map)
         super().__post_init__()
 
     @property
@@ -95,26 +92,36 @@ class DistillationArguments(TrainingArguments):
 
     @property
     def compares_layers(self) -> bool:
-        """Whether some term of the loss is about what is between the inputs and the logits."""
+        """Whether some term of the loss is about the layers between the inputs and the logits."""
         return self.hidden_weight > 0 or self.relation_weight > 0
 
     @property
     def layer_settings(self) -> tuple[Any, ...]:
-        """All that says how layers are compared."""
-        return (
-            self.hidden_weight,
-            self.layer_map,
-            self.relation_weight,
-            self.relation_layer,
-            self.relation_heads,
-        )
+        """All settings of the comparison of layers."""
+        return self.hidden_weight, self.layer_map, self.relation_weight, self.relation_layer, self.relation_heads
 
 
-def _layer_map(given: Any) -> dict[int, int] | None:
+class TrainerOptions(TypedDict, total=False):
+    """The keyword arguments of `transformers.Trainer` that `DistillationTrainer` passes on."""
+
+    data_collator: Callable[[list[Any]], dict[str, Any]] | None
+    train_dataset: Any
+    eval_dataset: Any
+    processing_class: PreTrainedTokenizerBase | None
+    model_init: Callable[..., nn.Module] | None
+    compute_loss_func: None  # the loss is set by the arguments
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
+    callbacks: list[TrainerCallback] | None
+    optimizers: tuple[Optimizer | None, LRScheduler | None]
+    optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None
+    preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None
+
+
+def read_layer_map(given: Any) -> dict[int, int] | None:
     """Read the map of layers, which the command line and files give as JSON."""
     try:
         read = json.loads(given) if isinstance(given, str) else given
-        # As text, because int() would cut 1.9 to 1.
+        # As text, because int() would truncate 1.9 to 1.
         return None if read is None else {int(str(student)): int(str(teacher)) for student, teacher in read.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise CompressionError(

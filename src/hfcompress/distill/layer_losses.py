@@ -11,57 +11,53 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcompress.distill.arguments import DistillationArguments, read_layer_map
+from hfcompress.distill.exact_mean import Terms
 from hfcompress.errors import CompressionError
 from hfcompress.losses import hidden_state_loss, relation_loss
-from hfcompress.models.classifier import get_logits, unwrap
+from hfcompress.models.classifier import get_config, get_logits, unwrap
 from hfcompress.models.layers import attention_projections
 
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """What a model says of a batch.
+    """What a model returns for a batch."""
 
-    Attributes:
-        logits: Shape (batch, classes).
-        hidden: Its hidden states if watched, the embeddings' first, each of shape (batch, tokens, width).
-        attention: The queries, keys and values of the watched layer, each of shape (batch, tokens, heads * head size).
-    """
-
-    logits: Tensor
-    hidden: Sequence[Tensor] = ()
-    attention: Sequence[Tensor] = ()
+    logits: Tensor  # (batch, classes)
+    hidden: Sequence[Tensor] = ()  # its hidden states if recorded, the embeddings' first: (batch, tokens, width)
+    attention: Sequence[Tensor] = ()  # queries, keys and values of the recorded layer: (batch, tokens, width)
 
 
 class ForwardRecorder:
-    """Runs a model and notes what its layers say on the way; the model stays as it is.
+    """Runs a model and records what its layers compute; the model stays as it is.
 
     Args:
         model: The model, or one built like it.
-        hidden: Whether its hidden states are noted.
-        layer: Index of the layer whose queries, keys and values are noted, or None.
+        hidden: Whether its hidden states are recorded.
+        layer: Index of the layer whose queries, keys and values are recorded, or None.
 
     Raises:
-        CompressionError: The layer is none, or its attention is not understood.
+        CompressionError: There is no such layer, or its attention has no known layout.
     """
 
-    def __init__(self, model: nn.Module, *, hidden: bool, layer: int | None) -> None:
+    def __init__(self, model: nn.Module, *, hidden: bool = False, layer: int | None = None) -> None:
         self._hidden = hidden
         self._projections = () if layer is None else attention_projections(model, layer)
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Any]) -> ModelOutputs:
-        """Answer a batch."""
+        """Run the model on a batch."""
         inner: Any = unwrap(model)
-        noted: dict[str, Tensor] = {}
-        hooks = [inner.get_submodule(n).register_forward_hook(partial(_note, noted, n)) for n in self._projections]
+        found: dict[str, Tensor] = {}
+        hooks = [inner.get_submodule(n).register_forward_hook(partial(_record, found, n)) for n in self._projections]
         try:
             outputs = model(**inputs, **({"output_hidden_states": True} if self._hidden else {}))
         finally:
             for hook in hooks:
                 hook.remove()
-        attention = [noted[name] for name in self._projections]
+        attention = [found[name] for name in self._projections]
         if attention and torch.is_grad_enabled() and not any(vectors.requires_grad for vectors in attention):
             raise CompressionError(
-                f"No gradient reaches the attention of {type(inner).__name__}, so relation_weight would teach nothing: "
+                f"No gradient reaches the attention of {type(inner).__name__}, so relation_weight would not train it: "
                 "its layers are frozen, or checkpointed with use_reentrant=True (set gradient_checkpointing_kwargs to "
                 "{'use_reentrant': False})."
             )
@@ -73,92 +69,60 @@ class ForwardRecorder:
         return ModelOutputs(get_logits(outputs), hidden, attention)
 
 
-class IntermediateTerms:
-    """The terms of the loss about the layers between the embeddings and the answer.
+class LayerLosses:
+    """The terms of the loss about the layers between the embeddings and the logits, of a student and one teacher.
 
-    Args:
-        student: The model that learns.
-        teacher: Its only teacher.
-        hidden_weight: Of the hidden states' term.
-        layer_map: Which of the teacher's hidden states each of the student's is compared with, 0 being the
-            embeddings; evenly spaced if None, as in TinyBERT (g(m) = m * N / M).
-        relation_weight: Of the attention relations' term, which is about the student's last layer.
-        relation_layer: The teacher's layer that it is compared with.
-        relation_heads: As many as divide the attention's width of both; if None the greatest number that divides
-            these and the teacher's attention heads.
-        device: The student's.
-        seed: Of the projection's random start.
-
-    Attributes:
-        projection: From the student's width to the teacher's (TinyBERT's W_h), float32, to be trained; None where they
-            are the same, or hidden states are not compared.
+    The projection is from the student's width to the teacher's, None where they are the same.
 
     Raises:
-        CompressionError: The map or the layer does not fit the models.
+        CompressionError: The map of layers, or a layer, does not fit the models.
     """
 
     def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        *,
-        hidden_weight: float,
-        layer_map: Mapping[int, int] | None,
-        relation_weight: float,
-        relation_layer: int,
-        relation_heads: int | None,
-        device: torch.device,
-        seed: int,
+        self, student: nn.Module, teacher: nn.Module, args: DistillationArguments, projection: nn.Linear | None
     ) -> None:
-        configs: list[Any] = [unwrap(model).config for model in (student, teacher)]
-        hidden, related = hidden_weight > 0, relation_weight > 0
-        self._hidden_weight, self._relation_weight = hidden_weight, relation_weight
-        self.student = ForwardRecorder(student, hidden=hidden, layer=-1 if related else None)
-        self.teacher = ForwardRecorder(teacher, hidden=hidden, layer=relation_layer if related else None)
-        self._heads, self._teacher_heads = relation_heads, getattr(configs[1], "num_attention_heads", 1)
-        self._layer_map = _layer_map(layer_map, *(c.num_hidden_layers for c in configs)) if hidden else {}
-        self.projection: nn.Linear | None = None
-        widths = [config.hidden_size for config in configs]
-        if hidden and widths[0] != widths[1]:
-            # The same in all processes, and all else in the training stays as it was.
-            start = torch.randn(widths[1], widths[0], generator=torch.Generator().manual_seed(seed))
-            with torch.random.fork_rng(devices=[]):
-                self.projection = nn.Linear(widths[0], widths[1], bias=False)
-            self.projection.weight.data = start / widths[0] ** 0.5
-            self.projection.to(device)
+        configs = [get_config(model) for model in (student, teacher)]
+        hidden, relations = args.hidden_weight > 0, args.relation_weight > 0
+        self.student_recorder = ForwardRecorder(student, hidden=hidden, layer=-1 if relations else None)
+        layer = args.relation_layer if relations else None
+        self.teacher_recorder = ForwardRecorder(teacher, hidden=hidden, layer=layer)
+        self._hidden_weight, self._relation_weight = args.hidden_weight, args.relation_weight
+        self._heads, self._teacher_heads = args.relation_heads, getattr(configs[1], "num_attention_heads", 1)
+        self._layer_map = _layer_map(args.layer_map, *(c.num_hidden_layers for c in configs)) if hidden else {}
+        self._projection = projection
 
-    def __call__(
-        self, student: ModelOutputs, teacher: ModelOutputs, mask: Tensor | None
-    ) -> dict[str, tuple[float, Tensor]]:
-        """Compare two answers: by name, the weight of a term and its value for each example, shape (batch,)."""
-        terms = {}
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs, mask: Tensor | None) -> Terms:
+        """Compare the outputs of both for a batch, of which the mask, shape (batch, tokens), shows the real tokens."""
+        terms: Terms = {}
         if self._hidden_weight:
-            found = [self._hidden(student.hidden[m], teacher.hidden[n], mask) for m, n in self._layer_map.items()]
-            terms["hidden_term"] = (self._hidden_weight, torch.stack(found).mean(0))
+            losses = [self._hidden_loss(student.hidden[m], teacher.hidden[n], mask) for m, n in self._layer_map.items()]
+            terms["hidden_term"] = (self._hidden_weight, torch.stack(losses).mean(0))
         if self._relation_weight:
             pairs = list(zip(student.attention, teacher.attention, strict=True))
             widths = [vectors.shape[-1] for pair in pairs for vectors in pair]
             heads = self._heads or math.gcd(self._teacher_heads, *widths)
-            found = [relation_loss(ours, theirs, heads, mask) for ours, theirs in pairs]
-            terms["relation_term"] = (self._relation_weight, torch.stack(found).mean(0))
+            losses = [relation_loss(ours, theirs, heads, mask) for ours, theirs in pairs]
+            terms["relation_term"] = (self._relation_weight, torch.stack(losses).mean(0))
         return terms
 
-    def _hidden(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-        if self.projection is not None:
-            student = self.projection(student.to(self.projection.weight.dtype))
+    def _hidden_loss(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        if self._projection is not None:
+            student = self._projection(student.to(self._projection.weight.dtype))
         return hidden_state_loss(student, teacher, mask)
 
 
-def _note(noted: dict[str, Tensor], name: str, module: nn.Module, arguments: Any, output: Tensor) -> None:
-    noted.setdefault(name, output)  # the first: DeBERTa projects its relative positions with the same modules later
+def _record(found: dict[str, Tensor], name: str, module: nn.Module, arguments: Any, output: Tensor) -> None:
+    found.setdefault(name, output)  # the first: DeBERTa projects its relative positions with the same modules later
 
 
-def _layer_map(given: Mapping[int, int] | None, student: int, teacher: int) -> dict[int, int]:
-    if given is None:
+def _layer_map(given: Mapping[int, int] | str | None, student: int, teacher: int) -> dict[int, int]:
+    """Return which of the teacher's hidden states each of the student's is compared with, 0 being the embeddings."""
+    layer_map = read_layer_map(given)
+    if layer_map is None:  # evenly spaced, as in TinyBERT: g(m) = m * N / M
         return {m: round(m * teacher / student) for m in range(student + 1)}
-    if not given or not all(0 <= m <= student and 0 <= n <= teacher for m, n in given.items()):
+    if not layer_map or not all(0 <= m <= student and 0 <= n <= teacher for m, n in layer_map.items()):
         raise CompressionError(
-            f"layer_map={dict(given)!r} must lead from the student's hidden states, 0 to {student}, to the teacher's, "
+            f"layer_map={layer_map!r} must lead from the student's hidden states, 0 to {student}, to the teacher's, "
             f"0 to {teacher} (0 being the embeddings)."
         )
-    return dict(given)
+    return layer_map

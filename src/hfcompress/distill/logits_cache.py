@@ -1,11 +1,10 @@
-"""A teacher's answers, computed once and kept in files."""
+"""A teacher's logits, computed once and kept in files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import get_config, get_logits, input_names, unwrap
+from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, input_names, unwrap
+from hfcompress.models.inputs import Padder, check_lengths
 from hfcompress.models.tensors import check_has_values
 from hfcompress.models.tokenizers import tokenizer_rules
 
 if TYPE_CHECKING:
-    import pyarrow
     from datasets import Dataset
 
 COLUMN = "teacher_logits"
@@ -45,18 +44,15 @@ def cache_teacher_logits(
     """Add a teacher's logits to a data set as the column ``teacher_logits``, from which `DistillationTrainer` learns.
 
     They are computed once and kept, memory-mapped, in a folder whose name is a digest of the teacher's weights and
-    config, of the columns that it reads, and of the settings that matter to its answers: with any of them changed, they
-    are computed anew. A call that was interrupted goes on where it stopped. Processes started by ``torchrun`` or
-    ``accelerate launch`` share the work; on several machines ``cache_dir`` must be a folder that all of them see.
-
-    The answers are those of the texts as they are. Where training changes them at random (augmentation), use the
-    teacher itself, ``DistillationTrainer(teacher=...)``.
+    config, the columns that it reads and the settings that matter: with any of these changed, they are computed anew. A
+    call that was interrupted goes on where it stopped. Processes started by ``torchrun`` or ``accelerate launch`` share
+    the work; on several machines ``cache_dir`` must be a folder that all of them see. Where training changes texts at
+    random (augmentation), pass the teacher itself, ``DistillationTrainer(teacher=...)``.
 
     Args:
         teacher: A sequence classifier. Moved to this process's device; put into eval mode while it computes.
         dataset: A `datasets.Dataset` with the text, or with what the teacher reads (``input_ids``, ...).
-        processing_class: The teacher's tokenizer, with which the text is encoded. Without it the ids in the data are
-            read.
+        processing_class: The teacher's tokenizer, which encodes the text; without it the ids in the data are read.
         text_column: Column with the text.
         text_pair_column: Column with the second text of a pair.
         max_length: Tokens at most; the tokenizer's limit if None.
@@ -69,8 +65,8 @@ def cache_teacher_logits(
         must have the same, or the teacher be given to the trainer too, which then puts them in order.
 
     Raises:
-        CompressionError: The data have the column already, neither text nor ids that the teacher can read, no rows, or
-            a transform; or the teacher holds no weights.
+        CompressionError: The data have the column already, neither text nor ids that the teacher can read, no rows, a
+            transform, a text that is too long or empty; or the teacher holds no weights.
         ImportError: `datasets` is not installed.
 
     Example:
@@ -82,126 +78,83 @@ def cache_teacher_logits(
         raise ImportError("cache_teacher_logits needs the package datasets: pip install datasets") from error
     if not isinstance(dataset, datasets.Dataset) or not len(dataset) or dataset.format["type"] == "custom":
         raise CompressionError(
-            f"A datasets.Dataset with at least one row and without a transform is needed, not {type(dataset).__name__}"
-            f"{'' if not isinstance(dataset, datasets.Dataset) else f' of {len(dataset)} rows'}: answers are kept row "
-            "by row. Where texts are streamed or changed on the way, let the teacher answer online."
+            f"dataset must be a datasets.Dataset with rows and without a transform, not this {type(dataset).__name__}; "
+            "where texts are streamed or changed on the way, pass the teacher to DistillationTrainer."
         )
     check_has_values(teacher.named_parameters(), "The teacher's ")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
-    read = _columns_to_read(teacher, dataset, processing_class, texts)
+    inputs, read = input_names(teacher), _columns_to_read(teacher, dataset, processing_class, texts)
     settings = {"version": _VERSION, "columns": read, "bf16": bf16}
-    encode: Callable[[dict[str, list[Any]]], dict[str, list[Any]]] = dict
-    if read == texts:
-        assert processing_class is not None
-        tokenizer = processing_class
+    if processing_class is not None:
         settings |= {
-            "max_length": tokenizer.model_max_length if max_length is None else max_length,
-            "truncation_side": tokenizer.truncation_side,
-            "inputs": list(tokenizer.model_input_names),
-            "tokenizer": tokenizer_rules(tokenizer),
+            "max_length": processing_class.model_max_length if max_length is None else max_length,
+            "truncation_side": processing_class.truncation_side,
+            "inputs": list(processing_class.model_input_names),
+            "tokenizer": tokenizer_rules(processing_class),
         }
-
-        def encode(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-            return dict(tokenizer(*(columns[text] for text in texts), truncation=True, max_length=max_length))
+    pads = processing_class if getattr(processing_class, "pad_token", None) is not None else None
+    settings["padding_side"] = getattr(pads, "padding_side", "right")
+    settings["pad_token_id"] = getattr(get_config(teacher) if pads is None else pads, "pad_token_id", None)
 
     state = PartialState(cpu=not torch.accelerator.is_available())
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfcompress" if cache_dir is None else Path(cache_dir)
     folder = root / _digest(teacher, dataset.select_columns(read), settings)
-    folder.mkdir(parents=True, exist_ok=True)
-
     size = max(_SHARD, -(-len(dataset) // _SHARDS))
     files = {start: folder / f"{start:012d}.arrow" for start in range(0, len(dataset), size)}
     # Shared out by place, not by what is missing: another process may see other files already there.
     own = [start for start in list(files)[state.process_index :: state.num_processes] if not files[start].exists()]
+
+    def encode(start: int) -> list[dict[str, Any]]:
+        rows = dataset.select(range(start, min(start + size, len(dataset))))
+        columns = rows.select_columns(read).with_format(None)[:]
+        if processing_class is not None:
+            columns = processing_class(*(columns[text] for text in texts), truncation=True, max_length=max_length)
+        columns = {name: values for name, values in columns.items() if name in inputs}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
     if own:
-        answers = _Answers(teacher, encode, batch_size, bf16, state.device)
-        for start in tqdm(own, desc="teacher's answers", disable=not state.is_main_process):
-            rows = dataset.select(range(start, min(start + size, len(dataset))))
-            _write(files[start], answers(rows.select_columns(read).with_format(None)[:]))
+        # Each text is encoded twice, so that hours of work cannot end at a text that is too long.
+        check_lengths("the data", teacher, (len(row["input_ids"]) for start in own for row in encode(start)))
+        padder = Padder(teacher.to(state.device), pads)
+        for start in tqdm(own, desc="teacher's logits", disable=not state.is_main_process):
+            _write(files[start], _compute_logits(teacher, encode(start), padder, batch_size, bf16))
     state.wait_for_everyone()
     logits = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files.values()])
     result = datasets.concatenate_datasets([dataset.with_format(None), logits], axis=1)
-    form = dataset.format
-    columns = [*form["columns"], COLUMN]
+    form, columns = dataset.format, [*dataset.format["columns"], COLUMN]
     return result.with_format(form["type"], columns, form["output_all_columns"], **form["format_kwargs"])
 
 
-class _Answers:
-    """Gives a teacher's logits of examples, in their order."""
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        encode: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
-        batch_size: int,
-        bf16: bool,
-        device: torch.device,
-    ) -> None:
-        self.teacher = teacher.to(device)
-        self.encode = encode
-        self.batch_size = batch_size
-        self.bf16 = bf16
-        self.device = device
-        self.inputs = input_names(teacher)
-        self.pad_token_id = getattr(get_config(teacher), "pad_token_id", None) or 0
-
-    @torch.no_grad()
-    def __call__(self, columns: dict[str, list[Any]]) -> Tensor:
-        columns = {name: values for name, values in self.encode(columns).items() if name in self.inputs}
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        # Sorted by length, a batch needs little padding.
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
-        was_training = self.teacher.training
-        self.teacher.eval()
-        try:
-            found = [
-                self._batch([rows[index] for index in order[start : start + self.batch_size]])
-                for start in range(0, len(order), self.batch_size)
-            ]
-        finally:
-            self.teacher.train(was_training)
-        return torch.cat(found)[torch.tensor(order).argsort()]
-
-    def _batch(self, rows: list[dict[str, list[int]]]) -> Tensor:
-        longest = len(rows[-1]["input_ids"])
-        if "attention_mask" in self.inputs:
-            rows = [{"attention_mask": [1] * len(row["input_ids"])} | row for row in rows]
-        batch = {}
-        for name in rows[0]:
-            filler = self.pad_token_id if name == "input_ids" else 0
-            padded = [row[name] + [filler] * (longest - len(row[name])) for row in rows]
-            batch[name] = torch.tensor(padded, dtype=torch.long, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return get_logits(self.teacher(**batch)).float().cpu()
+def _compute_logits(teacher: nn.Module, rows: list[dict[str, Any]], padder: Padder, size: int, bf16: bool) -> Tensor:
+    """Return the teacher's logits of encoded rows, in their order: float32, on the CPU, shape (rows, classes)."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))  # batches need little padding
+    found = []
+    with evaluation_mode(teacher), torch.autocast(padder.device.type, torch.bfloat16, enabled=bf16):
+        for start in range(0, len(order), size):
+            batch = padder([rows[index] for index in order[start : start + size]])
+            found.append(get_logits(teacher(**batch)).float().cpu())
+    return torch.cat(found)[torch.tensor(order).argsort()]
 
 
 def _columns_to_read(
     teacher: nn.Module, dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None, texts: list[str]
 ) -> list[str]:
-    columns = dataset.column_names
-    if COLUMN in columns:
+    if COLUMN in dataset.column_names:
         raise CompressionError(f"The data have a column {COLUMN!r} already; remove it with remove_columns({COLUMN!r}).")
-    if tokenizer is not None:
-        missing = [text for text in texts if text not in columns]
-        if missing:
-            raise CompressionError(
-                f"processing_class was given, so the text is needed, and the data, which have the columns "
-                f"{', '.join(columns)}, lack {', '.join(map(repr, missing))}; name it with text_column=, or leave "
-                "processing_class out to let the teacher read input_ids."
-            )
-        return texts
-    inputs = input_names(teacher)
-    read = [name for name in columns if name in inputs and name != "labels"]
-    if "input_ids" not in read:
+    readable = set(dataset.column_names) if tokenizer is not None else input_names(teacher) - {"labels"}
+    read = [name for name in dataset.column_names if name in readable]
+    missing = [name for name in (texts if tokenizer is not None else ["input_ids"]) if name not in read]
+    if missing:
         raise CompressionError(
-            f"The teacher cannot read the data, which have the columns {', '.join(columns)}: pass its tokenizer as "
-            "processing_class= and name the text with text_column=, or encode the texts to input_ids."
+            f"The teacher cannot read the data, which lack {', '.join(map(repr, missing))} and have the columns "
+            f"{', '.join(dataset.column_names)}: pass its tokenizer as processing_class= and name the text with "
+            "text_column=, or encode the texts to input_ids and leave processing_class out."
         )
-    return read
+    return texts if tokenizer is not None else read
 
 
 def _digest(teacher: nn.Module, data: Dataset, settings: dict[str, Any]) -> str:
-    """A name for a teacher's answers to these data: it changes with anything that can change them."""
+    """Name a teacher's logits of these data; the name changes with anything that can change them."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(f"{type(unwrap(teacher)).__module__} {type(unwrap(teacher)).__qualname__}".encode())
     for name, module in teacher.named_modules():
@@ -217,28 +170,19 @@ def _digest(teacher: nn.Module, data: Dataset, settings: dict[str, Any]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     for table in data.with_format("arrow").iter(batch_size=1000):
-        digest.update(_arrow(table))
+        # Taken row by row, the values lie in buffers of their own; a slice would bring its offset along.
+        for batch in table.take(list(range(len(table)))).combine_chunks().to_batches():
+            digest.update(batch.serialize())
     return digest.hexdigest()[:32]
 
 
-def _arrow(table: pyarrow.Table) -> pyarrow.Buffer:
-    """The values of a table as bytes, the same however it was cut out of another."""
-    import pyarrow
-
-    # Taken row by row, the values lie in buffers of their own; a slice would bring its offset along.
-    table = table.take(list(range(len(table)))).combine_chunks().replace_schema_metadata(None)
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    return sink.getvalue()
-
-
 def _write(file: Path, logits: Tensor) -> None:
-    """Write an Arrow file whole or not at all."""
+    """Write an Arrow file, complete or not at all."""
     import pyarrow
 
-    values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(logits.reshape(-1).numpy()), logits.shape[1])
-    table = pyarrow.table({COLUMN: values})
+    values = pyarrow.array(logits.reshape(-1).numpy())
+    table = pyarrow.table({COLUMN: pyarrow.FixedSizeListArray.from_arrays(values, logits.shape[1])})
+    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     with pyarrow.OSFile(str(temporary), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)

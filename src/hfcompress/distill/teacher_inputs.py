@@ -1,0 +1,83 @@
+"""What a teacher reads of the examples: the student's ids, or the text with a tokenizer of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import get_config
+from hfcompress.models.tokenizers import same_tokenizer
+
+
+@dataclass
+class TeacherCollator:
+    """Collates for the student, and encodes the same texts, where there are any, with the teacher's tokenizer."""
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    tokenizer: PreTrainedTokenizerBase
+    text_columns: Sequence[str]
+    max_length: int | None
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Make a batch, with ``teacher_inputs`` unless the teacher's logits are there or the texts are not."""
+        # Where nothing is encoded yet, the collator may need the text itself.
+        has_inputs = all("input_ids" in feature or "inputs_embeds" in feature for feature in features)
+        left_out = set(self.text_columns) if has_inputs else set()
+        texts = [[feature.get(column) for feature in features] for column in self.text_columns]
+        cached = all("teacher_logits" in feature for feature in features)
+        own = [{name: value for name, value in feature.items() if name not in left_out} for feature in features]
+        batch = dict(self.collator(own))
+        if cached or any(text is None for column in texts for text in column):
+            return batch
+        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
+        return batch | {"teacher_inputs": dict(encoded)}
+
+
+def choose_teacher_input(
+    student: nn.Module,
+    teacher: nn.Module,
+    student_tokenizer: Any,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Any,
+    text_columns: Sequence[str],
+) -> Literal["ids", "text", "nothing"]:
+    """Choose what a teacher reads: the student's ids, the text, or nothing, where the data have its logits.
+
+    Raises:
+        CompressionError: It cannot read the student's ids, and the data have neither text nor logits.
+    """
+    columns = _known_columns(dataset)
+    cached = columns is not None and "teacher_logits" in columns
+    if teacher_tokenizer is None:
+        sizes = [getattr(get_config(model), "vocab_size", None) for model in (student, teacher)]
+        if None in sizes or sizes[0] == sizes[1]:
+            return "ids"
+        if cached:
+            return "nothing"
+        raise CompressionError(
+            f"The student's vocabulary has {sizes[0]} tokens, the teacher's {sizes[1]}, so the teacher cannot read the "
+            "student's ids; pass teacher_processing_class= and keep the text column in the data."
+        )
+    if student_tokenizer is not None and same_tokenizer(student_tokenizer, teacher_tokenizer):
+        return "ids"
+    missing = [] if columns is None or cached else [column for column in text_columns if column not in columns]
+    if missing:
+        raise CompressionError(
+            f"The teacher has a tokenizer of its own and needs the text, but the data have no column {missing[0]!r} "
+            f"(they have {', '.join(columns or ())}); keep it, or name it with text_column= (and text_pair_column=)."
+        )
+    return "text"
+
+
+def _known_columns(dataset: Any) -> list[str] | None:
+    """Return the columns of a data set as far as they are known before it is read."""
+    if isinstance(dataset, Sequence):
+        return list(dataset[0]) if len(dataset) and isinstance(dataset[0], Mapping) else None
+    form = getattr(dataset, "format", None)
+    transformed = isinstance(form, Mapping) and form.get("type") == "custom"  # by set_transform
+    return None if transformed else getattr(dataset, "column_names", None)
