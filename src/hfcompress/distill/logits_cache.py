@@ -92,9 +92,8 @@ def cache_teacher_logits(
             "inputs": list(processing_class.model_input_names),
             "tokenizer": tokenizer_rules(processing_class),
         }
-    pads = processing_class if getattr(processing_class, "pad_token", None) is not None else None
-    settings["padding_side"] = getattr(pads, "padding_side", "right")
-    settings["pad_token_id"] = getattr(get_config(teacher) if pads is None else pads, "pad_token_id", None)
+    padder = Padder(teacher, processing_class)
+    settings |= {"padding_side": padder.side, "pad_token_id": padder.pad_token_id}
 
     state = PartialState(cpu=not torch.accelerator.is_available())
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfcompress" if cache_dir is None else Path(cache_dir)
@@ -115,7 +114,7 @@ def cache_teacher_logits(
     if own:
         # Each text is encoded twice, so that hours of work cannot end at a text that is too long.
         check_lengths("the data", teacher, (len(row["input_ids"]) for start in own for row in encode(start)))
-        padder = Padder(teacher.to(state.device), pads)
+        teacher.to(state.device)
         for start in tqdm(own, desc="teacher's logits", disable=not state.is_main_process):
             _write(files[start], _compute_logits(teacher, encode(start), padder, batch_size, bf16))
     state.wait_for_everyone()

@@ -40,15 +40,26 @@ class Padder:
 
     Args:
         model: What reads them.
-        tokenizer: Pads as it does elsewhere; without one, rows are padded on the right with ``config.pad_token_id``.
+        tokenizer: Pads as it does elsewhere; without one that has a pad token, rows are padded on the right with
+            ``config.pad_token_id``.
+
+    Attributes:
+        side: On which side rows are padded: ``"left"`` or ``"right"``.
+        pad_token_id: The id that they are padded with; None where there is none.
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        self.device = next(model.parameters()).device
-        self._name = type(unwrap(model)).__name__
-        self.pad_token_id: int | None = getattr(get_config(model), "pad_token_id", None)
+        self._model = model
+        pads = None if tokenizer is None or tokenizer.pad_token is None else tokenizer
+        self.side: str = getattr(pads, "padding_side", "right")
+        self.pad_token_id: int | None = getattr(pads or get_config(model), "pad_token_id", None)
         self._needs_mask = "attention_mask" in input_names(model)
-        self._collate = None if tokenizer is None else DataCollatorWithPadding(tokenizer)
+        self._collate = None if pads is None else DataCollatorWithPadding(pads)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and the batches will be."""
+        return next(self._model.parameters()).device
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Pad rows, each with ``input_ids`` and columns of the same length.
@@ -63,8 +74,8 @@ class Padder:
         else:
             if self.pad_token_id is None and len({len(row["input_ids"]) for row in rows}) > 1:
                 raise CompressionError(
-                    f"The rows are of different lengths, and {self._name} has no config.pad_token_id to pad them with; "
-                    "set it, or pass the tokenizer as processing_class=."
+                    f"The rows are of different lengths, and {type(unwrap(self._model)).__name__} has no "
+                    "config.pad_token_id to pad them with; set it, or pass the tokenizer as processing_class=."
                 )
             batch = {
                 name: pad_sequence(
