@@ -92,7 +92,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         runs.append(Run(preset, starts, reviews, arguments.loss, bf16, seed, folder))
     for start in runs[0].starts.values():
         start.make()  # a model that does not load is reported before hours of training
-    _claim_folder(arguments.output, _settings(arguments, preset))
+    _claim_folder(arguments, preset)
 
     sizes = ", ".join(f"{len(part)} {name}" for name, part in runs[0].reviews.items())
     print(f"{sizes} reviews ({arguments.data}), at most {preset.max_length} tokens")
@@ -109,22 +109,17 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(f"\nWritten to {arguments.output}: results.md, results.json and the figures.")
 
 
-def _settings(arguments: argparse.Namespace, preset: Preset) -> dict[str, object]:
-    """Return what must be the same when a run is resumed; seeds may be added."""
+def _claim_folder(arguments: argparse.Namespace, preset: Preset) -> None:
+    """Make the results folder, or check that the run in it has these settings; seeds may be added."""
     chosen = {name: getattr(arguments, name) for name in ("data", "models", *MODELS, "loss", "precision")}
-    file = Path(arguments.data)
+    file, output = Path(arguments.data), arguments.output
     digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-    return {"preset": asdict(preset), **chosen, "data_sha256": digest}
-
-
-def _claim_folder(output: Path, settings: dict[str, object]) -> None:
-    """Make the results folder, or check that the run in it has these settings."""
-    file = output / "settings.json"
+    settings = {"preset": asdict(preset), **chosen, "data_sha256": digest}
     try:
         output.mkdir(parents=True, exist_ok=True)
         if not os.access(output, os.W_OK):
             raise PermissionError("no permission to write")
-        found = read_or_compute(file, lambda: settings)
+        found = read_or_compute(output / "settings.json", lambda: settings)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"The results folder {output} cannot be written ({error}); choose another with --output."

@@ -8,12 +8,9 @@ from functools import partial
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -24,6 +21,8 @@ from examples.imdb.environment import package_folder
 from examples.imdb.errors import UsageError
 
 HUB = {"bert": "bert-base-uncased", "gpt2": "gpt2", "student": "nlpaueb/legal-bert-small-uncased"}
+BERT_TOKENS = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+GPT2_TOKENS = {"eos_token": "<|endoftext|>", "pad_token": "<|padding|>"}
 
 Pair = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -46,10 +45,14 @@ def starting_models(source: str, names: dict[str, str | None], texts: list[str],
         max_length: Tokens at most.
     """
     layers, width, vocabulary = (4, 256, 8000) if source == "packaged" else (2, 32, 300)
-    gpt2 = f"from scratch ({layers} layers, {width}), byte-level BPE learned from the training texts"
+    bert = {"hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 64}
+    gpt2 = {"hidden_size": width, "num_hidden_layers": layers}
     starts = {
-        "bert": Start(partial(_tiny_bert, texts, max_length), "tiny random BERT"),
-        "gpt2": Start(partial(_gpt2_from_scratch, texts, max_length, layers, width, vocabulary), gpt2),
+        "bert": Start(partial(_make_new, "bert", texts, max_length, 500, BERT_TOKENS, **bert), "tiny random BERT"),
+        "gpt2": Start(
+            partial(_make_new, "gpt2", texts, max_length, vocabulary, GPT2_TOKENS, **gpt2),
+            f"from scratch ({layers} layers, {width}), byte-level BPE learned from the training texts",
+        ),
     }
     if source == "packaged":
         starts["bert"] = Start(_load_packaged_bert, "all-MiniLM-L6-v2, a pretrained BertModel (6 layers, 384)")
@@ -94,48 +97,34 @@ def _keep_third_of_layers(bert: Start) -> Pair:
         raise UsageError(f"No student can be made of this BERT: {error} Name another with --student.") from error
 
 
-def _gpt2_from_scratch(texts: list[str], max_length: int, layers: int, width: int, vocabulary: int) -> Pair:
-    tokenizer = _train_tokenizer(texts, vocabulary, max_length, eos_token="<|endoftext|>", pad_token="<|padding|>")
-    config = GPT2Config(
+def _make_new(
+    model_type: str, texts: list[str], max_length: int, vocabulary: int, special: dict[str, str], **shape: int
+) -> Pair:
+    """Make a random model and a byte-level BPE learned from the texts, whose first ids are the special tokens'."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    if "cls_token" in special:
+        ids = {token: index for index, token in enumerate(special.values())}
+        bpe.post_processor = processors.BertProcessing(*((token, ids[token]) for token in ("[SEP]", "[CLS]")))
+    # Learned the same on every run, which WordPiece's trainer is not.
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(special.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=max_length, **special)
+    config = AutoConfig.for_model(
+        model_type,
         vocab_size=len(tokenizer),
-        n_positions=max_length,
-        n_embd=width,
-        n_layer=layers,
-        n_head=4,
+        max_position_embeddings=max_length,
+        num_attention_heads=4,
         num_labels=2,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **shape,
     )
-    return GPT2ForSequenceClassification(config), tokenizer
-
-
-def _tiny_bert(texts: list[str], max_length: int) -> Pair:
-    tokenizer = _train_tokenizer(texts, 500, max_length, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
-    tokenizer.backend_tokenizer.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=max_length,
-        num_labels=2,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return BertForSequenceClassification(config), tokenizer
-
-
-def _train_tokenizer(
-    texts: list[str], vocabulary: int, max_length: int, **special_tokens: str
-) -> PreTrainedTokenizerBase:
-    """Learn a byte-level BPE, the same on every run, which WordPiece's trainer does not; special tokens come first."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special, alphabet = list(special_tokens.values()), pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=max_length, **special_tokens)
+    return AutoModelForSequenceClassification.from_config(config), tokenizer

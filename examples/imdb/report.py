@@ -22,16 +22,10 @@ PACKAGES = ("hfcompress", "torch", "transformers", "accelerate", "datasets", "nu
 
 
 def write_report(runs: list[Run], output: Path, trained: System | None = None) -> str:
-    """Write ``results.json`` and ``results.md`` of all systems that are trained.
+    """Write ``results.json`` and ``results.md`` of all systems that are trained, and return the table.
 
-    Args:
-        runs: One a seed.
-        output: The results folder.
-        trained: The system that was just trained: its figure is drawn. None when all are trained: then size and speed
-            of the first seed's models are measured and drawn.
-
-    Returns:
-        The table, for the terminal.
+    The figure of the system that was just ``trained`` is drawn. When all are, it is None: then size and speed of the
+    first seed's models are measured and drawn.
     """
     entries = [entry for system in SYSTEMS if (entry := _read_entry(system, runs))["by_seed"]]
     keys = [entry["key"] for entry in entries]

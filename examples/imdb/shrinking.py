@@ -74,9 +74,9 @@ def describe(results: Result) -> tuple[str, list[dict[str, str]]]:
 {study.BERT}, then shrunk to a share of its FLOPs by `prune_structured(model, flops=share, importance=...)`, taylor and
 fisher with {RANKING_REVIEWS} of those reviews, and tested without further training; the halves also after
 {study.FURTHER_EPOCHS} epochs of distillation from the original model (KL at temperature 2 and cross-entropy), beside
-the original model trained further in the same way, with itself as the teacher. {study.PROTOCOL}; Wilson's 95 % interval;
-one seed. Shrinking to {SHARES[2]:.0%} by fisher took {results["seconds"]:.1f} s, including the time to load the model
-and to tokenize the reviews."""
+the original model trained further in the same way, with itself as the teacher. {study.PROTOCOL}; Wilson's 95 %
+interval; one seed. Shrinking to {SHARES[2]:.0%} by fisher took {results["seconds"]:.1f} s, including the time to load
+the model and to tokenize the reviews."""
     return text, [{"model": name} | study.test_figures(run) for name, run in results["runs"].items()]
 
 
