@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -66,8 +67,8 @@ def _draw_accuracy_against(costs: list[float], label: str, entries: list[Result]
         # Pruned models are exactly as large as BERT; side by side they can be told apart.
         aside = costs[:index].count(costs[index]) * 0.02 * max(costs)
         accuracy, low, high = mean_accuracy(entry["by_seed"].values(), part)
-        bars, style = [[accuracy - low], [high - accuracy]], {"capsize": 3, "markersize": 8, "alpha": 0.8}
-        axes.errorbar(costs[index] + aside, accuracy, bars, fmt=marker, label=entry["title"], **style)
+        style: dict[str, Any] = {"fmt": marker, "capsize": 3, "markersize": 8, "alpha": 0.8, "label": entry["title"]}
+        axes.errorbar(costs[index] + aside, accuracy, yerr=[[accuracy - low], [high - accuracy]], **style)
     axes.set(xlabel=label, ylabel=f"{part} accuracy, 95 % interval")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
