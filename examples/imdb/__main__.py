@@ -79,7 +79,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from examples.imdb.data import load_reviews
     from examples.imdb.models import starting_models
     from examples.imdb.report import write_report
-    from examples.imdb.systems import Run, test_system, train_system
+    from examples.imdb.systems import Run, train_and_test_system
 
     preset = PRESETS[arguments.preset]
     preset = replace(preset, reviews=arguments.reviews or preset.reviews)
@@ -102,8 +102,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     for run in runs:
         for number, system in enumerate(systems, start=1):
             print(f"[seed {run.seed}, {number}/{len(systems)}] {system.title}", flush=True)
-            train_system(system, run)
-            test_system(system, run)
+            train_and_test_system(system, run)
             write_report(runs, arguments.output, system)
     print(write_report(runs, arguments.output))
     print(f"\nWritten to {arguments.output}: results.md, results.json and the figures.")

@@ -23,10 +23,10 @@ def describe_machine() -> dict[str, Any]:
     """Name the processor, its cores, the GPU and the system."""
     import torch
 
-    name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        name = next((x.partition(":")[2].strip() for x in info.read_text().splitlines() if "model name" in x), name)
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    name = names[0] if names else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": name, "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}
 

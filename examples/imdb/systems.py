@@ -22,8 +22,8 @@ from examples.imdb.settings import Preset, System
 from examples.imdb.training import EpochLines, EpochTrainer, name_metrics, training_arguments
 
 RANKING_REVIEWS = 256  # by which heads and neurons are ranked
-LOGGED: tuple[str, ...] = ("epoch", "train_accuracy", "train_loss", "eval_accuracy", "eval_loss")
-LOGGED += ("eval_distillation_loss", "eval_agreement", "seconds")
+EVALUATED = ("accuracy", "loss", "distillation_loss", "agreement")
+HISTORY = ("epoch", "train_accuracy", "train_loss", *(f"eval_{name}" for name in EVALUATED), "seconds")
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,12 @@ class Run:
     folder: Path
 
 
-def train_system(system: System, run: Run) -> None:
-    """Train a system and write ``result.json``, unless that was done before; all but GPT-2 need BERT's result."""
+def train_and_test_system(system: System, run: Run) -> None:
+    """Write ``result.json`` and, where reviews are left to test on, ``test.json``; all but GPT-2 need BERT's result."""
     folder = run.folder / system.key
     read_or_compute(folder / "result.json", partial(_train, system, run, folder))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def test_system(system: System, run: Run) -> None:
-    """Test a trained system and write ``test.json``, unless that was done before or no reviews are left to test on."""
     if "test" in run.reviews:
-        folder = run.folder / system.key
         read_or_compute(folder / "test.json", partial(_test, system, run, folder))
 
 
@@ -83,7 +78,7 @@ def _train(system: System, run: Run, folder: Path) -> Result:
     tokenizer.save_pretrained(folder / "model")
     log = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     return {
-        "history": [{name: entry[name] for name in LOGGED if name in entry} for entry in log],
+        "history": [{name: entry[name] for name in HISTORY if name in entry} for entry in log],
         "start": {"validation_accuracy": start["start_accuracy"], "validation_cross_entropy": start["start_loss"]},
         **name_metrics("train", train),
         **name_metrics("validation", validation),
