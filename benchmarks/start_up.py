@@ -1,7 +1,7 @@
 """How long it takes to start: `hfcompress --help`, and `import hfcompress` beside torch and transformers.
 
 Every figure is of new processes, in pairs: Python alone and then the help; and in one process first torch and
-`transformers.modeling_utils` and then hfcompress on top. CPU time is what a busy machine cannot inflate by waiting.
+`transformers.modeling_utils` and then hfcompress. CPU time does not grow by waiting on a busy machine.
 Bytecode must have been written: the first, unmeasured round does that, unless PYTHONDONTWRITEBYTECODE is set.
 
     python -m benchmarks.start_up > benchmarks/results/start_up.md
@@ -46,7 +46,7 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     found: dict[str, list[tuple[float, float]]] = {}
     for repeat in range(repeats + 1):
-        for name, seconds in _round().items():
+        for name, seconds in _measure_all().items():
             if repeat:
                 found.setdefault(name, []).append(seconds)
     rows = []
@@ -66,9 +66,9 @@ def main() -> None:
     print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
 
 
-def _round() -> dict[str, tuple[float, float]]:
-    """Wall and CPU seconds of each thing, once."""
-    times = {name: _run(arguments) for name, arguments in _COMMANDS.items()}
+def _measure_all() -> dict[str, tuple[float, float]]:
+    """Return the wall and CPU seconds of each command and import, measured once."""
+    times = {name: _time_process(arguments) for name, arguments in _COMMANDS.items()}
     output = subprocess.run([sys.executable, "-c", _IMPORTS], check=True, capture_output=True, text=True).stdout
     start, others, ours = json.loads(output.splitlines()[-1])
     times["import torch, transformers.modeling_utils"] = (others[0] - start[0], others[1] - start[1])
@@ -76,7 +76,7 @@ def _round() -> dict[str, tuple[float, float]]:
     return times
 
 
-def _run(arguments: list[str]) -> tuple[float, float]:
+def _time_process(arguments: list[str]) -> tuple[float, float]:
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=os.environ)
     elapsed, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)

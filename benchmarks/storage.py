@@ -1,8 +1,8 @@
 """Saving and loading pruned models: `save_compressed` against `save_pretrained` and `from_pretrained`.
 
-BERT-base from its config, random weights, pruned to several amounts. The two sides run in turn in one process; memory
-is measured in processes of its own, as the peak of the anonymous resident memory (mapped file pages do not count).
-The dense side reads all its bytes too (`disable_mmap=True`), from the page cache, as the packed side does.
+BERT-base from its config, random weights, pruned to several amounts. The two run in turn in one process; memory is
+measured in separate processes, as the peak of the anonymous resident memory (mapped file pages do not count). The dense
+model is read from the page cache (`disable_mmap=True`), as the packed one is.
 
     python -m benchmarks.storage > benchmarks/results/storage.md
 """
@@ -43,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     if arguments.memory:
-        print(json.dumps(_memory(arguments.memory[0], Path(arguments.memory[1]))))
+        print(json.dumps(_measure_memory(arguments.memory[0], Path(arguments.memory[1]))))
         return
     sizes, times, memory = [], [], []
     for dtype in (torch.float32, torch.bfloat16):
@@ -51,30 +51,30 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 where = {"dtype": str(dtype).removeprefix("torch."), "amount": amount}
                 dense, packed = Path(folder, "dense"), Path(folder, "packed")
-                seconds = _turns(_model(dtype, amount), dense, packed, arguments.repeats)
-                sizes.append(where | _sizes(dense, packed))
-                times.append(where | _rows(seconds, dense))
+                seconds = _time_in_turn(_make_model(dtype, amount), dense, packed, arguments.repeats)
+                sizes.append(where | _size_row(dense, packed))
+                times.append(where | _time_row(seconds, dense))
                 if dtype == torch.float32:
-                    memory.append(where | _in_processes(packed))
+                    memory.append(where | _memory_row(packed))
     print("# Saving and loading pruned models\n")
     print(
         f"BERT-base, {machine()}; medians of {arguments.repeats} rounds, in each of which both sides had their turn.\n"
     )
-    _table("Size", sizes)
+    _print_table("Size", sizes)
     print("The reference is the bytes of the non-zeros and the entropy of the positions, over the packed tensors.\n")
-    _table("Time", times)
+    _print_table("Time", times)
     print("MB/s are of dense bytes. `save_compressed` flushes to the disk (fsync), `save_pretrained` does not.\n")
-    _table("Peak anonymous memory above the model, MB", memory)
+    _print_table("Peak anonymous memory above the model, MB", memory)
 
 
-def _model(dtype: torch.dtype, amount: float) -> BertForSequenceClassification:
+def _make_model(dtype: torch.dtype, amount: float) -> BertForSequenceClassification:
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig()).to(dtype)
     hfc.prune_global_l1(model, amount)
     return model
 
 
-def _turns(model: Any, dense: Path, packed: Path, repeats: int) -> dict[str, list[float]]:
+def _time_in_turn(model: Any, dense: Path, packed: Path, repeats: int) -> dict[str, list[float]]:
     def load_dense() -> object:
         return BertForSequenceClassification.from_pretrained(dense, disable_mmap=True)
 
@@ -96,7 +96,7 @@ def _turns(model: Any, dense: Path, packed: Path, repeats: int) -> dict[str, lis
     return seconds
 
 
-def _rows(seconds: dict[str, list[float]], dense: Path) -> dict[str, str]:
+def _time_row(seconds: dict[str, list[float]], dense: Path) -> dict[str, str]:
     megabytes = (dense / "model.safetensors").stat().st_size / 1e6
     row: dict[str, str] = {}
     for verb in ("save", "load"):
@@ -111,12 +111,12 @@ def _rows(seconds: dict[str, list[float]], dense: Path) -> dict[str, str]:
     return row
 
 
-def _sizes(dense: Path, packed: Path) -> dict[str, str]:
+def _size_row(dense: Path, packed: Path) -> dict[str, str]:
     reference = held = 0.0
-    with safe_open(packed / "model.safetensors", "pt") as file, safe_open(dense / "model.safetensors", "pt") as whole:
+    with safe_open(packed / "model.safetensors", "pt") as file, safe_open(dense / "model.safetensors", "pt") as full:
         names: list[str] = file.keys()
         for name in [key.removesuffix(".positions") for key in names if key.endswith(".positions")]:
-            tensor = whole.get_tensor(name)
+            tensor = full.get_tensor(name)
             p = float((tensor == 0).double().mean())
             entropy = -p * math.log2(p) - (1 - p) * math.log2(1 - p)
             reference += (1 - p) * tensor.nbytes + entropy * tensor.numel() / 8
@@ -130,7 +130,7 @@ def _sizes(dense: Path, packed: Path) -> dict[str, str]:
     }
 
 
-def _in_processes(packed: Path) -> dict[str, str]:
+def _memory_row(packed: Path) -> dict[str, str]:
     row: dict[str, str] = {}
     for verb in ("save", "load"):
         command = [sys.executable, "-m", "benchmarks.storage", "--memory", verb, str(packed)]
@@ -140,34 +140,34 @@ def _in_processes(packed: Path) -> dict[str, str]:
     return row
 
 
-def _memory(verb: str, packed: Path) -> dict[str, float]:
-    """Save or load once; how far the anonymous memory rose above what it was with the model alone."""
-    hfc.load_compressed(packed)  # imports, pools and whatever else the first time makes
+def _measure_memory(verb: str, packed: Path) -> dict[str, float]:
+    """Save or load once; return how far the anonymous memory rose above that of the model alone."""
+    hfc.load_compressed(packed)  # so that what only the first call allocates does not count
     model = None
     if verb == "save":
         model = hfc.load_compressed(packed)
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()  # in memory, not mapped
-    with _Peak() as peak, tempfile.TemporaryDirectory(dir=packed.parent) as folder:
-        before = _anonymous()
+    with _PeakMemory() as peak, tempfile.TemporaryDirectory(dir=packed.parent) as folder:
+        before = _anonymous_memory()
         if model is not None:
             hfc.save_compressed(model, Path(folder, "again"))
         else:
             model = hfc.load_compressed(packed)
-            before = _anonymous()  # with the model
+            before = _anonymous_memory()  # with the model
     largest = max(parameter.nbytes for parameter in model.parameters()) / 1e6
-    return {"peak": max(0.0, peak.most - before), "largest": largest}
+    return {"peak": max(0.0, peak.highest - before), "largest": largest}
 
 
-class _Peak:
-    """The most anonymous memory while the block runs, looked at every millisecond."""
+class _PeakMemory:
+    """The highest anonymous memory while the block runs, sampled every millisecond."""
 
     def __init__(self) -> None:
-        self.most = 0.0
+        self.highest = 0.0
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+        self._thread = threading.Thread(target=self._sample)
 
-    def __enter__(self) -> _Peak:
+    def __enter__(self) -> _PeakMemory:
         self._thread.start()
         return self
 
@@ -175,18 +175,18 @@ class _Peak:
         self._done.set()
         self._thread.join()
 
-    def _watch(self) -> None:
+    def _sample(self) -> None:
         while not self._done.wait(0.001):
-            self.most = max(self.most, _anonymous())
+            self.highest = max(self.highest, _anonymous_memory())
 
 
-def _anonymous() -> float:
-    """Anonymous resident memory of this process in MB, by Linux."""
+def _anonymous_memory() -> float:
+    """Return the anonymous resident memory of this process in MB, by Linux."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> None:
+def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
     print(f"## {title}\n")
     print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True) + "\n")
 

@@ -1,4 +1,4 @@
-"""Time of shrunken models: half of the heads and neurons removed, against the dense model.
+"""Time of shrunken models: half of the heads and neurons removed, against the original model.
 
 BERT-base and GPT-2 small from their configs, random weights, batches of 8 x 128 and 1 x 128, in float32 and bfloat16;
 the two models are timed in turn. Beside the speed-up stands the ratio of their FLOPs, nearly all of which are in the
@@ -45,13 +45,13 @@ def main() -> None:
     rows = []
     for name, make in makers.items():
         torch.manual_seed(0)
-        dense = make().eval()
-        small = copy.deepcopy(dense)
+        original = make().eval()
+        small = copy.deepcopy(original)
         report = hfc.prune_structured(small, heads=0.5, neurons=0.5, scope="layer")
         ratio = report.flops[0] / report.flops[1]
         for dtype in (torch.float32, torch.bfloat16):
             for batch in (8, 1):
-                times = _times([dense.to(dtype), small.to(dtype)], batch, repeats)
+                times = _time_in_turn([original.to(dtype), small.to(dtype)], batch, repeats)
                 speedups = [one / other for one, other in zip(*times, strict=True)]
                 medians = [1000 * statistics.median(those) for those in times]
                 rows.append(
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def _times(models: list[PreTrainedModel], batch: int, repeats: int) -> list[list[float]]:
+def _time_in_turn(models: list[PreTrainedModel], batch: int, repeats: int) -> list[list[float]]:
     inputs = torch.randint(1000, 20000, (batch, TOKENS))
     times: list[list[float]] = [[] for _ in models]
     for turn in range(-2, repeats):

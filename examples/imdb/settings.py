@@ -1,4 +1,4 @@
-"""The presets, and the systems that are compared."""
+"""The presets, and the systems that the example compares."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Preset:
-    """How much data and training; the paper's own figures are those of ``PRESETS["paper"]``.
+    """How much data and training."""
 
-    ``reviews`` are split 80/20 as the paper did; ``test_reviews`` more are only ever tested on.
-    """
-
-    reviews: int
-    test_reviews: int
+    reviews: int  # split 80/20, as the paper did
+    test_reviews: int  # others, which are for testing only
     max_length: int
     learning_rate: float
     epochs: int
@@ -26,19 +23,19 @@ class Preset:
 
 
 PRESETS = {
+    # The paper's own numbers.
     "paper": Preset(4000, 4000, 128, 1e-5, epochs=5, further_epochs=5, student_epochs=13),
     # Shorter reviews, fewer of them, and larger steps to make up for the fewer epochs.
     "quick": Preset(500, 500, 64, 5e-5, epochs=2, further_epochs=1, student_epochs=3),
     "smoke": Preset(40, 40, 32, 1e-3, epochs=2, further_epochs=1, student_epochs=2, batch_size=8, models="tiny"),
 }
 
-
 Ends = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
-class PaperFigure:
-    """One figure of the paper: values after the first and the last epoch, read off it; None where it cannot be read."""
+class PaperPlot:
+    """One figure of the paper: values after the first and the last epoch, None where they cannot be read off it."""
 
     number: int
     train_accuracy: Ends
@@ -49,58 +46,41 @@ class PaperFigure:
 
 @dataclass(frozen=True)
 class System:
-    """One row of the table.
+    """One row of the table: a model, and how it is pruned and trained."""
 
-    Attributes:
-        key: Folder name of its results.
-        title: Its name in tables and pictures.
-        paper: The paper's figure of it, or None for a control that the paper lacks.
-        amount: Fraction of the fine-tuned BERT's prunable weights set to zero, or None.
-        pruned: When: all at once before fine-tuning goes on, or a quarter at a time while it does.
-        keep: Whether those zeros are kept.
-        flops: Share of the fine-tuned BERT's FLOPs that is left when heads and neurons are removed, or None.
-        student: Whether it is the small model.
-        alpha: Weight of the teacher in the loss of the small or shrunken model.
-        wrong_ids: Whether it reads the ids of another vocabulary of the same size: each word's id stands for another.
-    """
-
-    key: str
+    key: str  # folder of its results
     title: str
-    paper: PaperFigure | None = None
-    amount: float | None = None
-    pruned: Literal["at once", "by quarters"] = "at once"
-    keep: bool = True
-    flops: float | None = None
-    student: bool = False
-    alpha: float = 0.5
-    wrong_ids: bool = False
+    paper: PaperPlot | None = None  # None for a control that the paper lacks
+    amount: float | None = None  # fraction of the fine-tuned BERT's prunable weights set to zero
+    pruned: Literal["at once", "by quarters"] = "at once"  # before the further epochs, or during them
+    keep: bool = True  # whether the zeros are kept
+    flops: float | None = None  # share of the fine-tuned BERT's FLOPs left after heads and neurons are removed
+    student: bool = False  # whether it is the small model
+    alpha: float = 0.5  # weight of the teacher in the loss of the small or shrunken model
+    wrong_ids: bool = False  # whether each word's id stands for another word, as in another vocabulary
 
     @property
-    def taught(self) -> bool:
-        """Whether a teacher takes part in its training."""
+    def has_teacher(self) -> bool:
+        """Whether it is distilled from the fine-tuned BERT."""
         return (self.student or self.flops is not None) and self.alpha > 0
+
+    @property
+    def starts_from_bert(self) -> bool:
+        """Whether it is the fine-tuned BERT, pruned or not, trained further."""
+        return not self.student and self.key not in ("bert", "gpt2")
 
 
 SYSTEMS = (
-    System("bert", "BERT", PaperFigure(2, (0.72, 0.96), (0.83, 0.84), (0.55, 0.15), (0.41, 0.58))),
-    System("gpt2", "GPT-2", PaperFigure(1, (0.57, 0.85), (0.66, 0.80), (1.4, 0.4), (0.65, 0.48))),
+    System("bert", "BERT", PaperPlot(2, (0.72, 0.96), (0.83, 0.84), (0.55, 0.15), (0.41, 0.58))),
+    System("gpt2", "GPT-2", PaperPlot(1, (0.57, 0.85), (0.66, 0.80), (1.4, 0.4), (0.65, 0.48))),
     System(
-        "pruned-10",
-        "BERT pruned 10 %",
-        PaperFigure(3, (0.95, 1.0), (0.84, 0.84), (0.15, 0.0), (None, 0.9)),
-        amount=0.1,
+        "pruned-10", "BERT pruned 10 %", PaperPlot(3, (0.95, 1.0), (0.84, 0.84), (0.15, 0.0), (None, 0.9)), amount=0.1
     ),
     System(
-        "pruned-20",
-        "BERT pruned 20 %",
-        PaperFigure(4, (0.99, 1.0), (0.84, 0.84), (None, 0.0), (None, 1.15)),
-        amount=0.2,
+        "pruned-20", "BERT pruned 20 %", PaperPlot(4, (0.99, 1.0), (0.84, 0.84), (None, 0.0), (None, 1.15)), amount=0.2
     ),
     System(
-        "student",
-        "KD student",
-        PaperFigure(5, (0.50, 0.97), (0.62, 0.74), (0.045, 0.03), (0.045, 0.03)),
-        student=True,
+        "student", "KD student", PaperPlot(5, (0.5, 0.97), (0.62, 0.74), (0.045, 0.03), (0.045, 0.03)), student=True
     ),
     System("control", "BERT trained on, nothing pruned"),
     System("pruned-20-not-kept", "BERT pruned 20 %, zeros not kept", amount=0.2, keep=False),
@@ -110,5 +90,5 @@ SYSTEMS = (
     System("student-wrong-ids", "KD student, ids of another vocabulary", student=True, wrong_ids=True),
 )
 
-# What the quick preset trains unless --systems says otherwise: the paper's five, and the controls of its pruning.
-IN_MINUTES = ("bert", "gpt2", "pruned-10", "pruned-20", "student", "control", "pruned-20-not-kept")
+# The quick preset's, without --systems: the paper's five, and the controls of its pruning.
+QUICK_SYSTEMS = ("bert", "gpt2", "pruned-10", "pruned-20", "student", "control", "pruned-20-not-kept")

@@ -1,98 +1,163 @@
-"""What the studies share: one training, tested on reviews that were used for nothing else, and noted in a file."""
+"""What the studies share: one fine-tuned BERT, trainings noted in files, a page with a table and a picture."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from datasets import DatasetDict
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from tabulate import tabulate
+from transformers import TrainerCallback, set_seed
 
 import hfcompress as hfc
-from examples.imdb.data import Reviews, encode
-from examples.imdb.models import Pair
-from examples.imdb.report import interval
-from examples.imdb.systems import machine_arguments, write_json
+from examples.imdb.data import encode, load_reviews
+from examples.imdb.environment import describe_machine, silence_libraries
+from examples.imdb.files import Result, read_or_compute, write_json
+from examples.imdb.intervals import format_accuracy, wilson_interval
+from examples.imdb.models import Pair, Start, load, starting_models
+from examples.imdb.training import training_arguments
 
-MAX_LENGTH, LEARNING_RATE, SEED = 64, 5e-5, 0
+REVIEWS, TEST_REVIEWS, MAX_LENGTH, SEED = 1000, 2000, 64, 0
+EPOCHS, FURTHER_EPOCHS, LEARNING_RATE = 2, 3, 5e-5
+SOFT_LABELS: dict[str, Any] = {"alpha": 0.5, "teacher_loss": "kl", "temperature": 2.0, "label_loss": "cross_entropy"}
 
-
-def train_and_test(
-    file: Path,
-    make: Callable[[], Pair],
-    reviews: Reviews,
-    epochs: int,
-    *,
-    seed: int = SEED,
-    callbacks: Sequence[TrainerCallback] = (),
-    teacher: PreTrainedModel | None = None,
-    save: Path | None = None,
-    **losses: Any,
-) -> dict[str, Any]:
-    """Train, test and note the result, or read what was noted before.
-
-    Args:
-        file: The result, JSON.
-        make: Makes the starting model and its tokenizer.
-        reviews: To train and to test on.
-        epochs: How many; 0 to test the model as it is.
-        seed: Of the head, the order of the reviews and dropout.
-        callbacks: Of the Trainer.
-        teacher: A teacher with the same tokenizer, or None.
-        save: Folder for the trained model, or None.
-        **losses: Arguments of `hfcompress.DistillationArguments`; by default the labels' cross-entropy alone.
-
-    Returns:
-        Accuracy and cross-entropy on the test reviews, how many those are, and the sparsity.
-    """
-    if file.exists():
-        return dict(json.loads(file.read_text()))
-    print(file.stem, file=sys.stderr)
-    set_seed(seed)
-    model, tokenizer = make()
-    objective: dict[str, Any] = {"alpha": 0.0, "label_loss": "cross_entropy"} | losses
-    arguments = hfc.DistillationArguments(
-        output_dir=str(file.with_suffix("")),
-        num_train_epochs=epochs,
-        per_device_train_batch_size=16,
-        per_device_eval_batch_size=32,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="linear",
-        bf16=True,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        seed=seed,
-        **machine_arguments(),
-        **objective,
-    )
-    trainer = hfc.DistillationTrainer(
-        model=model,
-        args=arguments,
-        teacher=teacher,
-        train_dataset=encode(reviews.train, tokenizer, MAX_LENGTH),
-        processing_class=tokenizer,
-        callbacks=list(callbacks),
-    )
-    if epochs:
-        trainer.train()
-    assert reviews.test is not None
-    tested = trainer.predict(encode(reviews.test, tokenizer, MAX_LENGTH)).metrics
-    if save:
-        model.save_pretrained(save)
-        tokenizer.save_pretrained(save)
-    result = {
-        "sparsity": hfc.sparsity_report(model).sparsity,
-        "accuracy": tested["test_accuracy"],
-        "cross_entropy": tested["test_loss"],
-        "reviews": len(reviews.test),
-    }
-    write_json(file, result)
-    return result
+# For the pages.
+BERT = (
+    f"all-MiniLM-L6-v2 fine-tuned on {REVIEWS * 4 // 5} IMDB reviews of at most {MAX_LENGTH} tokens for {EPOCHS} epochs"
+)
+PROTOCOL = f"AdamW, learning rate {LEARNING_RATE:g}, falling linearly. Tested on {TEST_REVIEWS} other reviews"
 
 
-def test_interval(run: dict[str, Any]) -> tuple[float, float]:
-    """Wilson's 95 % interval of a run's test accuracy."""
-    return interval(run["accuracy"], run["reviews"])
+@dataclass(frozen=True)
+class Experiment:
+    """Trains and tests the models of a study, each once: results and the fine-tuned BERT are in the folder ``work``."""
+
+    work: Path
+    reviews: DatasetDict
+    starts: dict[str, Start]
+
+    def load_bert(self) -> Pair:
+        """Load the fine-tuned BERT and its tokenizer."""
+        return load(str(self.work / "bert"))
+
+    def train_and_test(
+        self,
+        name: str,
+        make: Callable[[], Pair],
+        *,
+        epochs: int | None = None,
+        seed: int = SEED,
+        callbacks: Sequence[TrainerCallback] = (),
+        **losses: Any,
+    ) -> Result:
+        """Train and test a model and note the result, or read what was noted before.
+
+        With ``epochs=0`` the model is tested as it is. ``losses`` are arguments of `hfcompress.DistillationArguments`,
+        by default the labels' cross-entropy alone; with a ``teacher_loss``, the fine-tuned BERT is the teacher.
+        """
+
+        def compute() -> Result:
+            print(name, file=sys.stderr)
+            teacher = self.load_bert()[0] if "teacher_loss" in losses else None
+            set_seed(seed)
+            model, tokenizer = make()
+            arguments = training_arguments(
+                self.work / name,
+                num_train_epochs=FURTHER_EPOCHS if epochs is None else epochs,
+                per_device_train_batch_size=16,
+                learning_rate=LEARNING_RATE,
+                lr_scheduler_type="linear",
+                bf16=True,
+                save_strategy="no",
+                seed=seed,
+                **{"alpha": 0.0, "label_loss": "cross_entropy"} | losses,
+            )
+            trainer = hfc.DistillationTrainer(
+                model=model,
+                args=arguments,
+                teacher=teacher,
+                train_dataset=encode(self.reviews["train"], tokenizer, MAX_LENGTH),
+                processing_class=tokenizer,
+                callbacks=list(callbacks),
+            )
+            if epochs != 0:
+                trainer.train()
+            tested = trainer.predict(encode(self.reviews["test"], tokenizer, MAX_LENGTH)).metrics
+            if name == "bert":
+                model.save_pretrained(self.work / name)
+                tokenizer.save_pretrained(self.work / name)
+            return {
+                "sparsity": hfc.sparsity_report(model).sparsity,
+                "accuracy": tested["test_accuracy"],
+                "cross_entropy": tested["test_loss"],
+                "reviews": len(self.reviews["test"]),
+            }
+
+        return read_or_compute(self.work / f"{name}.json", compute)
+
+
+def run_study(
+    name: str,
+    about: str | None,
+    train: Callable[[Experiment, Result], Result],
+    draw: Callable[[Axes, Result], None],
+    describe: Callable[[Result], tuple[str, list[dict[str, str]]]],
+) -> None:
+    """Run the command line of a study: train what is not trained yet, and write results, picture and page."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("docs", name), help="folder of page and picture")
+    parser.add_argument("--work", type=Path, default=Path("results", name), help="folder of the finished runs")
+    arguments = parser.parse_args()
+    silence_libraries()
+    reviews = load_reviews("packaged", REVIEWS, TEST_REVIEWS, SEED)
+    experiment = Experiment(arguments.work, reviews, starting_models("packaged", {}, [], MAX_LENGTH))
+    bert = experiment.train_and_test("bert", experiment.starts["bert"].make, epochs=EPOCHS)
+    results = {"machine": describe_machine()} | train(experiment, bert)
+    write_json(arguments.output / "results.json", results)
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    draw(axes, results["runs"])
+    figure.savefig(arguments.output / "accuracy.png", dpi=120)
+    (arguments.output / "index.md").write_text(render_page(name, results, *describe(results)))
+
+
+def render_page(name: str, results: Result, text: str, rows: list[dict[str, str]]) -> str:
+    """Return the page of a study."""
+    text = "\n\n".join(textwrap.fill(one, 120, break_on_hyphens=False) for one in text.split("\n\n"))
+    return f"""{text}
+
+{tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)}
+
+![Test accuracy of the runs](accuracy.png)
+
+{results["machine"]["cpu"]}, {results["machine"]["cores"]} cores. Program: `python -m examples.imdb.{name}`.
+"""
+
+
+def test_figures(run: Result) -> dict[str, str]:
+    """Return the cells of a run's accuracy, with its Wilson interval, and cross-entropy."""
+    accuracy = format_accuracy(run["accuracy"], *wilson_interval(run["accuracy"], run["reviews"]))
+    return {"test accuracy": accuracy, "cross-entropy": f"{run['cross_entropy']:.3f}"}
+
+
+def draw_runs(axes: Axes, places: Sequence[float], runs: Sequence[Result], **style: Any) -> ErrorbarContainer:
+    """Draw the accuracies of runs and their Wilson intervals."""
+    values = [run["accuracy"] for run in runs]
+    intervals = [wilson_interval(run["accuracy"], run["reviews"]) for run in runs]
+    bars = [[value - low, high - value] for value, (low, high) in zip(values, intervals, strict=True)]
+    return axes.errorbar(places, values, yerr=[*zip(*bars, strict=True)], capsize=3, **style)
+
+
+def draw_levels(axes: Axes, runs: Result, *names: str) -> None:
+    """Draw the accuracies that others are compared with as lines across."""
+    for name, style in zip(names, (":", "--"), strict=True):
+        axes.axhline(runs[name]["accuracy"], color="black", linestyle=style, linewidth=1, label=name)

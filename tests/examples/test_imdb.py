@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from examples.imdb import __main__ as command
-from examples.imdb import losses, models, schedules, shrinking, systems
+from examples.imdb import losses, models, report, schedules, shrinking, study, training
 from examples.imdb.data import load_reviews
-from examples.imdb.settings import IN_MINUTES, PRESETS, SYSTEMS
+from examples.imdb.settings import PRESETS, QUICK_SYSTEMS, SYSTEMS
 from hfcompress import DistillationArguments
 
 ROOT = Path(__file__).parents[2]
@@ -57,66 +57,91 @@ def reviews(tmp_path):
     return file
 
 
-def systems_of(output):
+def read_systems(output):
     return {system["key"]: system for system in json.loads((output / "results.json").read_text())["systems"]}
 
 
-def test_all_systems_are_trained_and_written(finished):
-    found = systems_of(finished)
-    assert list(found) == [system.key for system in SYSTEMS]
-    for system in found.values():
-        result = system["by_seed"]["0"]
-        assert len(result["history"]) == (2 if system["key"].startswith(("student", "bert", "gpt2")) else 1)
+def read_first_seed(output):
+    return {key: system["by_seed"]["0"] for key, system in read_systems(output).items()}
+
+
+def test_all_systems_are_trained(finished):
+    results = read_first_seed(finished)
+    assert list(results) == [system.key for system in SYSTEMS]
+    for key, result in results.items():
+        assert len(result["history"]) == (2 if key.startswith(("student", "bert", "gpt2")) else 1)
         assert all({"train_accuracy", "eval_accuracy", "train_loss", "eval_loss"} <= set(e) for e in result["history"])
         assert 0 <= result["validation_accuracy"] <= 1
         assert result["validation_examples"] == 8
-        assert system["measured"]["latency_ms"] > 0
+
+
+def test_all_systems_are_timed(finished):
+    assert all(system["measured"]["latency_ms"] > 0 for system in read_systems(finished).values())
+
+
+def test_all_systems_are_in_the_table(finished):
     text = (finished / "results.md").read_text()
     assert all(system.title in text for system in SYSTEMS)
+
+
+def test_all_figures_are_drawn(finished):
     pictures = {f"figure-{number}.png" for number in range(1, 6)} | {"size-accuracy.png", "speed-accuracy.png"}
     assert pictures == {file.name for file in finished.glob("*.png")}
+    text = (finished / "results.md").read_text()
+    assert [text.count(f"]({name})") for name in pictures] == [1] * 7
 
 
-def test_the_test_accuracy_is_of_reviews_never_seen(finished):
+def test_training_validation_and_test_reviews_differ():
     preset = PRESETS["smoke"]
     reviews = load_reviews("packaged", preset.reviews, preset.test_reviews, seed=0)
-    texts = [set(part["text"]) for part in (reviews.train, reviews.validation, reviews.test)]
+    texts = [set(reviews[part]["text"]) for part in ("train", "validation", "test")]
     assert [len(part) for part in texts] == [32, 8, 40]
     assert len(set.union(*texts)) == 80
-    for key, system in systems_of(finished).items():
+
+
+def test_the_test_accuracy_is_that_of_the_saved_model(finished):
+    reviews = load_reviews("packaged", 40, 40, seed=0)["test"]
+    for key, result in read_first_seed(finished).items():
         model = AutoModelForSequenceClassification.from_pretrained(finished / "seed-0" / key / "model").eval()
         tokenizer = AutoTokenizer.from_pretrained(finished / "seed-0" / key / "model")
         if key == "student-wrong-ids":
             continue  # reads other ids, on purpose
-        inputs = [tokenizer(text, truncation=True, max_length=32, return_tensors="pt") for text in reviews.test["text"]]
+        inputs = [tokenizer(text, truncation=True, max_length=32, return_tensors="pt") for text in reviews["text"]]
         with torch.no_grad():
             logits = torch.cat([model(**one).logits for one in inputs])
-        labels = torch.tensor(reviews.test["label"])
-        result = system["by_seed"]["0"]
+        labels = torch.tensor(reviews["label"])
         assert result["test_examples"] == 40
-        # The example predicts in bfloat16; of forty, one answer may lie on the edge.
+        # The example predicts in bfloat16; of forty, one prediction may lie on the edge.
         assert result["test_accuracy"] == pytest.approx((logits.argmax(-1) == labels).double().mean().item(), abs=0.026)
         assert result["test_cross_entropy"] == pytest.approx(cross_entropy(logits, labels).item(), abs=0.05)
 
 
-def test_zeros_are_kept_where_asked_and_lost_where_not(finished):
-    results = {key: system["by_seed"]["0"] for key, system in systems_of(finished).items()}
+def test_zeros_are_kept_where_asked(finished):
+    results = read_first_seed(finished)
     assert results["pruned-10"]["sparsity"] == pytest.approx(0.1, abs=1e-4)
     assert results["pruned-20"]["sparsity"] == pytest.approx(0.2, abs=1e-4)
-    assert results["pruned-20-not-kept"]["sparsity_before_training"] == pytest.approx(0.2, abs=1e-4)
-    assert results["pruned-20-not-kept"]["sparsity"] < 0.01
     assert results["control"]["sparsity"] == 0
-    assert results["pruned-by-5"]["sparsity_before_training"] == 0
-    assert results["pruned-by-5"]["sparsity"] == pytest.approx(0.2, abs=1e-4)
+
+
+def test_zeros_are_lost_where_not_kept(finished):
+    result = read_first_seed(finished)["pruned-20-not-kept"]
+    assert result["sparsity_before_training"] == pytest.approx(0.2, abs=1e-4)
+    assert result["sparsity"] < 0.01
+
+
+def test_gradual_pruning_begins_without_zeros(finished):
+    result = read_first_seed(finished)["pruned-by-5"]
+    assert result["sparsity_before_training"] == 0
+    assert result["sparsity"] == pytest.approx(0.2, abs=1e-4)
 
 
 def test_further_training_starts_where_bert_ended(finished):
-    results = {key: system["by_seed"]["0"] for key, system in systems_of(finished).items()}
+    results = read_first_seed(finished)
     ended = results["bert"]["validation_cross_entropy"]
     assert results["control"]["start"]["validation_cross_entropy"] == pytest.approx(ended, abs=1e-6)
 
 
-def test_stopped_and_started_again_ends_with_the_same_numbers(finished, tmp_path, monkeypatch, capsys):
+def test_a_resumed_run_ends_with_the_same_numbers(finished, tmp_path, monkeypatch, capsys):
     output = tmp_path / "results"
     keys = ("bert", "gpt2", "pruned-10")
     chosen = ("--output", output, "--systems", *keys[1:])  # BERT comes along
@@ -126,9 +151,9 @@ def test_stopped_and_started_again_ends_with_the_same_numbers(finished, tmp_path
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(systems.EpochLines, "on_step_end", stop)
+        patched.setattr(training.EpochLines, "on_step_end", stop)
         assert run(*chosen) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command resumes from here" in capsys.readouterr().err
     assert (output / "seed-0" / "bert" / "result.json").exists()
     checkpoints = output / "seed-0" / "gpt2" / "checkpoints"
     assert [one.name for one in checkpoints.iterdir()] == ["checkpoint-4"]
@@ -137,32 +162,32 @@ def test_stopped_and_started_again_ends_with_the_same_numbers(finished, tmp_path
     (checkpoints / "checkpoint-8" / "trainer_state.json").unlink()
     (checkpoints / "checkpoint-8" / "model.safetensors").write_bytes(b"half")
     assert run(*chosen) == 0
-    said = capsys.readouterr().out
-    assert "epoch 2:" in said
-    assert "epoch 1:" not in said[: said.index("] BERT pruned 10 %")]  # of BERT and GPT-2, one epoch was left
-    whole = systems_of(finished)
-    assert without_times(systems_of(output)) == without_times({key: whole[key] for key in keys})
+    printed = capsys.readouterr().out
+    assert "epoch 2:" in printed
+    assert "epoch 1:" not in printed[: printed.index("] BERT pruned 10 %")]  # of BERT and GPT-2, one epoch was left
+    expected = read_systems(finished)
+    assert without_times(read_systems(output)) == without_times({key: expected[key] for key in keys})
     assert "Still to be trained: BERT pruned 20 %, KD student" in (output / "results.md").read_text()
 
 
-def test_a_finished_run_only_writes_its_report_again(finished, capsys):
+def test_a_finished_run_only_rewrites_its_report(finished, capsys):
     before = (finished / "results.json").read_text()
     assert run("--output", finished) == 0
     assert (finished / "results.json").read_text() == before
     assert "KD student" in capsys.readouterr().out
 
 
-def test_mse_several_seeds_own_data_and_own_model(reviews, finished, tmp_path, capsys):
+def test_own_data_own_model_and_mse_with_several_seeds(reviews, finished, tmp_path, capsys):
     output = tmp_path / "results"
     bert = finished / "seed-0" / "bert" / "model"
     chosen = ("--systems", "student", "--loss", "mse", "--seeds", 1, 2, "--data", reviews, "--bert", bert)
     chosen += ("--reviews", 60)
     assert run("--output", output, *chosen) == 0
     capsys.readouterr()
-    assert set(systems_of(output)["bert"]["by_seed"]) == {"1", "2"}
-    assert "test_accuracy" not in systems_of(output)["bert"]["by_seed"]["1"]  # all sixty are used
-    history = systems_of(output)["bert"]["by_seed"]["1"]["history"]
-    assert all(entry["eval_distillation_loss"] <= 1 < 2 * entry["eval_loss"] + 1 for entry in history)
+    by_seed = read_systems(output)["bert"]["by_seed"]
+    assert set(by_seed) == {"1", "2"}
+    assert "test_accuracy" not in by_seed["1"]  # all sixty are used
+    assert all(entry["eval_distillation_loss"] <= 1 < 2 * entry["eval_loss"] + 1 for entry in by_seed["1"]["history"])
     reviews.write_text(reviews.read_text() + "\none more,1\n")
     assert "another data_sha256" in refused(capsys, "--output", output, *chosen)
 
@@ -208,7 +233,7 @@ def test_a_model_folder_without_tokenizer_is_refused(capsys, tmp_path, reviews):
     assert not (tmp_path / "results").exists()
 
 
-def test_no_hub_is_told_in_one_sentence(capsys, tmp_path, reviews):
+def test_a_missing_hub_is_reported_in_one_sentence(capsys, tmp_path, reviews):
     message = refused(capsys, "--data", reviews, "--models", "hub", "--output", tmp_path / "results")
     assert "bert-base-uncased" in message
     assert "--models packaged" in message
@@ -236,9 +261,9 @@ def test_too_few_or_too_many_reviews_are_refused(capsys, tmp_path):
     assert "were asked" in refused(capsys, "--reviews", 30000, "--output", tmp_path / "results")
 
 
-def test_the_quick_preset_has_the_paper_s_systems_and_the_controls_of_its_pruning():
-    assert [system.key for system in SYSTEMS][: len(IN_MINUTES)] == list(IN_MINUTES)
-    assert {system.key for system in SYSTEMS if system.paper} < set(IN_MINUTES)
+def test_the_quick_preset_has_the_first_systems():
+    assert [system.key for system in SYSTEMS][: len(QUICK_SYSTEMS)] == list(QUICK_SYSTEMS)
+    assert {system.key for system in SYSTEMS if system.paper} < set(QUICK_SYSTEMS)
 
 
 def test_an_unknown_preset_is_refused(capsys):
@@ -262,44 +287,62 @@ def test_the_example_uses_public_names_only():
 
 
 SMALL = {
-    schedules: {"AMOUNTS": (0.5,), "WITHOUT_POOLER": (0.6,), "FURTHER_EPOCHS": 5},
-    shrinking: {"SHARES": (0.9, 0.8, 0.5), "IMPORTANCES": ("fisher",), "FURTHER_EPOCHS": 1},
+    schedules: {"AMOUNTS": (0.5,), "WITHOUT_POOLER": (0.6,)},
+    shrinking: {"SHARES": (0.9, 0.8, 0.5), "IMPORTANCES": ("fisher",)},
     losses: {
         "SEEDS": (0, 1),
-        "STUDENT_EPOCHS": 1,
         "COMBINATIONS": {name: losses.COMBINATIONS[name] for name in [*losses.COMBINATIONS][::7]},
     },
 }
 
 
-@pytest.mark.parametrize("study", SMALL, ids=lambda study: study.__name__.rpartition(".")[2])
-def test_a_study_trains_writes_its_page_and_goes_on(study, tmp_path, monkeypatch):
-    texts = list(load_reviews("packaged", 40, 0, seed=0).train["text"])
+@pytest.mark.parametrize("program", SMALL, ids=lambda program: program.__name__.rpartition(".")[2])
+def test_a_study_trains_writes_its_page_and_resumes(program, tmp_path, monkeypatch):
+    texts = list(load_reviews("packaged", 40, 0, seed=0)["train"]["text"])
     monkeypatch.setattr(study, "starting_models", lambda *_: models.starting_models("tiny", {}, texts, 64))
-    for name, value in (SMALL[study] | {"REVIEWS": 40, "TEST_REVIEWS": 40, "EPOCHS": 1}).items():
-        monkeypatch.setattr(study, name, value)
+    further = {"FURTHER_EPOCHS": 5 if program is schedules else 1}
+    for module, values in (
+        (program, SMALL[program]),
+        (study, {"REVIEWS": 40, "TEST_REVIEWS": 40, "EPOCHS": 1} | further),
+    ):
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(sys, "argv", ["study", "--output", str(tmp_path / "page"), "--work", str(tmp_path / "work")])
-    study.main()
-    page, runs = (
-        (tmp_path / "page" / "index.md").read_text(),
-        json.loads((tmp_path / "page" / "results.json").read_text()),
-    )
-    assert all(name in page for name in runs["runs"])
+    program.main()
+    page = (tmp_path / "page" / "index.md").read_text()
+    runs = json.loads((tmp_path / "page" / "results.json").read_text())["runs"]
+    assert all(name in page for name in runs)
     assert (tmp_path / "page" / "accuracy.png").stat().st_size > 10_000
-    if study is schedules:
-        assert runs["runs"]["cubic 0.5"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
-        assert 0.55 < runs["runs"]["cubic 0.6, pooler not pruned"]["sparsity"] < 0.6
-        assert runs["runs"]["trained on, nothing pruned"]["sparsity"] == 0
-    elif study is losses:
-        assert {len(seeds) for name, seeds in runs["runs"].items() if name != "the teacher"} == {2}
-    noted = {file: file.stat().st_mtime_ns for file in (tmp_path / "work").glob("*.json")}
-    study.main()
-    assert noted == {file: file.stat().st_mtime_ns for file in (tmp_path / "work").glob("*.json")}
-    if study is not shrinking:  # which times itself
+    if program is schedules:
+        assert runs["cubic 0.5"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+        assert 0.55 < runs["cubic 0.6, pooler not pruned"]["sparsity"] < 0.6
+        assert runs["trained on, nothing pruned"]["sparsity"] == 0
+    elif program is losses:
+        assert {len(seeds) for name, seeds in runs.items() if name != "the teacher"} == {2}
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "work").glob("*.json")}
+    program.main()
+    assert written == {file: file.stat().st_mtime_ns for file in (tmp_path / "work").glob("*.json")}
+    if program is not shrinking:  # which times itself
         assert (tmp_path / "page" / "index.md").read_text() == page
 
 
-def test_fine_tuning_takes_the_mean_over_the_update_however_it_is_cut(tmp_path):
+@pytest.mark.parametrize("program", SMALL, ids=lambda program: program.__name__.rpartition(".")[2])
+def test_the_committed_page_is_of_the_committed_results(program):
+    name = program.__name__.rpartition(".")[2]
+    results = json.loads((ROOT / "docs" / name / "results.json").read_text())
+    page = study.render_page(name, results, *program.describe(results))
+    assert page == (ROOT / "docs" / name / "index.md").read_text()
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_the_committed_report_is_of_the_committed_results(preset):
+    folder = ROOT / "examples" / "imdb" / "results" / preset
+    content = json.loads((folder / "results.json").read_text())
+    pictures = sorted(file.name for file in folder.glob("*.png"))
+    assert report.render_report(content, pictures) == (folder / "results.md").read_text()
+
+
+def test_fine_tuning_averages_over_the_whole_update(tmp_path):
     """Teachers are fine-tuned without the stock Trainer's factor (see test_transformers_hooks)."""
     norms = {}
     for size, accumulated in ((8, 1), (4, 2), (2, 4)):
@@ -313,7 +356,7 @@ def test_fine_tuning_takes_the_mean_over_the_update_however_it_is_cut(tmp_path):
         sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
         args = arguments(DistillationArguments, tmp_path, **settings, **sizes)
         data = rows(batch(21))  # the last update has five
-        systems.EpochTrainer(model=build(), args=args, train_dataset=data, callbacks=[Norms()]).train()
+        training.EpochTrainer(model=build(), args=args, train_dataset=data, callbacks=[Norms()]).train()
     assert len(norms[1]) == 3
     assert norms[2] == pytest.approx(norms[1], rel=1e-5)
     assert norms[4] == pytest.approx(norms[1], rel=1e-5)
