@@ -50,7 +50,7 @@ class Padder:
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self._model = model
-        pads = None if tokenizer is None or tokenizer.pad_token is None else tokenizer
+        pads = None if getattr(tokenizer, "pad_token", "") is None else tokenizer
         self.side: str = getattr(pads, "padding_side", "right")
         self.pad_token_id: int | None = getattr(pads or get_config(model), "pad_token_id", None)
         self._needs_mask = "attention_mask" in input_names(model)
