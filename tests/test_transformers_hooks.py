@@ -26,7 +26,7 @@ from transformers.core_model_loading import WeightConverter, revert_weight_conve
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 import hfcompress as hfc
-from hfcompress.storage.quantizer import Unpack
+from hfcompress.storage.quantizer import UnpackWeights
 
 DATA = batch(19)
 
@@ -350,4 +350,4 @@ def test_a_tensor_of_another_shape_is_told_under_a_quantizer_too(tmp_path):
 def test_a_conversion_may_take_several_tensors_and_give_several():
     sources, targets = ["qkv.weight", "qkv.weight.positions"], ["q.weight", "k.weight", "v.weight"]
     message = "A conversion of several to several needs more than supports_many_to_many, which hfcompress.loader sets."
-    assert WeightConverter(sources, targets, [Unpack()]).target_patterns == targets, message
+    assert WeightConverter(sources, targets, [UnpackWeights()]).target_patterns == targets, message
