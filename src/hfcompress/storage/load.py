@@ -101,7 +101,7 @@ def load_compressed(
             continue
         first = min(info[problem], key=str)
         if problem == "mismatched_keys":
-            first = f"{first[0]} of shape {tuple(first[1])} where the config says {tuple(first[2])}"
+            first = f"{first[0]} of shape {tuple(first[1])} where the config describes {tuple(first[2])}"
         raise CompressionError(
             f"{folder} does not hold a {type(model).__name__}: {problem.replace('_', ' ')}, such as {first}. "
             "If it holds a model of a class of your own, load it with the from_pretrained of that class."

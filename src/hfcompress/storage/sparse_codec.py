@@ -40,7 +40,7 @@ class Packed:
 
     Attributes:
         values: The elements whose bits are not all 0, in row-major order: 1-D, on the CPU, of the tensor's dtype.
-        positions: The tensor's shape and where the values stand: 1-D, uint8, on the CPU, a multiple of 8 bytes.
+        positions: The encoded shape, and positions of the values: 1-D, uint8, on the CPU, a multiple of 8 bytes.
     """
 
     values: Tensor

@@ -300,7 +300,7 @@ def test_a_plan_that_names_heads_is_refused(folder):
 
 def test_a_plan_that_does_not_fit_the_weights_is_refused(folder):
     change_json(folder / "config.json", quantization_config=PLAN | {"version": 2, "neurons": [ENTRY]})
-    refused(folder, r"mismatched keys, such as .* where the config says")
+    refused(folder, r"mismatched keys, such as .* where the config describes")
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):  # by transformers
         AutoModelForSequenceClassification.from_pretrained(folder)
 
@@ -462,10 +462,10 @@ def test_mutated_files_load_or_are_refused(sound, tmp_path):
     rounds = int(os.environ.get("HFCOMPRESS_FUZZ", "150"))
     shutil.copytree(sound, tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"
-    whole, chance = path.read_bytes(), random.Random(0)
+    intact, chance = path.read_bytes(), random.Random(0)
     loaded = refusals = 0
     for number in range(rounds):
-        path.write_bytes(mutated(whole, chance))
+        path.write_bytes(mutated(intact, chance))
         try:
             # Loading takes a hundred times as long as checking and unpacking: only now and then.
             if number % 10 == 0:

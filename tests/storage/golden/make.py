@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Save a tiny BERT with uneven neurons, zeros and both codings of positions, and the tensors that must be loaded."""
+    """Save a tiny BERT with uneven neurons, zeros and both codings of positions, and the tensors to be loaded."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     model = BertForSequenceClassification(BertConfig(vocab_size=30, max_position_embeddings=16, **sizes)).eval()
