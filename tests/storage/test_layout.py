@@ -12,9 +12,8 @@ import hfcompress as hfc
 
 def bart(**labels):
     """A tiny BART, whose config has three labels unless another number is asked for."""
-    sizes = {f"{stack}_{name}": 16 for stack in ("encoder", "decoder") for name in ("ffn_dim",)}
-    sizes |= {f"{stack}_layers": 1 for stack in ("encoder", "decoder")}
-    sizes |= {f"{stack}_attention_heads": 2 for stack in ("encoder", "decoder")}
+    parts = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
+    sizes = {f"{stack}_{name}": size for stack in ("encoder", "decoder") for name, size in parts.items()}
     return BartForSequenceClassification(
         BartConfig(vocab_size=50, d_model=16, max_position_embeddings=32, **sizes, **labels)
     ).eval()
