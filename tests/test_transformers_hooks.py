@@ -27,7 +27,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 import hfcompress as hfc
 from hfcompress.distill.arguments import TrainerOptions
-from hfcompress.storage.quantizer import Unpack
+from hfcompress.storage.quantizer import UnpackWeights
 
 DATA = batch(19)
 
@@ -362,4 +362,4 @@ def test_a_tensor_of_another_shape_is_reported_under_a_quantizer(tmp_path):
 def test_a_conversion_may_take_several_tensors_and_give_several():
     sources, targets = ["qkv.weight", "qkv.weight.positions"], ["q.weight", "k.weight", "v.weight"]
     message = "A conversion of several to several needs more than supports_many_to_many: hfcompress.storage.quantizer"
-    assert WeightConverter(sources, targets, [Unpack()]).target_patterns == targets, message
+    assert WeightConverter(sources, targets, [UnpackWeights()]).target_patterns == targets, message

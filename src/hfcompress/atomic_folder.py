@@ -1,4 +1,4 @@
-"""A folder that is replaced whole or not at all."""
+"""Replaces a folder completely or not at all."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if sys.platform != "win32":
 
 @contextmanager
 def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]) -> Iterator[Path]:
-    """Give a new folder to write into, which takes the place of another one at once when all is written.
+    """Yield a new folder to write into, which replaces another one at once when everything is written.
 
     The new folder is a hidden sibling, flushed to the disk and then exchanged for the old one, by one system call where
-    there is one (Linux, macOS). Elsewhere two renames follow each other, and a process killed between them leaves the
-    old folder beside its place, as ``.NAME.*.saving``. What a killed process left there is removed by the next save.
+    there is one (Linux, macOS). Elsewhere it takes two renames, and a process killed between them leaves the old folder
+    beside its place, as ``.NAME.*.saving``. What a killed process left there is removed by the next save.
 
     Args:
-        directory: The folder to replace or to make. A link is followed.
-        obsolete: Whether a file of the old folder, by its name, belongs to what is replaced. All other files and
-            folders stay, unless the new folder has one of that name.
+        directory: The folder to replace or to create. A link is followed.
+        obsolete: Tells from its name whether a file of the old folder is removed. All other files and folders stay,
+            unless the new folder has one of that name.
 
     Yields:
         The new folder, empty.
 
     Raises:
-        CompressionError: It cannot be written. The old folder is as it was, and nothing is left beside it.
+        CompressionError: It cannot be written. The old folder is unchanged, and nothing is left beside it.
     """
     target = Path(os.path.realpath(directory))
     _check_writable(target, str(directory))
@@ -53,11 +53,11 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
             _flush(new)
             if target.exists():
                 _carry_over(target, new, obsolete)
-                _flush_folders(new)
+                _flush(new, files=False)
                 shutil.copymode(target, new)
             with _same_working_directory(target):
-                _put(new, target)
-            if new.exists():  # what was written into the old folder in the meantime
+                _move_into_place(new, target)
+            if new.exists():  # files written into the old folder in the meantime
                 with suppress(OSError):
                     _carry_over(new, target, obsolete)
         finally:
@@ -77,19 +77,15 @@ def _check_writable(target: Path, name: str) -> None:
     if target.exists() and not target.is_dir():
         raise CompressionError(f"{name!r} is a file; name a folder.")
     if os.path.ismount(target):
-        raise CompressionError(f"{name!r} is a mount point, which nothing can take the place of; name a folder in it.")
-    if target.exists() and not os.access(target, os.W_OK | os.X_OK):
-        raise CompressionError(f"{name!r} cannot be written, it is as it was before: it is read-only.")
-    if target.parent.exists() and not os.access(target.parent, os.W_OK | os.X_OK):
-        raise CompressionError(
-            f"{name!r} cannot be written, it is as it was before: the new folder is made beside it, and "
-            f"{target.parent} is read-only."
-        )
+        raise CompressionError(f"{name!r} is a mount point, which cannot be replaced; name a folder in it.")
+    for folder in (target, target.parent):  # the new folder is created beside the old one
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            raise CompressionError(f"{name!r} cannot be written, it is as it was before: {folder} is read-only.")
 
 
 @contextmanager
 def _same_working_directory(target: Path) -> Iterator[None]:
-    """Stay at the same path if it is in the folder that is replaced."""
+    """Keep the working directory at the same path if it is in the folder that is replaced."""
     try:
         here = Path.cwd()
     except OSError:  # it was removed before
@@ -100,35 +96,36 @@ def _same_working_directory(target: Path) -> Iterator[None]:
             os.chdir(here)
 
 
-def _put(new: Path, target: Path) -> None:
-    """Let `new` be `target`; what was there is at `new` afterwards."""
-    for _ in range(10):  # another process may make or remove the target in between
-        if not target.exists():
-            try:
+def _move_into_place(new: Path, target: Path) -> None:
+    """Move `new` to `target`; an old folder there is at `new` afterwards."""
+    for _ in range(10):  # another process may create or remove the target in between
+        try:
+            if not target.exists():
                 os.rename(new, target)
-                _flush_one(target.parent)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-        with suppress(FileNotFoundError):
-            if not _exchange(new, target):
-                old = _sibling(target)
-                os.rename(target, old)
-                try:
-                    os.rename(new, target)
-                except BaseException:
-                    os.rename(old, target)
-                    raise
-                os.rename(old, new)
-            _flush_one(target.parent)
+            elif not _exchange(new, target):
+                _rename_twice(new, target)
+            _flush_path(target.parent)
             return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):
+                raise
     raise OSError(f"other processes keep changing {target}")
 
 
+def _rename_twice(new: Path, target: Path) -> None:
+    old = _sibling(target)
+    os.rename(target, old)
+    try:
+        os.rename(new, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    os.rename(old, new)
+
+
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders at once, if this system can."""
-    libc: Any = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    """Exchange two folders by one system call; return whether this system can."""
+    libc: Any = ctypes.CDLL(None) if sys.platform in ("linux", "darwin") else None
     paths = os.fsencode(one), os.fsencode(other)
     if hasattr(libc, "renameat2"):
         here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -137,50 +134,39 @@ def _exchange(one: Path, other: Path) -> bool:
         failed = libc.renamex_np(*paths, 2)  # RENAME_SWAP
     else:
         return False
-    if failed and ctypes.get_errno() == 2:
-        raise FileNotFoundError(2, os.strerror(2), str(other))
-    return not failed  # a file system that does not know how says so
+    return not failed  # some file systems cannot
 
 
-def _carry_over(old: Path, new: Path, obsolete: Callable[[str], bool] | None = None) -> None:
-    """Link what stays of the old folder into the new one."""
+def _carry_over(old: Path, new: Path, obsolete: Callable[[str], bool] = lambda name: False) -> None:
+    """Link the files of the old folder that stay into the new one."""
     for entry in os.scandir(old):
         place = new / entry.name
-        if obsolete is not None and obsolete(entry.name):
+        free = not os.path.lexists(place)
+        if obsolete(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):
             if entry.stat(follow_symlinks=False).st_dev != old.stat().st_dev:
                 raise OSError(errno.EXDEV, "another file system is mounted here, and would be emptied", entry.path)
-            if not os.path.lexists(place):
+            if free:
                 place.mkdir()
+            if place.is_dir() and not place.is_symlink():
                 _carry_over(Path(entry.path), place)
+            if free:
                 shutil.copystat(entry.path, place)
-            elif place.is_dir() and not place.is_symlink():
-                _carry_over(Path(entry.path), place)
-        elif not os.path.lexists(place):
-            _link(entry.path, place)
+        elif free:
+            try:
+                os.link(entry.path, place, follow_symlinks=False)
+            except OSError:  # a file system without links
+                shutil.copy2(entry.path, place, follow_symlinks=False)
 
 
-def _link(source: str, target: str | os.PathLike[str]) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:  # a file system without links
-        shutil.copy2(source, target, follow_symlinks=False)
-
-
-def _flush(folder: Path) -> None:
+def _flush(folder: Path, *, files: bool = True) -> None:
     for where, _, names in os.walk(folder):
-        for name in names:
-            _flush_one(os.path.join(where, name))
-        _flush_one(where)
+        for path in [*(os.path.join(where, name) for name in names if files), where]:
+            _flush_path(path)
 
 
-def _flush_folders(folder: Path) -> None:
-    for where, _, _ in os.walk(folder):
-        _flush_one(where)
-
-
-def _flush_one(path: str | os.PathLike[str]) -> None:
+def _flush_path(path: str | os.PathLike[str]) -> None:
     if sys.platform == "win32" and os.path.isdir(path):
         return
     handle = os.open(path, os.O_RDONLY)
@@ -191,26 +177,32 @@ def _flush_one(path: str | os.PathLike[str]) -> None:
 
 
 def _new_beside(target: Path) -> tuple[Path, int | None]:
-    """Make a folder, locked for as long as this process lives, so that others know that it is in use."""
+    """Create a folder, locked as long as this process lives, so that others know that it is in use."""
     while True:
         new = _sibling(target)
         new.mkdir()
         if sys.platform == "win32":
             return new, None
         try:
-            lock = os.open(new, os.O_RDONLY)
-        except FileNotFoundError:  # another process removed it: it was not locked yet
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another process is just removing it
-            os.close(lock)
+            lock = _lock(new)
+        except (FileNotFoundError, BlockingIOError):  # another process removes it, as it was not locked yet
             continue
         except OSError:  # a file system without locks
-            return new, lock
+            return new, None
         if new.exists():
             return new, lock
         os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """Return a handle of a folder, locked; raise a BlockingIOError if another process has locked it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
 
 
 def _sibling(target: Path) -> Path:
@@ -218,17 +210,14 @@ def _sibling(target: Path) -> Path:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what killed processes left beside a folder: what is locked by nobody."""
+    """Remove the folders that killed processes left beside a folder: those that no process has locked."""
     if sys.platform == "win32" or not target.exists():
         return
     ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}\.saving")
-    for leftover in target.parent.iterdir():
-        if not ours.fullmatch(leftover.name):
-            continue
+    for leftover in filter(lambda path: ours.fullmatch(path.name), target.parent.iterdir()):
         with suppress(OSError):
-            handle = os.open(leftover, os.O_RDONLY)
+            handle = _lock(leftover)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(leftover)
             finally:
                 os.close(handle)

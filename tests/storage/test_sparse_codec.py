@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfcompress import CompressionError
-from hfcompress.storage.sparse_codec import MOST_EXPANSION, Packed, check, pack, unpack
+from hfcompress.storage.sparse_codec import MOST_EXPANSION, Packed, pack, unpack, unpacked_shape
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.float8_e4m3fn]
 SIZES = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -56,13 +56,13 @@ def by_the_format(packed):
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 1000),
 )
-def test_what_is_packed_comes_back_by_us_and_by_the_format(shape, sparsity, dtype, seed):
+def test_packed_tensors_come_back_by_us_and_by_the_format(shape, sparsity, dtype, seed):
     tensor = sparse(shape, sparsity, dtype, seed)
     packed = pack(tensor)
     if packed is None:
         return
     assert packed.nbytes < tensor.nbytes
-    assert check(packed) == tuple(shape)
+    assert unpacked_shape(packed) == tuple(shape)
     for again in (unpack(packed), by_the_format(packed)):
         assert again.dtype == tensor.dtype
         assert torch.equal(bits(again), bits(tensor))
@@ -70,8 +70,8 @@ def test_what_is_packed_comes_back_by_us_and_by_the_format(shape, sparsity, dtyp
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.5, 0.87, 0.88, 0.9, 0.99, 0.9999, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tensors_of_several_pieces(dtype, sparsity):
-    tensor = sparse((700, 401), sparsity, dtype)  # two pieces and an end that is no whole byte
+def test_tensors_of_several_chunks_come_back_bit_for_bit(dtype, sparsity):
+    tensor = sparse((700, 401), sparsity, dtype)  # two chunks and an end within a byte
     packed = pack(tensor)
     assert torch.equal(bits(unpack(packed)), bits(tensor))
     assert tensor.nbytes <= MOST_EXPANSION * packed.nbytes
@@ -83,7 +83,7 @@ def test_tensors_of_several_pieces(dtype, sparsity):
     + [(torch.float32, 0.99, 0.10)]
     + [(torch.bfloat16, s, 0.03) for s in (0.1, 0.2, 0.5, 0.7, 0.9)],
 )
-def test_the_size_is_that_of_the_values_and_the_entropy_of_the_positions(dtype, sparsity, most):
+def test_the_size_is_values_plus_entropy_of_the_positions(dtype, sparsity, most):
     tensor = sparse((768, 768), sparsity, dtype)
     p = float((tensor == 0).double().mean())
     entropy = -p * math.log2(p) - (1 - p) * math.log2(1 - p)
@@ -91,7 +91,7 @@ def test_the_size_is_that_of_the_values_and_the_entropy_of_the_positions(dtype, 
     assert pack(tensor).nbytes <= (1 + most) * reference
 
 
-def test_what_would_not_be_smaller_is_not_packed():
+def test_tensors_that_would_not_be_smaller_are_not_packed():
     for tensor in (
         torch.randn(300, 300),
         torch.tensor(0.0),
@@ -105,7 +105,7 @@ def test_what_would_not_be_smaller_is_not_packed():
     assert pack(almost_dense) is None
 
 
-def test_views_are_packed_as_what_they_show():
+def test_views_are_packed_by_their_own_elements():
     tensor = sparse((60, 80), 0.7)
     for view in (tensor.T, tensor[::2, 5:], torch.nn.Parameter(tensor)):
         assert torch.equal(unpack(pack(view)), view)
@@ -125,7 +125,7 @@ def packed_with(coding=None, dims=None, sizes=None, length=None, plain=None, str
     return Packed(values, torch.from_numpy(np.frombuffer(bytearray(blob), np.uint8)))
 
 
-def test_the_base_of_the_damaged_ones_is_sound():
+def test_the_tensor_that_is_damaged_below_is_sound():
     assert unpack(packed_with()).nonzero().shape == (8, 2)
 
 
@@ -141,7 +141,7 @@ def test_the_base_of_the_damaged_ones_is_sound():
         ({"sizes": [0, 16]}, "cannot be of shape"),
         ({"length": 3}, "coded bytes but hold"),
         ({"length": 2**63}, "coded bytes but hold"),
-        ({"stream": b"no zlib stream at all"}, "damaged"),
+        ({"stream": b"not a zlib stream at all"}, "damaged"),
         ({"stream": zlib.compress(bytes(8))[:-4]}, "do not end"),
         ({"stream": zlib.compress(bytes(8)) + b"more"}, "do not end"),
         ({"stream": zlib.compress(bytes(10**7))}, "do not end"),  # a bomb: 10 MB in 10 kB
@@ -153,22 +153,22 @@ def test_the_base_of_the_damaged_ones_is_sound():
         ({"coding": 1, "plain": b"\x01" * 7}, "name 7 elements but there are 8"),
         ({"coding": 1, "plain": b"\x01" * 8 + b"\xff"}, "do not end|gaps reach"),
         ({"values": torch.ones(7)}, "there are 7 values"),
-        ({"values": torch.ones(2, 4)}, "the values are no list"),
-        ({"values": torch.ones(8, dtype=torch.complex128)}, "the values are no list"),
+        ({"values": torch.ones(2, 4)}, "the values are not a list"),
+        ({"values": torch.ones(8, dtype=torch.complex128)}, "the values are not a list"),
         ({"values": torch.ones(100)}, "cannot be of shape"),
         ({"tail": b"12345678"}, "coded bytes but hold"),
         ({"tail": b"1"}, "multiple of 8"),
     ],
 )
-def test_what_contradicts_itself_is_refused(damage, message):
+def test_a_packed_tensor_that_contradicts_itself_is_refused(damage, message):
     packed = packed_with(**damage)
-    for read in (check, unpack):
+    for read in (unpacked_shape, unpack):
         with pytest.raises(CompressionError, match=message):
             read(packed)
 
 
-def test_positions_of_another_kind_are_refused():
+def test_positions_of_another_shape_or_dtype_are_refused():
     sound = packed_with()
     for positions in (sound.positions[:8], sound.positions.float(), sound.positions.view(-1, 8)):
-        with pytest.raises(CompressionError, match="no uint8 list"):
-            check(Packed(sound.values, positions))
+        with pytest.raises(CompressionError, match="not a multiple of 8"):
+            unpacked_shape(Packed(sound.values, positions))

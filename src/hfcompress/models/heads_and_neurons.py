@@ -157,7 +157,7 @@ def neuron_group(modules: Modules, up: Sequence[str], down: str, *, tokens_first
         CompressionError: The widths do not fit together, or a module is not a plain one.
     """
     count = _width(modules, down, outputs=False)
-    repeats = max(1, _width(modules, up[0], outputs=True) // max(1, count))
+    repeats = 2 if len(up) == 1 and _width(modules, up[0], outputs=True) == 2 * count else 1  # with a gate beside
     slices = [Slice(path, True, 1, repeats) for path in up] + [Slice(down, False)]
     around = up[0].rpartition(".")[0]
     counters = tuple(Counts(around, n, 1) for n in WIDTH_ATTRIBUTES if getattr(modules[around], n, None) == count)

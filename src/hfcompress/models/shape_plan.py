@@ -34,7 +34,8 @@ def make_plan(shapes: Mapping[str, Any]) -> dict[str, Any]:
         {'quant_method': 'hfcompress', 'version': 1, 'heads': [2, 3]}
     """
     shapes = {kind: shapes[kind] for kind in KINDS if kind in shapes}
-    named = any(isinstance(entry, Mapping) for entry in shapes.get("neurons", ()))
+    neurons = shapes.get("neurons")
+    named = isinstance(neurons, list) and any(isinstance(entry, Mapping) for entry in neurons)
     return {"quant_method": METHOD, "version": _VERSIONS[named], **shapes}
 
 
@@ -42,8 +43,8 @@ def check_version(plan: Mapping[str, Any]) -> None:
     """Raise a `CompressionError` if a plan is of a newer version."""
     if plan.get("version") not in _VERSIONS:
         raise CompressionError(
-            f"The model was shrunken by an hfcompress that writes plans of version {plan.get('version')!r}; this one "
-            f"reads version {' and '.join(map(str, _VERSIONS))}. Update it: pip install -U hfcompress"
+            f"The model was shrunken by an hfcompress that writes plans of version {plan.get('version')!r:.200}; this "
+            f"one reads version {' and '.join(map(str, _VERSIONS))}. Update it: pip install -U hfcompress"
         )
 
 
@@ -90,12 +91,19 @@ def _planned(model: nn.Module, kind: Kind, entries: Any) -> tuple[Sequence[Group
     if not isinstance(entries, list) or not any(isinstance(entry, Mapping) for entry in entries):
         return find_groups(model, kind), entries if isinstance(entries, list) else []
     modules = dict(model.named_modules())
+    tied = {name for names in getattr(model, "all_tied_weights_keys", {}).items() for name in names}
     groups: list[Group] = []
+    narrowed: set[tuple[str, bool]] = set()
     try:
         for entry in entries:
-            up, down = list(entry["up"]), entry["down"]
-            if kind != "neurons" or not all(isinstance(modules[name], nn.Linear) for name in (*up, down)):
-                raise TypeError(f"{kind} in modules that are no nn.Linear")
+            up, down = entry["up"], entry["down"]
+            ends = [*((name, True) for name in up), (down, False)]
+            if kind != "neurons" or len({*ends} - narrowed) < len(ends) or down in up or not isinstance(up, list):
+                raise TypeError(f"{kind} in no list of modules, or in the same modules twice")
+            narrowed.update(ends)
+            for name, _ in ends:
+                if not isinstance(modules[name], nn.Linear) or f"{name}.weight" in tied:
+                    raise TypeError(f"{name!r} is not an nn.Linear with a weight of its own")
             groups.append(neuron_group(modules, up, down))
         return groups, [entry["width"] for entry in entries]
     except (KeyError, TypeError, IndexError, CompressionError) as error:

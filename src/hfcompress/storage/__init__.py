@@ -1,4 +1,4 @@
-"""Compressed models as folders: written whole or not at all, and read with everything checked."""
+"""Saves compressed models as folders, and loads them."""
 
 from typing import TYPE_CHECKING
 
@@ -9,13 +9,7 @@ if TYPE_CHECKING:
     from hfcompress.storage.load import load_compressed
     from hfcompress.storage.save import save_compressed
 else:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "convert": ["pack_folder", "unpack_folder"],
-            "load": ["load_compressed"],
-            "save": ["save_compressed"],
-        },
-    )
+    names = {"convert": ["pack_folder", "unpack_folder"], "load": ["load_compressed"], "save": ["save_compressed"]}
+    __getattr__, __dir__ = lazy_names(__name__, names)
 
 __all__ = ["load_compressed", "pack_folder", "save_compressed", "unpack_folder"]

@@ -1,4 +1,4 @@
-"""A compressed model written as a folder: its zeros packed, whole or not at all."""
+"""Saves a compressed model as a folder, its zeros packed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import logging
 
-from hfcompress.atomic_folder import replacing
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import unwrap
 from hfcompress.models.shape_plan import is_plan
 from hfcompress.models.tensors import check_has_values
-from hfcompress.storage.layout import INDEX, ONE_FILE, Folder, describe, is_obsolete, refuse_adapter
-from hfcompress.storage.model_card import CARD, Table, is_ours, write_card
+from hfcompress.storage.layout import INDEX, ONE_FILE, Folder, replacing_model, write_index_and_plan, write_labels
+from hfcompress.storage.model_card import CARD, Table, is_our_card, write_card
 from hfcompress.storage.safetensors_file import pack_tensors
+from hfcompress.validation import check_choice
 
 
 def save_compressed(
@@ -41,27 +41,27 @@ def save_compressed(
 ) -> None:
     """Save a model as a small folder that loads anywhere: its zeros packed, with a model card.
 
-    After ``import hfcompress``, plain ``from_pretrained`` and ``pipeline`` load it, bit for bit, into an ordinary dense
-    model; without it they refuse to, if anything is packed or shrunken unevenly. The folder takes the place of an old
-    one at once, when all is written: a process killed half-way leaves the old one. Files that a save does not write
-    stay as they are. Another process whose working directory is the old folder has none afterwards.
+    After ``import hfcompress``, plain ``from_pretrained`` and ``pipeline`` load it, bit for bit, as an ordinary dense
+    model; without it they refuse to, if anything is packed or shrunken unevenly. The folder replaces an old one at
+    once, when all is written: a process killed half-way leaves the old one. Files that a save does not write stay as
+    they are. Another process whose working directory is the old folder has none afterwards.
 
     Args:
-        model: A Hugging Face model, unchanged by this. A PEFT adapter must be merged before.
+        model: A Hugging Face model; it is not changed. Merge a PEFT adapter before.
         directory: The folder to write.
-        sparse: ``"auto"`` packs each matrix that is smaller so; False packs nothing.
-        processing_class: The tokenizer, to be saved beside the model.
-        results: A table for the model card, as `compare` returns it.
+        sparse: ``"auto"`` packs each matrix that becomes smaller by it; False packs nothing.
+        processing_class: The tokenizer, saved beside the model.
+        results: What the model card shows as measured: anything with ``to_markdown()``, for example what `compare`
+            returns.
         notes: More lines for the card, for example ``{"teacher": "bert-base-uncased", "data": "IMDB reviews"}``.
         max_shard_size: As for ``save_pretrained``, of the dense weights: packed files are smaller.
         push_to_hub: Whether to upload the folder afterwards.
-        repo_id: Where to; by default the name of the folder, in one's own namespace.
+        repo_id: The repository to upload to; by default the name of the folder, in your own namespace.
         token: The hub token; by default the one of ``hf auth login``.
         private: Whether a new repository is private.
 
     Raises:
-        CompressionError: The model cannot be saved like this, or the folder cannot be written; what was there is as it
-            was.
+        CompressionError: The model cannot be saved, or the folder cannot be written; an old folder is unchanged.
 
     Example:
         >>> import tempfile
@@ -76,19 +76,19 @@ def save_compressed(
         >>> int((again.bert.encoder.layer[0].output.dense.weight == 0).sum()) > 0
         True
     """
-    if sparse not in ("auto", False):
-        raise CompressionError(f"sparse={sparse!r} is unknown; it must be 'auto' or False.")
-    inner = _savable(model)
-    refuse_adapter(directory)
-    with replacing(directory, is_obsolete(directory)) as new:
-        if sparse == "auto":
+    check_choice("sparse", sparse, ("auto", False))
+    inner = _check_savable(model)
+    card = Path(directory) / CARD
+    with replacing_model(directory) as new:
+        if sparse:
             inner.save_pretrained(new, state_dict={"none": torch.empty(0)})  # all but the weights
             _pack_weights(inner, new, max_shard_size)
         else:
             inner.save_pretrained(new, max_shard_size=max_shard_size)
+        write_labels(new, inner.config)
         if processing_class is not None:
             processing_class.save_pretrained(new)
-        if is_ours(Path(directory) / CARD) or not (Path(directory) / CARD).exists():
+        if is_our_card(card) or not card.exists():
             write_card(inner, new, results=results, notes=notes or {}, name=Path(directory).resolve().name)
         written = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
     if push_to_hub:
@@ -99,7 +99,7 @@ def save_compressed(
             folder_path=Path(directory),
             commit_message="Upload compressed model",
             allow_patterns=[*written, CARD],  # the user's own card too
-            delete_patterns=[ONE_FILE, "model-*.safetensors", INDEX],  # those of an older model, if not uploaded now
+            delete_patterns=[ONE_FILE, "model-*.safetensors", INDEX],  # of an older model, unless uploaded now
         )
 
 
@@ -112,19 +112,20 @@ def _pack_weights(model: PreTrainedModel, new: Path, max_shard_size: int | str) 
     try:
         state = revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
         split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size, filename_pattern=pattern)
-    except (RuntimeError, ValueError) as error:  # weights that share memory undeclared; a size that is none
-        raise CompressionError(f"{type(model).__name__} cannot be laid into files: {error}") from error
-    (new / ONE_FILE).unlink()  # of no weights
+    except (RuntimeError, ValueError) as error:  # undeclared shared memory, or a size that cannot be parsed
+        raise CompressionError(f"{type(model).__name__} cannot be split into files: {error}") from error
+    (new / ONE_FILE).unlink()  # it holds no weights
     packed = False
     for file, names in logging.tqdm(split.filename_to_tensors.items(), desc="Packing model shards"):
         packed = pack_tensors({name: state[name] for name in names}, new / file) or packed
-    describe(new, [*split.filename_to_tensors], split.is_sharded, packed)
+    write_index_and_plan(new, [*split.filename_to_tensors], packed)
 
 
-def _savable(model: nn.Module) -> PreTrainedModel:
+def _check_savable(model: nn.Module) -> PreTrainedModel:
+    """Return the model without its wrapper, or refuse what cannot be saved."""
     inner = unwrap(model)
     if not isinstance(inner, PreTrainedModel):
-        raise CompressionError(f"{type(inner).__name__} is no Hugging Face model, so there is nothing to load it with.")
+        raise CompressionError(f"{type(inner).__name__} is not a Hugging Face model, so nothing could load it.")
     if getattr(inner, "_hf_peft_config_loaded", False) or any(hasattr(m, "base_layer") for m in inner.modules()):
         raise CompressionError("The model has a PEFT adapter; merge it first: model = model.merge_and_unload().")
     plan = getattr(inner.config, "quantization_config", None)
@@ -134,7 +135,5 @@ def _savable(model: nn.Module) -> PreTrainedModel:
     check_has_values(state.items())
     for name, tensor in state.items():
         if isinstance(tensor, DTensor):
-            raise CompressionError(
-                f"{name} is sharded over devices (DTensor), so its values are not here; gather them."
-            )
+            raise CompressionError(f"{name} is sharded over devices (DTensor); gather its values first.")
     return inner

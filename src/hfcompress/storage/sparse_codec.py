@@ -1,7 +1,7 @@
-"""One tensor without its zeros: the non-zero values and, coded small, where they stand. docs/format.md has the bytes.
+"""Packs a tensor as its non-zero values and their encoded positions, byte by byte as docs/format.md specifies.
 
-A position costs about the binary entropy of the density: a bitmask, or the gaps between the non-zeros where these are
-few, each in the Huffman codes of a zlib stream. The index work is done piece by piece, in the processor's cache.
+A position costs about the binary entropy of the density: a bitmask, or the gaps between non-zeros where these are few,
+each in the Huffman codes of a zlib stream. Tensors are read in chunks that fit the processor's cache.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,12 @@ from torch import Tensor
 
 from hfcompress.errors import CompressionError
 
-MOST_EXPANSION = 1024  # what is packed unpacks to at most so many times its own bytes
+MOST_EXPANSION = 1024  # a tensor has at most so many times the bytes of the packed one
 THREADS = min(4, os.cpu_count() or 1)
 _BITMASK, _GAPS = 0, 1
 _LEAST_SAVED = {1: 0.029, 2: 0.029, 4: 0.019, 8: 0.019}  # of the packed tensor, by the bytes of an element
-_FAR = 255  # a gap of so many zeros that is not followed by a non-zero
-_PIECE = 1 << 17  # elements; a multiple of 8
-_HEAD = struct.Struct("<BB6x")
+_FAR = 255  # stands for 255 zeros that no non-zero follows yet
+_CHUNK = 1 << 17  # elements; a multiple of 8
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _BYTE_TO_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").view(np.uint64)[:, 0]
 
@@ -41,7 +40,7 @@ class Packed:
 
     Attributes:
         values: The elements whose bits are not all 0, in row-major order: 1-D, on the CPU, of the tensor's dtype.
-        positions: The tensor's shape and where the values stand: 1-D, uint8, on the CPU, a multiple of 8 bytes.
+        positions: The encoded shape, and positions of the values: 1-D, uint8, on the CPU, a multiple of 8 bytes.
     """
 
     values: Tensor
@@ -54,7 +53,9 @@ class Packed:
 
 
 def pack(tensor: Tensor) -> Packed | None:
-    """Leave out the zeros of a tensor, if that makes it smaller. It comes back the same bit for bit: -0.0 is a value.
+    """Leave out the zeros of a tensor, if that makes it smaller.
+
+    `unpack` returns the same tensor, bit for bit: -0.0 is kept as a value.
 
     Args:
         tensor: On the CPU, of a dtype of 1, 2, 4 or 8 bytes.
@@ -72,25 +73,26 @@ def pack(tensor: Tensor) -> Packed | None:
     if not 0 < tensor.dim() < 256 or not tensor.numel() or tensor.element_size() not in _INTEGERS:
         return None
     flat = tensor.detach().contiguous().view(-1).view(_INTEGERS[tensor.element_size()]).numpy()
-    starts = range(0, flat.size, _PIECE)
-    counts = [int(np.count_nonzero(flat[start : start + _PIECE])) for start in starts]
+    starts = range(0, flat.size, _CHUNK)
+    counts = [int(np.count_nonzero(flat[start : start + _CHUNK])) for start in starts]
     if (flat.size - sum(counts)) * tensor.element_size() <= flat.size // 16:  # a mask costs more than so few zeros
         return None
     values = np.empty(sum(counts), flat.dtype)
     few = 8 * values.size <= flat.size  # their gaps are fewer bytes than the bitmask
     masks, indices, end = [], [], 0
     for start, count in zip(starts, counts, strict=True):
-        piece = flat[start : start + _PIECE]
-        mask = piece != 0
+        chunk = flat[start : start + _CHUNK]
+        mask = chunk != 0
         found = np.flatnonzero(mask)
-        piece.take(found, out=values[end : end + count], mode="clip")
+        chunk.take(found, out=values[end : end + count], mode="clip")
         masks.append(np.packbits(mask, bitorder="little"))
         if few:
             indices.append(found + start)
         end += count
-    codings = [(_GAPS, _gaps_of(np.concatenate(indices)))] if few else []
+    codings = [(_GAPS, _encode_gaps(np.concatenate(indices)))] if few else []
     for coding, plain in [*codings, (_BITMASK, np.concatenate(masks))]:
-        packed = Packed(torch.from_numpy(values).view(tensor.dtype), _positions_of(coding, tensor.shape, plain, values))
+        positions = _encode_positions(coding, tensor.shape, plain, values)
+        packed = Packed(torch.from_numpy(values).view(tensor.dtype), positions)
         if packed.nbytes < tensor.nbytes <= MOST_EXPANSION * packed.nbytes:
             return packed
     return None
@@ -100,14 +102,14 @@ def unpack(packed: Packed, *, size_is_checked: bool = False) -> Tensor:
     """Put the zeros back.
 
     Args:
-        packed: What `pack` returned, or what a file said: it is checked before anything is made of it.
-        size_is_checked: Whether `check` has seen these positions, with values of the dtype that the file holds.
+        packed: Returned by `pack`, or read from a file; it is checked before memory of the unpacked size is taken.
+        size_is_checked: Whether `unpacked_shape` has checked these positions, with values of the dtype in the file.
 
     Returns:
         The tensor, on the CPU, of the dtype of the values.
 
     Raises:
-        CompressionError: Shape, positions and values do not belong together, or the tensor would have more than 1,024
+        CompressionError: Shape, positions and values contradict each other, or the tensor would have more than 1,024
             times the bytes of the packed one.
 
     Example:
@@ -115,29 +117,29 @@ def unpack(packed: Packed, *, size_is_checked: bool = False) -> Tensor:
         >>> torch.equal(unpack(pack(tensor)).view(torch.int16), tensor.view(torch.int16))
         True
     """
-    # Values of one byte may have been made eight bytes wide since the check.
+    # Values of one byte may have become eight bytes wide since the check.
     shape, coding, plain = _read(packed, 8 * MOST_EXPANSION if size_is_checked else MOST_EXPANSION)
     out = torch.zeros(shape, dtype=packed.values.dtype)
     integers = _INTEGERS[out.element_size()]
     to, values = out.view(-1).view(integers), packed.values.contiguous().view(integers)
     if coding == _GAPS:
-        to.scatter_(0, torch.from_numpy(_indices_of(plain)), values)
+        to.scatter_(0, torch.from_numpy(_decode_gaps(plain)), values)
         return out
     end = 0
-    for start in range(0, len(plain), _PIECE // 8):  # in one thread: several would wait for each other's turn in Python
-        mask = _BYTE_TO_BITS.take(plain[start : start + _PIECE // 8]).view(np.bool_)
+    for start in range(0, len(plain), _CHUNK // 8):  # in one thread: Python runs one at a time
+        mask = _BYTE_TO_BITS.take(plain[start : start + _CHUNK // 8]).view(np.bool_)
         places = torch.from_numpy(np.flatnonzero(mask))
         begin, end = end, end + len(places)
-        to[8 * start : 8 * start + _PIECE].scatter_(0, places, values[begin:end])
+        to[8 * start : 8 * start + _CHUNK].scatter_(0, places, values[begin:end])
     return out
 
 
-def check(packed: Packed) -> tuple[int, ...]:
-    """Return the shape that `unpack` would give, or raise what it would raise; makes nothing of the tensor's size."""
+def unpacked_shape(packed: Packed) -> tuple[int, ...]:
+    """Return the shape of the tensor that `unpack` makes, or raise what it raises, in little memory."""
     return _read(packed, MOST_EXPANSION)[0]
 
 
-def _positions_of(coding: int, shape: Iterable[int], plain: Bytes, values: NDArray[Any]) -> Tensor:
+def _encode_positions(coding: int, shape: Sequence[int], plain: Bytes, values: NDArray[Any]) -> Tensor:
     density = values.size / math.prod(shape)
     entropy = -sum(p * math.log2(p) for p in (density, 1 - density) if p)
     # Few zeros or very many make Huffman codes worth their time; about as many as not, they save next to nothing.
@@ -145,36 +147,35 @@ def _positions_of(coding: int, shape: Iterable[int], plain: Bytes, values: NDArr
     worth = coding == _GAPS or (1 - entropy) * len(plain) > least
     packer = zlib.compressobj(1 if worth else 0, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
     stream = packer.compress(plain.data) + packer.flush()
-    sizes = [*shape]
-    head = _HEAD.pack(coding, len(sizes)) + struct.pack(f"<{len(sizes) + 1}Q", *sizes, len(stream))
+    head = struct.pack(f"<BB6x{len(shape) + 1}Q", coding, len(shape), *shape, len(stream))
     return torch.from_numpy(np.frombuffer(bytearray(head + stream + bytes(-len(stream) % 8)), np.uint8))
 
 
 def _read(packed: Packed, most_expansion: int) -> tuple[tuple[int, ...], int, Bytes]:
-    """The shape, the coding and the checked plain bytes of the positions."""
+    """Check a packed tensor; return its shape, its coding and the decompressed bytes of the positions."""
     positions, values = packed.positions, packed.values
     blob = positions.numpy() if positions.dtype == torch.uint8 and positions.dim() == 1 else np.empty(0, np.uint8)
     if values.dim() != 1 or values.element_size() not in _INTEGERS:
-        raise CompressionError(f"the values are no list: shape {tuple(values.shape)}, dtype {values.dtype}")
+        raise CompressionError(f"the values are not a list of numbers: {tuple(values.shape)}, {values.dtype}")
     if len(blob) < 24 or len(blob) % 8:
-        raise CompressionError(f"the positions are no uint8 list of a multiple of 8 bytes: {tuple(positions.shape)}")
+        raise CompressionError(f"the positions are not a multiple of 8 uint8 numbers: {tuple(positions.shape)}")
     coding, dims = blob[0], int(blob[1])
     start = 16 + 8 * dims
     if coding not in (_BITMASK, _GAPS) or not dims or blob[2:8].any() or len(blob) < start:
-        raise CompressionError(f"the positions begin with {blob[:8].tolist()}, which no version of the format does")
+        raise CompressionError(f"the positions begin with {blob[:8].tolist()}, which is not in the format")
     *shape, length = struct.unpack_from(f"<{dims + 1}Q", blob.data, 8)
     size, padding = math.prod(shape), -length % 8
     if start + length + padding != len(blob) or blob[start + length :].any():
-        raise CompressionError(f"the positions say {length} coded bytes but hold {len(blob) - start}")
+        raise CompressionError(f"the positions state {length} coded bytes but hold {len(blob) - start}")
     held = values.nbytes + len(blob)
     if not size or size * values.element_size() > most_expansion * held or values.numel() > size:
         raise CompressionError(f"{values.numel()} values in {held} bytes cannot be of shape {shape}")
     expected = (size + 7) // 8 if coding == _BITMASK else values.numel() + size // _FAR
-    plain = _inflated(blob[start : start + length], expected)
+    plain = _inflate(blob[start : start + length], expected)
     if coding == _BITMASK:
         if len(plain) != expected or (size % 8 and plain[-1] >> size % 8):
             raise CompressionError(f"the bitmask of {8 * len(plain)} bits does not fit shape {tuple(shape)}")
-        found = _count(plain)
+        found = int(np.bitwise_count(plain).sum(dtype=np.int64))
     else:
         found = len(plain) - int(np.count_nonzero(plain == _FAR))
         reach = int(plain.sum(dtype=np.int64)) + found
@@ -185,23 +186,19 @@ def _read(packed: Packed, most_expansion: int) -> tuple[tuple[int, ...], int, By
     return tuple(shape), int(coding), plain
 
 
-def _inflated(stream: Bytes, most: int) -> Bytes:
+def _inflate(stream: Bytes, most: int) -> Bytes:
     unpacker = zlib.decompressobj()
     try:
         plain = unpacker.decompress(stream.data, most + 1)
     except zlib.error as error:
         raise CompressionError(f"the coded positions are damaged ({error})") from None
     if len(plain) > most or not unpacker.eof or unpacker.unused_data:
-        raise CompressionError(f"the coded positions do not end where they should, after at most {most} bytes")
+        raise CompressionError(f"the coded positions do not end after at most {most} bytes, as they should")
     return np.frombuffer(plain, np.uint8)
 
 
-def _count(bitmask: Bytes) -> int:
-    return int(np.bitwise_count(bitmask).sum(dtype=np.int64))
-
-
-def _gaps_of(indices: Indices) -> Bytes:
-    """The number of zeros before each non-zero; 255 for so many of them and no non-zero yet."""
+def _encode_gaps(indices: Indices) -> Bytes:
+    """Return the number of zeros before each non-zero; each 255 stands for 255 zeros that no non-zero follows yet."""
     gaps = np.diff(indices, prepend=-1) - 1
     far = gaps // _FAR
     coded = np.full(len(gaps) + int(far.sum()), _FAR, np.uint8)
@@ -209,7 +206,8 @@ def _gaps_of(indices: Indices) -> Bytes:
     return coded
 
 
-def _indices_of(gaps: Bytes) -> Indices:
+def _decode_gaps(gaps: Bytes) -> Indices:
+    """Return the indices of the non-zeros."""
     steps = gaps.astype(np.int64)
     steps += gaps != _FAR
     indices: Indices = steps.cumsum()[gaps != _FAR] - 1

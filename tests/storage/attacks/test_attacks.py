@@ -1,6 +1,6 @@
-"""Folders made by a stranger: each is refused with a sentence, or loads; nothing of theirs runs, nothing huge is made.
+"""Hostile folders: each is refused in one sentence, or loads; none of their code runs and no huge tensor is made.
 
-The fuzzer at the end has a long form: HFCOMPRESS_FUZZ=20000 python -m pytest tests/attacks -k mutated
+The fuzzer at the end has a long form: HFCOMPRESS_FUZZ=20000 python -m pytest tests/storage/attacks -k mutated
 """
 
 import json
@@ -13,12 +13,13 @@ import zlib
 
 import pytest
 import torch
+from architectures import build
+from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 
 import hfcompress as hfc
 from hfcompress.storage.convert import unpack_folder
-from hfcompress.storage.safetensors_file import shapes_of
+from hfcompress.storage.safetensors_file import read_shapes
 from hfcompress.storage.sparse_codec import Packed, unpack
-from tests.architectures import build
 
 PACKED = "bert.encoder.layer.0.output.dense.weight"
 
@@ -42,7 +43,7 @@ def folder(sound, tmp_path):
     return tmp_path / "model"
 
 
-def header_of(path):
+def split_header(path):
     data = path.read_bytes()
     (length,) = struct.unpack_from("<Q", data)
     return json.loads(data[8 : 8 + length]), data[8 + length :]
@@ -55,7 +56,7 @@ def rewrite(path, header, body):
 
 def change_header(folder, change):
     path = folder / "model.safetensors"
-    header, body = header_of(path)
+    header, body = split_header(path)
     change(header)
     rewrite(path, header, body)
 
@@ -65,7 +66,7 @@ def change_json(path, **settings):
 
 
 def refused(folder, message):
-    """Loading and unpacking are refused, with the file's name, and without much memory."""
+    """Loading is refused, with the name of the file, and without much memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(hfc.CompressionError, match=message) as caught:
         hfc.load_compressed(folder)
@@ -76,7 +77,7 @@ def refused(folder, message):
 def test_the_base_of_the_attacks_is_sound(folder):
     model = hfc.load_compressed(folder)
     assert hfc.sparsity_report(model).zeros
-    assert f"{PACKED}.positions" in shapes_of(folder / "model.safetensors")
+    assert f"{PACKED}.positions" in read_shapes(folder / "model.safetensors")
 
 
 HEADERS = {
@@ -89,7 +90,7 @@ HEADERS = {
     ),
     "positions as numbers": (
         lambda h: h[f"{PACKED}.positions"].update(dtype="I64", shape=[h[f"{PACKED}.positions"]["shape"][0] // 8]),
-        f"{PACKED}' is damaged: the positions are no uint8",
+        f"{PACKED}' is damaged: the positions are not a multiple of 8 uint8",
     ),
     "overlapping ranges": (
         lambda h: h["classifier.bias"].update(data_offsets=h["classifier.weight"]["data_offsets"]),
@@ -130,10 +131,10 @@ def test_headers_that_lie_are_refused(attack, folder):
 
 def test_duplicate_names_are_refused(folder):
     path = folder / "model.safetensors"
-    header, body = header_of(path)
+    header, body = split_header(path)
     twice = json.dumps({"classifier.bias": header["classifier.bias"]})[1:-1]
     rewrite(path, (json.dumps(header)[:-1] + "," + twice + "}").encode(), body)
-    refused(folder, "'classifier.bias' stands twice")
+    refused(folder, "'classifier.bias' is in its header twice")
 
 
 @pytest.mark.parametrize("length", [0, 7, 2**33, 2**62, 2**64 - 1])
@@ -159,14 +160,14 @@ CONFIGS = {
     "a plan of other layers": ({"quantization_config": PLAN | {"neurons": [3]}}, "neurons"),
     "a plan of words": ({"quantization_config": PLAN | {"neurons": ["x", None]}}, "neurons"),
     "a newer plan": ({"quantization_config": PLAN | {"version": 99}}, "version"),
-    "no plan": ({"quantization_config": None}, "does not say so"),
+    "no plan": ({"quantization_config": None}, "not the plan in its config"),
     "another method": ({"quantization_config": {"quant_method": "bitsandbytes"}}, "not of hfcompress"),
     "wider than its weights": (
         {"hidden_size": 64},
         r"mismatched keys, such as .*LayerNorm.* of shape \(32,\) .*\(64,\)",
     ),
     "a vocabulary of terabytes": ({"vocab_size": 10**11}, "describes a"),
-    "a billion layers": ({"num_hidden_layers": 10**9}, "a model of more than 1,[0-9]+ parts"),
+    "a billion layers": ({"num_hidden_layers": 10**9}, "a model of more than 1,[0-9]+ modules"),
     "a billion labels": ({"num_labels": 10**9}, "1,000,000,000 labels"),
     "names of a million labels": ({"id2label": dict.fromkeys(range(10**6), "")}, "1,000,000 labels"),
     "a kernel from the hub": ({"attn_implementation": "stranger/kernel"}, "outside of the folder"),
@@ -196,17 +197,17 @@ def test_configs_that_lie_are_refused(attack, folder):
 
 DENSE = {
     "a vocabulary of gigabytes": ("bert", {"vocab_size": 3 * 10**7}, "describes a BertForSequenceClassification of"),
-    "loops in the constructor": ("albert", {"inner_group_num": 10**9}, "more than 1,[0-9]+ parts"),
+    "loops in the constructor": ("albert", {"inner_group_num": 10**9}, "more than 1,[0-9]+ modules"),
     "another class's loops": (
         "bert",
         {"architectures": ["CanineForSequenceClassification"], "model_type": "canine", "num_hash_functions": 10**9},
-        "more than 1,[0-9]+ parts",
+        "more than 1,[0-9]+ modules",
     ),
 }
 
 
 @pytest.mark.parametrize("attack", DENSE)
-def test_configs_of_dense_folders_are_held_to_their_weights_too(attack, tmp_path):
+def test_configs_of_dense_folders_must_fit_their_weights(attack, tmp_path):
     architecture, settings, message = DENSE[attack]
     hfc.save_compressed(build(architecture), tmp_path, sparse=False)
     change_json(tmp_path / "config.json", **settings)
@@ -214,14 +215,14 @@ def test_configs_of_dense_folders_are_held_to_their_weights_too(attack, tmp_path
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
-def test_what_is_no_file_is_not_read(name, folder):
+def test_devices_and_pipes_are_not_read(name, folder):
     (folder / "model.safetensors").unlink()
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("/dev/zero")  # of no size, and without an end
-    refused(folder, "is no file")
+    refused(folder, "is not a file")
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    refused(folder, "is no file")
+    refused(folder, "is not a file")
 
 
 def test_a_newer_plan_is_not_rewritten_as_an_older_one(folder, tmp_path):
@@ -230,7 +231,121 @@ def test_a_newer_plan_is_not_rewritten_as_an_older_one(folder, tmp_path):
         unpack_folder(folder, tmp_path / "out")
 
 
-def test_links_out_of_a_folder_are_not_followed_into_a_copy(folder, tmp_path):
+def nested(value, levels):
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+LAYER = "bert.encoder.layer.0."
+UP, DOWN = f"{LAYER}intermediate.dense", f"{LAYER}output.dense"
+ENTRY = {"up": [UP], "down": DOWN, "width": 5}
+NAMED = {  # neurons of version 2, which names their modules
+    "up that does not exist": [ENTRY | {"up": ["bert.nowhere"]}],
+    "down that does not exist": [ENTRY | {"down": "bert.nowhere"}],
+    "an embedding": [ENTRY | {"up": ["bert.embeddings.word_embeddings"]}],
+    "a norm": [ENTRY | {"down": f"{LAYER}output.LayerNorm"}],
+    "the model itself as up": [ENTRY | {"up": [""]}],
+    "the model itself as down": [ENTRY | {"down": ""}],
+    "a container": [ENTRY | {"up": ["bert.encoder.layer"]}],
+    "an activation": [ENTRY | {"up": [f"{LAYER}intermediate.intermediate_act_fn"]}],
+    "a weight": [ENTRY | {"up": [f"{UP}.weight"]}],
+    "no up": [ENTRY | {"up": []}],
+    "up of a word": [ENTRY | {"up": UP}],
+    "up of a dictionary": [ENTRY | {"up": {UP: 1}}],
+    "up of nothing": [ENTRY | {"up": None}],
+    "a list as down": [ENTRY | {"down": [DOWN]}],
+    "no width": [{"up": [UP], "down": DOWN}],
+    "width 0": [ENTRY | {"width": 0}],
+    "a negative width": [ENTRY | {"width": -1}],
+    "a width above the built one": [ENTRY | {"width": 33}],
+    "a huge width": [ENTRY | {"width": 10**400}],
+    "a width that is true": [ENTRY | {"width": True}],
+    "a width with a fraction": [ENTRY | {"width": 5.0}],
+    "a width that is not a number": [ENTRY | {"width": float("nan")}],
+    "a list as width": [ENTRY | {"width": [5]}],
+    "up narrower than down": [ENTRY | {"up": ["classifier"], "width": 1}],
+    "ups of two widths": [ENTRY | {"up": [UP, "classifier"], "width": 1}],
+    "the same up twice": [ENTRY | {"up": [UP, UP]}],
+    "up and down the same": [{"up": ["bert.pooler.dense"], "down": "bert.pooler.dense", "width": 5}],
+    "the same entry twice": [ENTRY, ENTRY],
+    "the same module with two widths": [ENTRY, ENTRY | {"width": 9}],
+    "the same down with another up": [ENTRY, ENTRY | {"up": ["bert.pooler.dense"]}],
+    "entries and numbers": [ENTRY, 3],
+    "numbers and entries": [3, ENTRY],
+    "entries by name": {"0": ENTRY},
+    "a word": "neurons",
+    "a number": 5,
+    "nothing": None,
+    "a list of a hundred thousand": [ENTRY] * 10**5,
+    "a hundred thousand ups": [ENTRY | {"up": [UP] * 10**5}],
+    "an up of many levels": [ENTRY | {"up": nested(UP, 90)}],
+    "an entry of many levels": nested(ENTRY, 90),
+}
+
+
+@pytest.mark.parametrize("attack", NAMED)
+def test_plans_that_name_wrong_modules_are_refused(attack, folder):
+    plan = {"quant_method": "hfcompress", "version": 2, "neurons": NAMED[attack]}
+    change_json(folder / "config.json", quantization_config=plan)
+    refused(folder, "neurons")
+    with pytest.raises(hfc.CompressionError, match="neurons"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_a_plan_that_names_heads_is_refused(folder):
+    change_json(folder / "config.json", quantization_config=PLAN | {"version": 2, "heads": [ENTRY]})
+    refused(folder, "heads")
+
+
+def test_a_plan_that_does_not_fit_the_weights_is_refused(folder):
+    change_json(folder / "config.json", quantization_config=PLAN | {"version": 2, "neurons": [ENTRY]})
+    refused(folder, r"mismatched keys, such as .* where the config describes")
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):  # by transformers
+        AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_a_plan_that_narrows_tied_weights_is_refused(folder):
+    hfc.save_compressed(BertForMaskedLM(build("bert").config), folder)
+    names = {"up": ["cls.predictions.transform.dense"], "down": "cls.predictions.decoder", "width": 5}
+    change_json(folder / "config.json", quantization_config=PLAN | {"version": 2, "neurons": [names]})
+    refused(folder, "neurons .*weight of its own")
+    with pytest.raises(hfc.CompressionError, match=r"neurons .*weight of its own"):
+        BertForMaskedLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("neurons", [5, None, "neurons", {"0": 1}, [None], [[5]]])
+def test_a_plan_of_any_kind_can_be_copied_and_is_refused(neurons, folder, tmp_path):
+    change_json(folder / "config.json", quantization_config=PLAN | {"neurons": neurons})
+    unpack_folder(folder, tmp_path / "out")
+    refused(tmp_path / "out", "neurons")
+
+
+@pytest.mark.parametrize("key", ["self", "cls", "config_dict", "plan", "return_unused_kwargs"])
+def test_no_key_of_a_plan_is_taken_for_an_argument(key, folder):
+    plan = json.loads((folder / "config.json").read_text())["quantization_config"]
+    change_json(folder / "config.json", quantization_config=plan | {key: 1})
+    assert hfc.load_compressed(folder).config.quantization_config["neurons"] == plan["neurons"]
+    assert AutoModelForSequenceClassification.from_pretrained(folder) is not None
+
+
+@pytest.mark.parametrize("levels", [120, 300, 900])
+@pytest.mark.parametrize("where", ["version", "neurons", "other"])
+def test_deep_plans_are_refused_before_anything_follows_them(where, levels, folder, tmp_path):
+    change_json(folder / "config.json", quantization_config=PLAN | {where: nested(5, levels)})
+    refused(folder, "nested more than 100 levels")
+    with pytest.raises(hfc.CompressionError, match="nested more than 100 levels"):
+        unpack_folder(folder, tmp_path / "out")
+
+
+def test_a_deep_index_is_refused(folder):
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {PACKED: nested("model.safetensors", 900)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "nested more than 100 levels")
+
+
+def test_links_out_of_a_folder_are_not_copied(folder, tmp_path):
     (tmp_path / "secret").write_text("mine")
     (folder / "vocab.txt").symlink_to(tmp_path / "secret")
     with pytest.raises(hfc.CompressionError, match=r"vocab\.txt is a link out of the folder"):
@@ -249,18 +364,21 @@ def test_shapes_of_nothing_are_refused(shape):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000, '{"a": ' * 50_000])
-def test_configs_that_are_none_are_refused(text, folder):
+def test_files_that_are_not_configs_are_refused(text, folder):
     (folder / "config.json").write_text(text)
     refused(folder, "config.json")
 
 
-def test_a_missing_config_or_folder_is_said(folder):
+def test_a_missing_config_is_named(folder):
     (folder / "config.json").unlink()
     refused(folder, "config.json cannot be read")
-    with pytest.raises(hfc.CompressionError, match="neither a folder here nor a model"):
-        hfc.load_compressed(folder / "nowhere")
-    with pytest.raises(hfc.CompressionError, match="is no folder"):
-        unpack_folder(folder / "nowhere", folder / "out")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(hfc.CompressionError, match="neither a directory nor a model"):
+        hfc.load_compressed(tmp_path / "nowhere")
+    with pytest.raises(hfc.CompressionError, match="is not a directory"):
+        unpack_folder(tmp_path / "nowhere", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "model.safetensors/../../x", "evil.bin", ""])
@@ -277,30 +395,36 @@ def test_links_out_of_the_folder_are_refused(folder):
     refused(folder, "outside of itself")
 
 
-def test_pickles_are_never_read(folder):
+@pytest.fixture
+def with_pickle(folder):
+    """A folder with a pickle that opens a file when it is read."""
+
     class Evil:
         def __reduce__(self):
             return open, (str(folder.parent / "ran"), "w")
 
     torch.save({"classifier.bias": Evil()}, folder / "pytorch_model.bin")
-    assert hfc.load_compressed(folder) is not None  # there is a safetensors file too, so the other is ignored
-    (folder / "model.safetensors").unlink()
-    refused(folder, "no safetensors weights")
-    from transformers import AutoModelForSequenceClassification
-
-    with pytest.raises(hfc.CompressionError, match="no safetensors file"):
-        AutoModelForSequenceClassification.from_pretrained(folder)
+    yield folder
     assert not (folder.parent / "ran").exists()
 
 
-def test_an_adapter_is_not_mistaken_for_a_model(folder):
+def test_a_pickle_beside_safetensors_is_ignored(with_pickle):
+    assert hfc.load_compressed(with_pickle) is not None
+
+
+def test_a_pickle_instead_of_safetensors_is_refused(with_pickle):
+    (with_pickle / "model.safetensors").unlink()
+    refused(with_pickle, "no safetensors weights")
+    with pytest.raises(hfc.CompressionError, match="not a safetensors file"):
+        AutoModelForSequenceClassification.from_pretrained(with_pickle)
+
+
+def test_a_peft_adapter_is_not_loaded_as_a_model(folder):
     (folder / "adapter_config.json").write_text("{}")
     refused(folder, "PEFT adapter")
 
 
-def test_plain_from_pretrained_refuses_damaged_positions_in_the_same_words(folder):
-    from transformers import AutoModelForSequenceClassification
-
+def test_from_pretrained_refuses_damaged_positions_too(folder):
     change, message = HEADERS["exchanged positions"]
     change_header(folder, change)
     with pytest.raises(hfc.CompressionError, match=message):
@@ -308,7 +432,7 @@ def test_plain_from_pretrained_refuses_damaged_positions_in_the_same_words(folde
 
 
 def mutated(data, chance):
-    """The bytes with a few of them changed, moved, repeated or gone, most often in the header."""
+    """The bytes with a few of them changed, moved, repeated or removed, most often in the header."""
     data = bytearray(data)
     (length,) = struct.unpack_from("<Q", data)
     for _ in range(chance.choice([1, 1, 1, 2, 5])):
@@ -338,12 +462,12 @@ def test_mutated_files_load_or_are_refused(sound, tmp_path):
     rounds = int(os.environ.get("HFCOMPRESS_FUZZ", "150"))
     shutil.copytree(sound, tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"
-    whole, chance = path.read_bytes(), random.Random(0)
+    intact, chance = path.read_bytes(), random.Random(0)
     loaded = refusals = 0
     for number in range(rounds):
-        path.write_bytes(mutated(whole, chance))
+        path.write_bytes(mutated(intact, chance))
         try:
-            # A whole load takes a hundred times as long as the checks and the unpacking alone: now and then.
+            # Loading takes a hundred times as long as checking and unpacking: only now and then.
             if number % 10 == 0:
                 hfc.load_compressed(tmp_path / "model")
             else:

@@ -1,4 +1,4 @@
-"""Writes the golden folder: `python -m tests.storage.golden.make`. Run once a version of the format."""
+"""Writes the golden folder: `python -m tests.storage.golden.make`. Run it once for each version of the format."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Save a tiny BERT with uneven neurons, zeros and both codings of positions, and what it must load as."""
+    """Save a tiny BERT with uneven neurons, zeros and both codings of positions, and the tensors to be loaded."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     model = BertForSequenceClassification(BertConfig(vocab_size=30, max_position_embeddings=16, **sizes)).eval()

@@ -1,0 +1,47 @@
+"""pack_folder and unpack_folder."""
+
+import json
+
+import pytest
+from architectures import same_bits
+from model_folders import plain, pruned, stored_tensors
+
+import hfcompress as hfc
+from hfcompress.storage.convert import pack_folder, unpack_folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A dense folder with shards, its packed copy, and the unpacked copy of that."""
+    model = pruned(amount=0.8)
+    dense, small, again = (tmp_path / name for name in ("dense", "small", "again"))
+    model.save_pretrained(dense, max_shard_size="40KB")
+    (dense / "notes.txt").write_text("mine")
+    pack_folder(dense, small)
+    unpack_folder(small, again)
+    return dense, small, again
+
+
+def test_a_packed_copy_is_smaller_and_loads_bit_for_bit(folders):
+    dense, small, _ = folders
+    sizes = [sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in (small, dense)]
+    assert sizes[0] < sizes[1]
+    assert same_bits(plain(small).state_dict(), plain(dense).state_dict())
+
+
+def test_an_unpacked_copy_of_a_packed_copy_is_the_original(folders):
+    dense, _, again = folders
+    assert same_bits(stored_tensors(again), stored_tensors(dense))
+    for name in ("config.json", "model.safetensors.index.json"):
+        one, other = (json.loads((folder / name).read_text()) for folder in (again, dense))
+        assert one.get("weight_map") == other.get("weight_map")
+        assert name != "config.json" or one == other
+    assert (again / "notes.txt").read_text() == "mine"
+
+
+def test_a_copy_has_the_subfolders_too(tmp_path):
+    hfc.save_compressed(pruned(), tmp_path / "model")
+    (tmp_path / "model" / "1_Pooling").mkdir()
+    (tmp_path / "model" / "1_Pooling" / "config.json").write_text("{}")
+    unpack_folder(tmp_path / "model", tmp_path / "plain")
+    assert (tmp_path / "plain" / "1_Pooling" / "config.json").read_text() == "{}"

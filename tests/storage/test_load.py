@@ -1,0 +1,78 @@
+"""load_compressed, pipeline and from_pretrained: where a model may be, and with which options it is loaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import cached, same_bits
+from model_folders import plain, pruned
+from safetensors import safe_open
+from transformers import BertTokenizerFast, pipeline
+
+import hfcompress as hfc
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_another_dtype_can_be_asked_for(tmp_path):
+    model = pruned()
+    hfc.save_compressed(model, tmp_path)
+    assert same_bits(plain(tmp_path, dtype=torch.float16).state_dict(), model.half().state_dict())
+
+
+@pytest.mark.parametrize("option", ["subfolder", "variant"])
+def test_another_place_for_the_weights_is_refused(option, tmp_path):
+    hfc.save_compressed(pruned(), tmp_path)
+    with pytest.raises(hfc.CompressionError, match=f"{option}= is not supported"):
+        hfc.load_compressed(tmp_path, **{option: "other"})
+
+
+def test_any_option_of_from_pretrained_is_passed_on(tmp_path):
+    hfc.save_compressed(pruned(), tmp_path)
+    assert hfc.load_compressed(tmp_path, classifier_dropout=0.25).config.classifier_dropout == 0.25
+
+
+def test_a_pipeline_reads_the_folder(tmp_path):
+    model = pruned()
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    hfc.save_compressed(model, tmp_path / "small", processing_class=tokenizer)
+    output = pipeline("text-classification", str(tmp_path / "small"))("good good bad")[0]
+    expected = model(**tokenizer("good good bad", return_tensors="pt")).logits.softmax(-1).max().detach()
+    assert output["score"] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_the_golden_folder_of_the_first_format_loads():
+    """Written by version 0.1.0 of the library (tests/storage/golden/make.py); every later one must read it."""
+    model = hfc.load_compressed(GOLDEN)
+    with safe_open(GOLDEN / "expected" / "dense.safetensors", "pt") as file:
+        expected = file.get_tensors()
+    assert same_bits(dict(sorted(model.state_dict().items())), dict(sorted(expected.items())))
+    assert hfc.sparsity_report(model).sparsity == pytest.approx(0.6, abs=0.2)
+
+
+def test_a_hub_id_loads_from_the_cache_without_a_network(tmp_path):
+    model = pruned()
+    hfc.save_compressed(model, tmp_path / "small")
+    cached(tmp_path / "small", tmp_path, "me/small")
+    for again in (
+        hfc.load_compressed("me/small", cache_dir=tmp_path, local_files_only=True, revision="main"),
+        plain("me/small", cache_dir=tmp_path, local_files_only=True),
+    ):
+        assert same_bits(again.state_dict(), model.state_dict())
+
+
+def test_an_unknown_name_is_neither_a_directory_nor_a_model(tmp_path):
+    with pytest.raises(hfc.CompressionError, match="'me/other' is neither a directory"):
+        hfc.load_compressed("me/other", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_a_hub_folder_may_be_reached_by_a_link(tmp_path, monkeypatch):
+    model = pruned()
+    hfc.save_compressed(model, tmp_path / "small")
+    cached(tmp_path / "small", tmp_path, "me/small")
+    snapshot = next((tmp_path / "models--me--small" / "snapshots").iterdir())
+    (tmp_path / "link").symlink_to(snapshot)
+    assert same_bits(hfc.load_compressed(tmp_path / "link").state_dict(), model.state_dict())
+    monkeypatch.chdir(snapshot)
+    assert same_bits(hfc.load_compressed(".").state_dict(), model.state_dict())
