@@ -277,8 +277,8 @@ NAMED = {  # neurons of version 2, which names their modules
     "a word": "neurons",
     "a number": 5,
     "nothing": None,
-    "a list of a hundred thousand": [ENTRY] * 10**5,
-    "a hundred thousand ups": [ENTRY | {"up": [UP] * 10**5}],
+    "a list of ten thousand": [ENTRY] * 10**4,
+    "ten thousand ups": [ENTRY | {"up": [UP] * 10**4}],
     "an up of many levels": [ENTRY | {"up": nested(UP, 90)}],
     "an entry of many levels": nested(ENTRY, 90),
 }
