@@ -84,7 +84,8 @@ def cache_teacher_logits(
     check_has_values(teacher.named_parameters(), "The teacher's ")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
     inputs, read = input_names(teacher), _columns_to_read(teacher, dataset, processing_class, texts)
-    settings = {"version": _VERSION, "columns": read, "bf16": bf16}
+    padder = Padder(teacher, processing_class)
+    settings = {"version": _VERSION, "columns": read, "bf16": bf16, "pad": [padder.side, padder.pad_token_id]}
     if processing_class is not None:
         settings |= {
             "max_length": processing_class.model_max_length if max_length is None else max_length,
@@ -92,8 +93,6 @@ def cache_teacher_logits(
             "inputs": list(processing_class.model_input_names),
             "tokenizer": tokenizer_rules(processing_class),
         }
-    padder = Padder(teacher, processing_class)
-    settings |= {"padding_side": padder.side, "pad_token_id": padder.pad_token_id}
 
     state = PartialState(cpu=not torch.accelerator.is_available())
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfcompress" if cache_dir is None else Path(cache_dir)
