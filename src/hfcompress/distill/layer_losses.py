@@ -42,8 +42,7 @@ class ForwardRecorder:
         found: dict[str, Tensor] = {}
         with ExitStack() as hooks:
             for name in self.projections:
-                record = partial(_record, found, name)
-                hooks.callback(inner.get_submodule(name).register_forward_hook(record).remove)
+                hooks.enter_context(inner.get_submodule(name).register_forward_hook(partial(_record, found, name)))
             outputs = model(**inputs, **({"output_hidden_states": True} if self.hidden else {}))
         attention = [found[name] for name in self.projections]
         if attention and torch.is_grad_enabled() and not any(vectors.requires_grad for vectors in attention):

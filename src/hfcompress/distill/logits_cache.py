@@ -78,8 +78,9 @@ def cache_teacher_logits(
         raise ImportError("cache_teacher_logits needs the package datasets: pip install datasets") from error
     if not isinstance(dataset, datasets.Dataset) or not len(dataset) or dataset.format["type"] == "custom":
         raise CompressionError(
-            f"dataset must be a datasets.Dataset with rows and without a transform, not this {type(dataset).__name__}; "
-            "where texts are streamed or changed on the way, pass the teacher to DistillationTrainer."
+            f"dataset must be a datasets.Dataset with rows and without a transform, not {type(dataset).__name__} of "
+            f"{getattr(dataset, 'num_rows', 'unknown')} rows; where texts are streamed or changed on the way, pass the "
+            "teacher to DistillationTrainer."
         )
     check_has_values(teacher.named_parameters(), "The teacher's ")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]

@@ -60,9 +60,7 @@ class Teachers:
 def _normalize(weights: Sequence[float], count: int) -> list[float]:
     valid = isinstance(weights, Sequence) and len(weights) == count
     if not valid or not all(is_number(weight) and 0 < weight < math.inf for weight in weights):
-        raise CompressionError(
-            f"teacher_weights={weights!r} must list numbers above 0, one for each of {count} teachers."
-        )
+        raise CompressionError(f"teacher_weights={weights!r} must list {count} numbers above 0, one per teacher.")
     return [float(weight) / float(sum(weights)) for weight in weights]
 
 

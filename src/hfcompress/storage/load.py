@@ -135,11 +135,8 @@ def _modules_limited(folder: Path) -> Iterator[None]:
         if made > most:
             raise CompressionError(f"{folder / CONFIG} describes a model of more than {most:,} modules.")
 
-    hook = register_module_module_registration_hook(count)
-    try:
+    with register_module_module_registration_hook(count):
         yield
-    finally:
-        hook.remove()
 
 
 def _check_plain_size(folder: Path, model_class: Any) -> None:
