@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import os
-import re
 import shutil
 import sys
 import uuid
@@ -129,12 +129,8 @@ def _exchange(one: Path, other: Path) -> bool:
     paths = os.fsencode(one), os.fsencode(other)
     if hasattr(libc, "renameat2"):
         here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        failed = libc.renameat2(here, paths[0], here, paths[1], exchange)
-    elif hasattr(libc, "renamex_np"):
-        failed = libc.renamex_np(*paths, 2)  # RENAME_SWAP
-    else:
-        return False
-    return not failed  # some file systems cannot
+        return bool(libc.renameat2(here, paths[0], here, paths[1], exchange) == 0)
+    return hasattr(libc, "renamex_np") and libc.renamex_np(*paths, 2) == 0  # RENAME_SWAP
 
 
 def _carry_over(old: Path, new: Path, obsolete: Callable[[str], bool] = lambda name: False) -> None:
@@ -181,13 +177,11 @@ def _new_beside(target: Path) -> tuple[Path, int | None]:
     while True:
         new = _sibling(target)
         new.mkdir()
-        if sys.platform == "win32":
-            return new, None
         try:
             lock = _lock(new)
         except (FileNotFoundError, BlockingIOError):  # another process removes it, as it was not locked yet
             continue
-        except OSError:  # a file system without locks
+        except OSError:  # Windows, or a file system without locks
             return new, None
         if new.exists():
             return new, lock
@@ -211,10 +205,9 @@ def _sibling(target: Path) -> Path:
 
 def _remove_leftovers(target: Path) -> None:
     """Remove the folders that killed processes left beside a folder: those that no process has locked."""
-    if sys.platform == "win32" or not target.exists():
+    if not target.exists():
         return
-    ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}\.saving")
-    for leftover in filter(lambda path: ours.fullmatch(path.name), target.parent.iterdir()):
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.{32 * '[0-9a-f]'}.saving"):
         with suppress(OSError):
             handle = _lock(leftover)
             try:

@@ -94,7 +94,7 @@ def test_a_deberta_with_shared_projections_learns_relations(tmp_path):
     """As DeBERTa-v3 does: queries and keys are those of the tokens."""
     student, teacher = (build("deberta-v2", LABELS, seed=seed, share_att_key=True) for seed in (1, 2))
     inputs = {key: DATA[key] for key in ("input_ids", "attention_mask")}
-    recorded = ForwardRecorder(student, layer=-1)(student, inputs)
+    recorded = ForwardRecorder(projections=attention_projections(student, -1))(student, inputs)
     assert {vectors.shape[:2] for vectors in recorded.attention} == {DATA["input_ids"].shape}
     before = state_of(student)
     make(student, teacher, tmp_path, args={"relation_weight": 1.0}).train()

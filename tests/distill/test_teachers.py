@@ -215,7 +215,7 @@ def test_two_equal_teachers_are_as_one(tmp_path):
 @pytest.mark.parametrize("weights", [[1], [1, 2, 3], [1, 0], [1, -1], [1, float("nan")], ["a", "b"]])
 def test_teacher_weights_that_do_not_fit_are_refused(weights, tmp_path):
     student, teacher = student_and_teacher()
-    with pytest.raises(CompressionError, match="one positive number for each teacher, of which there are 2"):
+    with pytest.raises(CompressionError, match="must list 2 numbers above 0, one per teacher"):
         make(student, [teacher, copy.deepcopy(teacher)], tmp_path, teacher_weights=weights)
 
 
@@ -260,7 +260,11 @@ def partitioned():
         (partitioned, {}, "partitioned by DeepSpeed"),
         (lambda: "some/teacher", {}, "teacher must be a model or a list of models, not str"),
         (lambda: build("bert", LABELS, seed=2).to("meta"), {}, "teacher's bert.* is on the meta device"),
-        (lambda: build("bert", LABELS, seed=2), {"teacher_weights": 1.0}, "teacher_weights=1.0 must be a list"),
+        (
+            lambda: build("bert", LABELS, seed=2),
+            {"teacher_weights": 1.0},
+            "teacher_weights=1.0 must list 1 numbers above 0",
+        ),
         (lambda: build("bert", LABELS, seed=2), {"args": {"hidden_weight": 1.0, "layer_map": {0: 9}}}, "layer_map"),
     ],
     ids=["partitioned", "name", "meta", "weights", "layers"],

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from architectures import same_bits
+from architectures import build, same_bits
 from model_folders import plain, pruned, stored_tensors
 
 import hfcompress as hfc
@@ -45,3 +45,10 @@ def test_a_copy_has_the_subfolders_too(tmp_path):
     (tmp_path / "model" / "1_Pooling" / "config.json").write_text("{}")
     unpack_folder(tmp_path / "model", tmp_path / "plain")
     assert (tmp_path / "plain" / "1_Pooling" / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("copy", [pack_folder, unpack_folder])
+def test_a_copy_lists_the_labels_in_their_order(copy, tmp_path):
+    build("bert", 12).save_pretrained(tmp_path / "model")
+    copy(tmp_path / "model", tmp_path / "copy")
+    assert list(plain(tmp_path / "copy").config.id2label) == list(range(12))

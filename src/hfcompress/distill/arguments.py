@@ -76,8 +76,7 @@ class DistillationArguments(TrainingArguments):
         check_teacher_loss(self.teacher_loss)
         check_label_loss(self.label_loss)
         check_number("temperature", self.temperature, zero=False)
-        if self.teacher_dtype is not None:
-            check_choice("teacher_dtype", self.teacher_dtype, _DTYPES)
+        check_choice("teacher_dtype", self.teacher_dtype, (None, *_DTYPES))
         check_number("hidden_weight", self.hidden_weight)
         check_number("relation_weight", self.relation_weight)
         if self.relation_heads is not None:

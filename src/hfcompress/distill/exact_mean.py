@@ -103,8 +103,7 @@ class ExactMeanTrainer(Trainer):
         if num_items_in_batch is None:
             return losses.mean()
         weighted = losses if weights is None else losses * weights
-        mean: Tensor = weighted.sum() / num_items_in_batch * self.accelerator.num_processes
-        return mean
+        return weighted.sum() / num_items_in_batch * int(self.accelerator.num_processes)
 
     @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,33 +29,22 @@ class ModelOutputs:
     attention: Sequence[Tensor] = ()  # queries, keys and values of the recorded layer: (batch, tokens, width)
 
 
+@dataclass(frozen=True)
 class ForwardRecorder:
-    """Runs a model and records what its layers compute; the model stays as it is.
+    """Runs a model and records what its layers compute; the model stays as it is."""
 
-    Args:
-        model: The model, or one built like it.
-        hidden: Whether its hidden states are recorded.
-        layer: Index of the layer whose queries, keys and values are recorded, or None.
-
-    Raises:
-        CompressionError: There is no such layer, or its attention has no known layout.
-    """
-
-    def __init__(self, model: nn.Module, *, hidden: bool = False, layer: int | None = None) -> None:
-        self._hidden = hidden
-        self._projections = () if layer is None else attention_projections(model, layer)
+    hidden: bool = False  # whether its hidden states are recorded
+    projections: Sequence[str] = ()  # the modules, three or one for all, whose queries, keys and values are recorded
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Any]) -> ModelOutputs:
         """Run the model on a batch."""
         inner: Any = unwrap(model)
         found: dict[str, Tensor] = {}
-        hooks = [inner.get_submodule(n).register_forward_hook(partial(_record, found, n)) for n in self._projections]
-        try:
-            outputs = model(**inputs, **({"output_hidden_states": True} if self._hidden else {}))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        attention = [found[name] for name in self._projections]
+        with ExitStack() as hooks:
+            for name in self.projections:
+                hooks.enter_context(inner.get_submodule(name).register_forward_hook(partial(_record, found, name)))
+            outputs = model(**inputs, **({"output_hidden_states": True} if self.hidden else {}))
+        attention = [found[name] for name in self.projections]
         if attention and torch.is_grad_enabled() and not any(vectors.requires_grad for vectors in attention):
             raise CompressionError(
                 f"No gradient reaches the attention of {type(inner).__name__}, so relation_weight would not train it: "
@@ -63,10 +53,10 @@ class ForwardRecorder:
             )
         if len(attention) == 1:
             attention = list(attention[0].chunk(3, dim=-1))
-        hidden = outputs.get("hidden_states") if self._hidden and isinstance(outputs, Mapping) else ()
-        if hidden is None or self._hidden > bool(hidden):
+        hidden = outputs.get("hidden_states") if self.hidden and isinstance(outputs, Mapping) else None
+        if self.hidden and not hidden:
             raise CompressionError(f"{type(inner).__name__} returns no hidden states; set hidden_weight=0.")
-        return ModelOutputs(get_logits(outputs), hidden, attention)
+        return ModelOutputs(get_logits(outputs), hidden or (), attention)
 
 
 class LayerLosses:
@@ -83,9 +73,9 @@ class LayerLosses:
     ) -> None:
         configs = [get_config(model) for model in (student, teacher)]
         hidden, relations = args.hidden_weight > 0, args.relation_weight > 0
-        self.student_recorder = ForwardRecorder(student, hidden=hidden, layer=-1 if relations else None)
-        layer = args.relation_layer if relations else None
-        self.teacher_recorder = ForwardRecorder(teacher, hidden=hidden, layer=layer)
+        layers = ((student, -1), (teacher, args.relation_layer)) if relations else ()
+        projections = [attention_projections(model, layer) for model, layer in layers] or [(), ()]
+        self.recorders = [ForwardRecorder(hidden, names) for names in projections]  # the student's and the teacher's
         self._hidden_weight, self._relation_weight = args.hidden_weight, args.relation_weight
         self._heads, self._teacher_heads = args.relation_heads, getattr(configs[1], "num_attention_heads", 1)
         self._layer_map = _layer_map(args.layer_map, *(c.num_hidden_layers for c in configs)) if hidden else {}

@@ -78,13 +78,15 @@ def cache_teacher_logits(
         raise ImportError("cache_teacher_logits needs the package datasets: pip install datasets") from error
     if not isinstance(dataset, datasets.Dataset) or not len(dataset) or dataset.format["type"] == "custom":
         raise CompressionError(
-            f"dataset must be a datasets.Dataset with rows and without a transform, not this {type(dataset).__name__}; "
-            "where texts are streamed or changed on the way, pass the teacher to DistillationTrainer."
+            f"dataset must be a datasets.Dataset with rows and without a transform, not {type(dataset).__name__} of "
+            f"{getattr(dataset, 'num_rows', 'unknown')} rows; where texts are streamed or changed on the way, pass the "
+            "teacher to DistillationTrainer."
         )
     check_has_values(teacher.named_parameters(), "The teacher's ")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
     inputs, read = input_names(teacher), _columns_to_read(teacher, dataset, processing_class, texts)
-    settings = {"version": _VERSION, "columns": read, "bf16": bf16}
+    padder = Padder(teacher, processing_class)
+    settings = {"version": _VERSION, "columns": read, "bf16": bf16, "pad": [padder.side, padder.pad_token_id]}
     if processing_class is not None:
         settings |= {
             "max_length": processing_class.model_max_length if max_length is None else max_length,
@@ -92,8 +94,6 @@ def cache_teacher_logits(
             "inputs": list(processing_class.model_input_names),
             "tokenizer": tokenizer_rules(processing_class),
         }
-    padder = Padder(teacher, processing_class)
-    settings |= {"padding_side": padder.side, "pad_token_id": padder.pad_token_id}
 
     state = PartialState(cpu=not torch.accelerator.is_available())
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfcompress" if cache_dir is None else Path(cache_dir)

@@ -66,8 +66,7 @@ class ProjectionTrainer(Trainer):
         """Take the stock step; average the projection's gradient over the processes, as DDP does the student's."""
         loss: Tensor = super().training_step(*args, **kwargs)
         if self._projection is not None and self.accelerator.sync_gradients:
-            weight = self._projection.weight
-            weight.grad = self.accelerator.reduce(weight.grad, reduction="mean")
+            self._projection.weight.grad = self.accelerator.reduce(self._projection.weight.grad, reduction="mean")
         return loss
 
     @override

@@ -26,8 +26,7 @@ class TeacherCollator:
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Make a batch, with ``teacher_inputs`` unless the teacher's logits are there or the texts are not."""
         # Where nothing is encoded yet, the collator may need the text itself.
-        has_inputs = all("input_ids" in feature or "inputs_embeds" in feature for feature in features)
-        left_out = set(self.text_columns) if has_inputs else set()
+        left_out = self.text_columns if all("input_ids" in one or "inputs_embeds" in one for one in features) else ()
         texts = [[feature.get(column) for feature in features] for column in self.text_columns]
         cached = all("teacher_logits" in feature for feature in features)
         own = [{name: value for name, value in feature.items() if name not in left_out} for feature in features]

@@ -60,17 +60,14 @@ class Teachers:
 def _normalize(weights: Sequence[float], count: int) -> list[float]:
     valid = isinstance(weights, Sequence) and len(weights) == count
     if not valid or not all(is_number(weight) and 0 < weight < math.inf for weight in weights):
-        what = f"a list with one positive number for each teacher, of which there are {count}"
-        raise CompressionError(f"teacher_weights={weights!r} must be {what}.")
+        raise CompressionError(f"teacher_weights={weights!r} must list {count} numbers above 0, one per teacher.")
     return [float(weight) / float(sum(weights)) for weight in weights]
 
 
 def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     """Refuse a teacher that does not fit a student; return the order of its classes if it is not the student's."""
     if not isinstance(teacher, nn.Module):
-        raise CompressionError(
-            f"teacher must be a model or a list of models, not {type(teacher).__name__}; load it first."
-        )
+        raise CompressionError(f"teacher must be a model or a list of models, not {type(teacher).__name__}; load it.")
     check_has_values(teacher.named_parameters(), "The teacher's ")
     if any(hasattr(parameter, "ds_id") for parameter in teacher.parameters()):
         raise CompressionError(

@@ -35,11 +35,6 @@ class StudentBatch:
     teacher_logits: Tensor | None  # those in the data, in the order of the teacher's classes: (batch, classes)
     teacher_inputs: Mapping[str, Any] | None  # its own, or all in the batch; None where it can read neither
 
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """1 for the student's tokens and 0 for padding, shape (batch, tokens)."""
-        return self.inputs.get("attention_mask")
-
 
 class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
     """Train a student classifier on the labels and on a teacher's outputs.
@@ -142,8 +137,8 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             projection = self._make_projection(teachers[0]) if args.hidden_weight > 0 else None
             losses = LayerLosses(self.model, teachers[0], args, projection)
         self._layer_losses, self._projection, self._layer_settings = losses, projection, args.layer_settings
-        self._student_recorder = losses.student_recorder if losses else ForwardRecorder(self.model)
-        self._teacher_recorder = losses.teacher_recorder if losses else ForwardRecorder(self.model)
+        recorders = losses.recorders if losses else (ForwardRecorder(), ForwardRecorder())
+        self._student_recorder, self._teacher_recorder = recorders
 
     @override
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -230,7 +225,7 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             loss = label_loss(outputs.logits, batch.labels, args.label_loss, smoothing, self._problem)
             terms["label_term"] = (1 - args.alpha, loss)
         if teacher is not None and self._layer_losses is not None:
-            terms |= self._layer_losses(outputs, teacher, batch.attention_mask)
+            terms |= self._layer_losses(outputs, teacher, batch.inputs.get("attention_mask"))
         return terms
 
     def _missing_teacher(self) -> str:
@@ -244,11 +239,7 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
 
     @override
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return cross-entropy, logits and labels of a batch, and keep what `evaluate` reports beside them."""
         batch = self._take_apart(self._prepare_inputs(inputs))
@@ -284,5 +275,4 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             output.metrics.pop(f"{prefix}_loss", None)  # the loop's is rounded, and over all rows
             # A metric of the user's compute_metrics wins over ours.
             output.metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()} | output.metrics)
-            self._metrics = {}
         return output

@@ -57,7 +57,7 @@ def write_index_and_plan(new: Path, files: Sequence[str], packed: bool) -> None:
     if ONE_FILE not in files:
         places = {name: file for file in files for name in read_shapes(new / file)}
         total = sum((new / file).stat().st_size for file in files)
-        _write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        _write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
     config = _read_json(new / CONFIG)
     plan = make_plan(config.pop("quantization_config", None) or {})
     if packed or plan.keys() > make_plan({}).keys():
@@ -143,7 +143,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")  # as transformers does
+    # Sorted as by transformers, but for what is within: as texts, the numbers of labels would be sorted 0, 1, 10, 2.
+    path.write_text(json.dumps(dict(sorted(value.items())), indent=2) + "\n", encoding="utf-8")
 
 
 def _levels(value: object) -> Iterator[list[Any]]:

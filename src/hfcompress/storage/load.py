@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 import transformers
@@ -106,8 +106,7 @@ def load_compressed(
             f"{folder} does not hold a {type(model).__name__}: {problem.replace('_', ' ')}, such as {first}. "
             "If it holds a model of a class of your own, load it with the from_pretrained of that class."
         )
-    loaded: PreTrainedModel = model
-    return loaded
+    return cast(PreTrainedModel, model)
 
 
 def model_folder(directory: Folder, **download: Any) -> Path:
@@ -122,9 +121,7 @@ def model_folder(directory: Folder, **download: Any) -> Path:
         return Path(snapshot_download(str(directory), allow_patterns=_DOWNLOADED, ignore_patterns=["*/*"], **download))
     except Exception as error:  # no network, no such model, no access: huggingface_hub says which
         reason = str(error).strip().partition("\n")[0]
-        raise CompressionError(
-            f"{str(directory)!r} is neither a directory nor a model that can be downloaded: {reason}"
-        ) from error
+        raise CompressionError(f"{str(directory)!r} is neither a directory nor a model on the hub: {reason}") from error
 
 
 @contextmanager
@@ -138,11 +135,8 @@ def _modules_limited(folder: Path) -> Iterator[None]:
         if made > most:
             raise CompressionError(f"{folder / CONFIG} describes a model of more than {most:,} modules.")
 
-    hook = register_module_module_registration_hook(count)
-    try:
+    with register_module_module_registration_hook(count):
         yield
-    finally:
-        hook.remove()
 
 
 def _check_plain_size(folder: Path, model_class: Any) -> None:

@@ -20,7 +20,7 @@ from typing_extensions import override
 from hfcompress.errors import CompressionError
 from hfcompress.models.shape_plan import METHOD, apply_plan
 from hfcompress.models.tensors import distinct
-from hfcompress.storage.safetensors_file import PACKABLE, POSITIONS, check_packed_tensors, is_packed
+from hfcompress.storage.safetensors_file import PACKABLE, POSITIONS, check_packed_tensors
 from hfcompress.storage.sparse_codec import MOST_EXPANSION, Packed, unpack
 
 _SLACK = 1 << 24  # bytes, of buffers and the like, that are in no file
@@ -87,11 +87,8 @@ class PlanQuantizer(HfQuantizer):
         files = [Path(file) for file in checkpoint_files or ()]
         for file in files:
             if file.suffix != ".safetensors":
-                raise CompressionError(
-                    f"{file} is not a safetensors file; compressed models are loaded from no other kind."
-                )
-            check_packed_tensors(file)
-            self._packed = self._packed or is_packed(file)
+                raise CompressionError(f"{file} is not a safetensors file, the only kind that holds compressed models.")
+            self._packed |= check_packed_tensors(file)
         if files:
             check_size(model, sum(file.stat().st_size for file in files))
 

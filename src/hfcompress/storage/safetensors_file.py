@@ -27,8 +27,6 @@ PACKABLE = ".weight"  # the end of the name of each tensor that may be packed; t
 POSITIONS = ".positions"  # X.positions holds the positions of the values in X
 
 Entries = dict[str, Tensor]  # the tensors by which a file represents one tensor of the model: one, or two if packed
-
-
 TensorInfo = tuple[str, str, list[int]]  # of an unpacked tensor: name, dtype as in safetensors, shape
 
 
@@ -54,8 +52,8 @@ def unpack_file(source: Path, target: Path) -> bool:
     return _rewrite(source, target, _unpack_entries)
 
 
-def check_packed_tensors(path: Path) -> None:
-    """Check the packed tensors of a safetensors file, without taking memory of their unpacked size.
+def check_packed_tensors(path: Path) -> bool:
+    """Check the packed tensors of a safetensors file, in little memory; return whether there are any.
 
     Raises:
         CompressionError: It is not a safetensors file, is of a newer version of the format, or contradicts itself.
@@ -63,9 +61,8 @@ def check_packed_tensors(path: Path) -> None:
     with _open(path) as file, ThreadPoolExecutor(THREADS) as pool:
         names = set(file.keys())
         packed = [name.removesuffix(POSITIONS) for name in names if _are_positions(name)]
-        for name in packed:
-            if name not in names:
-                raise CompressionError(f"{path}: {name}{POSITIONS} has no values: there is no tensor {name!r}.")
+        for name in set(packed) - names:
+            raise CompressionError(f"{path}: {name}{POSITIONS} has no values: there is no tensor {name!r}.")
         if packed and METADATA not in (file.metadata() or {}):
             raise CompressionError(f"{path}: {packed[0]!r} is packed, but the metadata have no version of the format.")
 
@@ -76,13 +73,13 @@ def check_packed_tensors(path: Path) -> None:
                 raise CompressionError(f"{path}: tensor {name!r} is damaged: {error}.") from None
 
         list(pool.map(check, packed))  # raises what any of them raised
+        return bool(packed)
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor as it is stored in a safetensors file."""
     with _open(path) as file:
-        names: list[str] = file.keys()
-        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
 
 
 def is_packed(path: Path) -> bool:
@@ -122,9 +119,7 @@ def _write(target: Path, metadata: dict[str, str], infos: list[TensorInfo], make
     # The widest elements first, as in safetensors itself, so that each tensor is aligned for its dtype.
     infos = sorted(infos, key=lambda info: (-_bits_per_element(info[1]), info[0]))
     if infos and _bits_per_element(infos[-1][1]) < 8:
-        raise CompressionError(
-            f"{infos[-1][0]} has several numbers in a byte ({infos[-1][1]}), which cannot be packed."
-        )
+        raise CompressionError(f"{infos[-1][0]} has several numbers in a byte ({infos[-1][1]}) and cannot be packed.")
     room = _header_room(metadata, infos)
     header: dict[str, Any] = {}
     with open(target, "wb") as out, ThreadPoolExecutor(THREADS) as pool:
@@ -132,8 +127,7 @@ def _write(target: Path, metadata: dict[str, str], infos: list[TensorInfo], make
         for (name, dtype, _), entries in zip(infos, _make_ahead(pool, make, [info[0] for info in infos]), strict=True):
             for key, tensor in entries.items():
                 begin = out.tell() - 8 - room
-                if tensor.numel():
-                    out.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+                out.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
                 offsets = [begin, out.tell() - 8 - room]
                 shape = list(tensor.shape)
                 header[key] = {"dtype": dtype if key == name else "U8", "shape": shape, "data_offsets": offsets}

@@ -108,17 +108,15 @@ def _pack_weights(model: PreTrainedModel, new: Path, max_shard_size: int | str) 
     state: dict[str, Tensor] = model.state_dict()
     for name in model._keys_to_ignore_on_save or ():
         state.pop(name, None)
-    pattern = "model{suffix}.safetensors"
     try:
         state = revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
-        split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size, filename_pattern=pattern)
+        split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size)
     except (RuntimeError, ValueError) as error:  # undeclared shared memory, or a size that cannot be parsed
         raise CompressionError(f"{type(model).__name__} cannot be split into files: {error}") from error
     (new / ONE_FILE).unlink()  # it holds no weights
-    packed = False
-    for file, names in logging.tqdm(split.filename_to_tensors.items(), desc="Packing model shards"):
-        packed = pack_tensors({name: state[name] for name in names}, new / file) or packed
-    write_index_and_plan(new, [*split.filename_to_tensors], packed)
+    shards = logging.tqdm(split.filename_to_tensors.items(), desc="Packing model shards")
+    packed = [pack_tensors({name: state[name] for name in names}, new / file) for file, names in shards]
+    write_index_and_plan(new, [*split.filename_to_tensors], any(packed))
 
 
 def _check_savable(model: nn.Module) -> PreTrainedModel:
