@@ -9,13 +9,11 @@ if TYPE_CHECKING:
     from hfcompress.distill.logits_cache import cache_teacher_logits
     from hfcompress.distill.trainer import DistillationTrainer
 else:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "arguments": ["DistillationArguments"],
-            "logits_cache": ["cache_teacher_logits"],
-            "trainer": ["DistillationTrainer"],
-        },
-    )
+    _modules = {
+        "arguments": ["DistillationArguments"],
+        "logits_cache": ["cache_teacher_logits"],
+        "trainer": ["DistillationTrainer"],
+    }
+    __getattr__, __dir__ = lazy_names(__name__, _modules)
 
 __all__ = ["DistillationArguments", "DistillationTrainer", "cache_teacher_logits"]

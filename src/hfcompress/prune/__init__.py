@@ -8,12 +8,10 @@ if TYPE_CHECKING:
     from hfcompress.prune.callbacks import GradualPruning, KeepSparsity
     from hfcompress.prune.magnitude import prune_global_l1
 else:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "callbacks": ["GradualPruning", "KeepSparsity"],
-            "magnitude": ["prune_global_l1"],
-        },
-    )
+    _modules = {
+        "callbacks": ["GradualPruning", "KeepSparsity"],
+        "magnitude": ["prune_global_l1"],
+    }
+    __getattr__, __dir__ = lazy_names(__name__, _modules)
 
 __all__ = ["GradualPruning", "KeepSparsity", "prune_global_l1"]

@@ -11,16 +11,14 @@ if TYPE_CHECKING:
     from hfcompress.report.sparsity import LayerSparsity, SparsityReport, sparsity_report
     from hfcompress.report.structure import BlockStructure, StructureReport
 else:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "benchmark": ["compare", "measure"],
-            "comparison": ["Comparison"],
-            "measurements": ["ForwardPass", "Measurement"],
-            "sparsity": ["LayerSparsity", "SparsityReport", "sparsity_report"],
-            "structure": ["BlockStructure", "StructureReport"],
-        },
-    )
+    _modules = {
+        "benchmark": ["compare", "measure"],
+        "comparison": ["Comparison"],
+        "measurements": ["ForwardPass", "Measurement"],
+        "sparsity": ["LayerSparsity", "SparsityReport", "sparsity_report"],
+        "structure": ["BlockStructure", "StructureReport"],
+    }
+    __getattr__, __dir__ = lazy_names(__name__, _modules)
 
 __all__ = [
     "BlockStructure",

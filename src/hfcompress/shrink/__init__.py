@@ -8,12 +8,10 @@ if TYPE_CHECKING:
     from hfcompress.shrink.layers import student_from_teacher
     from hfcompress.shrink.structured import prune_structured
 else:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "layers": ["student_from_teacher"],
-            "structured": ["prune_structured"],
-        },
-    )
+    _modules = {
+        "layers": ["student_from_teacher"],
+        "structured": ["prune_structured"],
+    }
+    __getattr__, __dir__ = lazy_names(__name__, _modules)
 
 __all__ = ["prune_structured", "student_from_teacher"]
