@@ -141,7 +141,7 @@ SCHEDULES = ("one-shot", "iterative", "cubic")
 AT_MOST_HALF = [study_accuracy("schedules", f"{name} {amount}") for name in SCHEDULES for amount in (0.2, 0.5)]
 
 
-DISTIL = (ROOT / "benchmarks" / "results" / "distil.md").read_text()
+DISTILL = (ROOT / "benchmarks" / "results" / "distill.md").read_text()
 LOSSES = {name: [run["accuracy"] for run in runs] for name, runs in STUDIES["losses"]["runs"].items()}
 LABELS_ALONE = "labels alone: cross_entropy"
 GAINS = {
@@ -152,7 +152,7 @@ GAINS = {
 OURS_ALONE = "mse + mse (the paper's)"
 SMALL = sorted(mean(gain) for name, gain in GAINS.items() if name != OURS_ALONE)  # the first is a loss
 
-RANKED, CONTROL = ("fisher", "taylor", "l1"), "BERT, taught by itself"
+RANKED, CONTROL = ("fisher", "taylor", "l1"), "BERT, distilled from itself"
 PAPER = ("bert", "pruned-10", "pruned-20", "pruned-by-5", "control", "student", "student-alone", "student-wrong-ids")
 # Cited sentences, and their figures computed from the committed results.
 CITED = {
@@ -209,12 +209,12 @@ CITED = {
     "docs/distillation.md": [
         (
             r"took ([\d.]+) times as long as thirteen epochs .* and ([\d.]+) times as long as bare loops",
-            tuple(re.findall(r": ([\d.]+) times\.", DISTIL)),
+            tuple(re.findall(r": ([\d.]+) times\.", DISTILL)),
         ),
         (
             r"online it is ([\d.]+) times as long; TextBrewer takes ([\d.]+) times as long, and",
             tuple(
-                re.search(rf"^\| {name} +\|[^|]+\| ([\d.]+)", DISTIL, re.MULTILINE)[1]
+                re.search(rf"^\| {name} +\|[^|]+\| ([\d.]+)", DISTILL, re.MULTILINE)[1]
                 for name in ("DistillationTrainer with the teacher", r"TextBrewer 0\.2\.1")
             ),
         ),

@@ -45,9 +45,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     option("--data", default="packaged", metavar="SOURCE", help="a .csv or .jsonl file, or a data set name")
     option("--reviews", type=int, help="how many reviews to draw (default: the preset's)")
     option("--loss", choices=("cross_entropy", "mse"), default="cross_entropy", help="of the classifiers")
-    seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=int, default=0, help="of the draw, the new weights and the training")
-    seeds.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="repeat everything with each of these")
+    seeds = "of the draw, the new weights and the training (default: 0); everything is repeated with each"
+    option("--seeds", "--seed", type=int, nargs="+", default=[0], metavar="SEED", help=seeds)
     option("--precision", choices=("bf16", "float32"), default="bf16", help="of the training (autocast)")
     default = f"default: all; with --preset quick the first {len(QUICK_SYSTEMS)}"
     systems = f"which to train, with the BERT that others start from ({default}): {', '.join(keys)}"
@@ -69,7 +68,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise UsageError(f"The example needs {', '.join(missing)}; install with: {INSTALL}")
     if arguments.reviews is not None and arguments.reviews < 10:
         raise UsageError(f"--reviews {arguments.reviews} is too few; at least 10 are needed.")
-    if len(set(arguments.seeds or ())) != len(arguments.seeds or ()):
+    if len(set(arguments.seeds)) < len(arguments.seeds):
         raise UsageError(f"--seeds {arguments.seeds} names a seed twice; name each once.")
 
 
@@ -85,7 +84,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     preset = replace(preset, reviews=arguments.reviews or preset.reviews)
     names = {name: getattr(arguments, name) for name in MODELS}
     runs = []
-    for seed in arguments.seeds or [arguments.seed]:
+    for seed in arguments.seeds:
         reviews = load_reviews(arguments.data, preset.reviews, preset.test_reviews, seed)
         starts = starting_models(arguments.models, names, list(reviews["train"]["text"]), preset.max_length)
         folder, bf16 = arguments.output / f"seed-{seed}", arguments.precision == "bf16"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import platform
+import re
 import warnings
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 
 def package_folder(name: str) -> Path:
     """Return the folder of an installed package; importing it would run its code, and only its data is needed."""
-    spec = importlib.util.find_spec(name)
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0])
+    return Path(str(distribution(name).locate_file(name)))
 
 
 def describe_machine() -> dict[str, Any]:
@@ -24,8 +22,7 @@ def describe_machine() -> dict[str, Any]:
     import torch
 
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    names = re.findall(r"model name\s*:\s*(.*\S)", info.read_text()) if info.exists() else []
     name = names[0] if names else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": name, "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.processors import BertProcessing
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -101,21 +102,13 @@ def _make_new(
     model_type: str, texts: list[str], max_length: int, vocabulary: int, special: dict[str, str], **shape: int
 ) -> Pair:
     """Make a random model and a byte-level BPE learned from the texts, whose first ids are the special tokens'."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
+    bpe, tokens = ByteLevelBPETokenizer(), list(special.values())
+    # Learned the same on every run, which WordPiece's is not.
+    bpe.train_from_iterator(texts, vocabulary, min_frequency=0, show_progress=False, special_tokens=tokens)
     if "cls_token" in special:
-        ids = {token: index for index, token in enumerate(special.values())}
-        bpe.post_processor = processors.BertProcessing(*((token, ids[token]) for token in ("[SEP]", "[CLS]")))
-    # Learned the same on every run, which WordPiece's trainer is not.
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(special.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=max_length, **special)
+        bpe.post_processor = BertProcessing(*((token, tokens.index(token)) for token in ("[SEP]", "[CLS]")))
+    core = Tokenizer.from_str(bpe.to_str())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=max_length, **special)
     config = AutoConfig.for_model(
         model_type,
         vocab_size=len(tokenizer),

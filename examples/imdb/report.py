@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
+from jinja2 import Template
 from tabulate import tabulate
 
 import hfcompress as hfc
@@ -18,6 +19,7 @@ from examples.imdb.intervals import format_accuracy, mean_accuracy
 from examples.imdb.settings import SYSTEMS, System
 from examples.imdb.systems import Run, load_system
 
+TEMPLATE = Path(__file__).with_name("results.md.j2")
 PACKAGES = ("hfcompress", "torch", "transformers", "accelerate", "datasets", "numpy")
 
 
@@ -57,53 +59,23 @@ def write_report(runs: list[Run], output: Path, trained: System | None = None) -
 
 def render_report(content: Result, pictures: list[str]) -> str:
     """Return the page ``results.md`` of what is in ``results.json``, with these pictures."""
-    settings, machine, entries = content["settings"], content["machine"], content["systems"]
-    preset = settings["preset"]
-    models = "\n".join(f"- {name}: {description}" for name, description in content["models"].items())
-    versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
-    seeds = ", ".join(map(str, content["seeds"]))
+    entries = content["systems"]
     titles = [entry["title"] for entry in entries]
-    missing = ", ".join(system.title for system in SYSTEMS if system.title not in titles)
-    untimed = any(entry["measured"] is None for entry in entries)
-    later = "\nRows without milliseconds were not timed beside the others." * untimed
-    counts = [one.get("test_examples", 0) for entry in entries for one in entry["by_seed"].values()]
-    tested = f", {max(counts)} others to test" if any(counts) else ""
-    return f"""# Results
-
-{preset["reviews"]} reviews (80/20){tested}, at most {preset["max_length"]} tokens, AdamW with learning rate \
-{preset["learning_rate"]:g}, loss {settings["loss"]}, {settings["precision"]}, seeds {seeds}.
-
-{models}
-
-{_tabulate(_system_rows(entries), "github")}
-{f"{chr(10)}Still to be trained: {missing}.{chr(10)}" if missing else ""}
-The accuracies are of the trained model, without dropout; the interval is Wilson's 95 % of one seed, or Student's t of
-several. Nothing was trained or chosen on the test reviews; the paper had none. "paper" is what the paper's figures show
-after the last epoch. Cross-entropy is one scale for all systems, whatever they were trained with. Sparsity is of the
-prunable weights, after fine-tuning. Milliseconds are of a batch of {preset["batch_size"]} in float32 on the CPU, the
-models timed in turn.{later}
-
-## What the paper lacks
-
-BERT ended at {_mean(entries[0], "validation_accuracy"):.3f}, cross-entropy \
-{_mean(entries[0], "validation_cross_entropy"):.3f}. Each row below goes on from there for the same number of
-epochs. What the pruned rows share with the row where nothing was pruned is due to further training, not to
-pruning.
-
-{_tabulate(_further_rows(entries), "github")}
-
-## Figures
-
-The curves show each epoch as the paper did: the training set while it trains (with dropout), the validation set after
-it. Loss is what was trained: {settings["loss"]} for the classifiers, the distillation objective for the student.
-
-{(chr(10) * 2).join(f"![{name}]({name})" for name in pictures)}
-
-## Machine
-
-{machine["cpu"]}, {machine["cores"]} cores{f", {machine['gpu']}" if machine["gpu"] else ""}; {versions};
-{content["seconds"] / 60:.0f} minutes of training.
-"""
+    counts = [result.get("test_examples", 0) for entry in entries for result in entry["by_seed"].values()]
+    template = Template(TEMPLATE.read_text(), trim_blocks=True, keep_trailing_newline=True)
+    page: str = template.render(
+        content,
+        preset=content["settings"]["preset"],
+        results=_tabulate(_system_rows(entries), "github"),
+        further=_tabulate(_further_rows(entries), "github"),
+        missing=[system.title for system in SYSTEMS if system.title not in titles],
+        tested=max(counts),
+        untimed=any(entry["measured"] is None for entry in entries),
+        accuracy=_mean(entries[0], "validation_accuracy"),
+        cross_entropy=_mean(entries[0], "validation_cross_entropy"),
+        pictures=pictures,
+    )
+    return page
 
 
 def _read_entry(system: System, runs: list[Run]) -> Result:

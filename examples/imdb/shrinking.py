@@ -28,7 +28,7 @@ from examples.imdb.systems import RANKING_REVIEWS
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)
 IMPORTANCES = ("l1", "taylor", "fisher")
 DISTILLED = 0.5  # the share that is also distilled
-CONTROL = "BERT, taught by itself"
+CONTROL = "BERT, distilled from itself"
 
 
 def _train(experiment: Experiment, bert: Result) -> Result:

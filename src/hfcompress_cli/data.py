@@ -31,19 +31,18 @@ def read_rows(source: str, columns: Sequence[str], label: str | None, *, rows: i
         check_count("--rows", rows)
     wanted = [*columns, *([] if label is None else [label])]
     path = Path(source).expanduser()
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    is_file = path.suffix.lower() in readers
-    if not is_file and path.exists():
+    reader = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}.get(path.suffix.lower())
+    if reader is None and path.exists():
         raise CompressionError(f"The data {source} are neither a .csv nor a .jsonl nor a .parquet file.")
-    if not path.is_file() and (is_file or source.startswith((".", "/", "~"))):
+    if not path.is_file() and (reader or source.startswith((".", "/", "~"))):
         raise CompressionError(f"There is no file {source}.")
     try:
-        found = list(readers[path.suffix.lower()](path, wanted) if is_file else _read_data_set(source, wanted))
+        found = list(reader(path, wanted) if reader else _read_data_set(source, wanted))
     except CompressionError:
         raise
     except Exception as error:  # of csv, json, or datasets and the libraries under it
-        what = "file" if is_file else "data set"
-        raise CompressionError(f"The {what} {source} cannot be read: {first_sentence(error)}") from error
+        kind = "file" if reader else "data set"
+        raise CompressionError(f"The {kind} {source} cannot be read: {first_sentence(error)}") from error
     complete = [row for row in found if all(isinstance(row[name], str) and row[name].strip() for name in columns)]
     if label is not None:  # NaN is not equal to itself
         complete = [row for row in complete if row[label] not in (None, "") and row[label] == row[label]]
@@ -159,21 +158,20 @@ def class_indices(labels: Sequence[Any], classes: dict[str, int]) -> list[int]:
         >>> class_indices(["1", 1, 1.0, True, "true"], {"NEGATIVE": 0, "POSITIVE": 1})
         [1, 1, 1, 1, 1]
     """
-    named = [str(label) in classes for label in labels]
-    if all(named):
+    named = [label for label in labels if str(label) in classes]
+    others = [label for label in labels if str(label) not in classes]
+    if not others:
         return [classes[str(label)] for label in labels]
-    numbers = [_as_number(label) for label in labels]
     known = ", ".join(f"{name!r} ({index})" for name, index in classes.items())
-    for label, is_name, number in zip(labels, named, numbers, strict=True):
-        if not is_name and number not in classes.values():
+    for label in others:
+        if _as_number(label) not in classes.values():
             raise CompressionError(f"The label {label!r} of the data is not one of the model's, which are {known}.")
-    if any(named):
-        name, index = labels[named.index(True)], labels[named.index(False)]
+    if named:
         raise CompressionError(
-            f"The labels of the data are names of the model's, such as {name!r}, and indices, such as {index!r}; "
-            f"write all of them in one way. The model has {known}."
+            f"The labels of the data are names of the model's, such as {named[0]!r}, and indices, such as "
+            f"{others[0]!r}; write all of them in one way. The model has {known}."
         )
-    return [int(number) for number in numbers]
+    return [int(_as_number(label)) for label in labels]
 
 
 def _as_number(label: Any) -> float:
@@ -184,7 +182,7 @@ def _as_number(label: Any) -> float:
         return -1.0
 
 
-def token_limit(model: nn.Module, tokenizer: Any, asked: int | None) -> int | None:
+def token_limit(model: nn.Module, tokenizer: Any, asked: int | None, option: str = "--max-length") -> int | None:
     """Return how many tokens of a text to read: as asked, or as model and tokenizer can take; None for all."""
     of_tokenizer = tokenizer.model_max_length if tokenizer.model_max_length < LARGE_INTEGER else None
     of_model = max_tokens(model)
@@ -193,5 +191,5 @@ def token_limit(model: nn.Module, tokenizer: Any, asked: int | None) -> int | No
     least, most = tokenizer.num_special_tokens_to_add() + 1, of_tokenizer if of_model is None else of_model
     if asked < least or (most is not None and asked > most):
         reads = f"at least {least}" if most is None else f"between {least} and the {most} tokens that the model reads"
-        raise CompressionError(f"--max-length {asked} must be {reads}.")
+        raise CompressionError(f"{option} {asked} must be {reads}.")
     return asked

@@ -55,9 +55,9 @@ def add_data(parser: VerbParser, help: str, *, rows: int | None = None, **data: 
     group = parser.add_argument_group("data", kinds)
     add = group.add_argument
     add("--data", metavar="DATA", help=help, **data)
-    add("--text-column", default="text", metavar="NAME", help="column of the text (default: text)")
+    add("--text-column", default="text", metavar="NAME", help="column of the text (default: %(default)s)")
     add("--text-pair-column", metavar="NAME", help="column of the second text of a pair")
-    add("--label-column", default="label", metavar="NAME", help="column of the label (default: label)")
+    add("--label-column", default="label", metavar="NAME", help="column of the label (default: %(default)s)")
     help = f"use N rows at most, drawn at random (default: {rows or 'all'})"
     add("--rows", type=int, default=rows, metavar="N", help=help)
     add("--max-length", type=int, metavar="N", help="tokens of a text at most (default: what the model can read)")

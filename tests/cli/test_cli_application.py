@@ -52,7 +52,10 @@ def bad_inputs():
         ),
         "length": ([*distill, "--max-length", "1000"], "--max-length 1000"),
         "rows": ([*distill, "--rows", "0"], "--rows=0"),
-        "both": ([*distill, "--eval-data", "TEST", "--held-out", "0.1"], "exclude each other"),
+        "teacher's length": (
+            [*distill[:2], "--student", "GPT2", *distill[4:], "--teacher_max_length", "1000"],
+            "--teacher-max-length 1000 must be between 1 and the 64 tokens",
+        ),
         "labels": (
             ["compare", "GPT2", "--data", "TEST", *COLUMNS],
             "The label 'NO' of the data is not one of the model's",
@@ -105,6 +108,7 @@ def test_bad_input_exits_with_2_and_one_line(case, models, data, tmp_path, run):
         [],
         ["distill", "--alpha", "1"],
         ["prune", "bert", "-o", "out", "--amount", "20%"],
+        ["distill", "b", "--student-layers", "2", "--data", "a", "--eval-data", "b", "--held-out", "0.1", "-o", "out"],
     ],
 )
 def test_what_argparse_refuses_exits_with_2(arguments, capsys):

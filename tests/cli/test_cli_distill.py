@@ -144,6 +144,13 @@ def test_a_head_with_unnamed_labels_takes_the_teachers(models, data, tmp_path, r
     assert config.label2id == {"NO": 0, "YES": 1}
 
 
+def test_labels_of_another_teacher_are_refused_untrained(models, data, tmp_path, run):
+    command = ["distill", models / "gpt2", "--student", models / "bert", "--data", data / "test.jsonl", *COLUMNS]
+    run(*command, "--max-steps", 1, "-o", tmp_path / "out", status=2)
+    assert "of the data is not one of the model's, which are 'LABEL_0' (0), 'LABEL_1' (1)" in run.error
+    assert "train_loss" not in run.error
+
+
 def test_a_model_without_a_head_is_not_compared(body, data, run):
     run("compare", body, "--data", data / "test.jsonl", *COLUMNS, status=2)
     assert "fine-tune it first" in run.error

@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     if page is not None:
         check_file(page, arguments.overwrite)
         pyplot()  # that matplotlib is missing is reported before anything is measured
+    device = find_device(arguments.device)
     columns, label, most = options.text_columns(arguments), arguments.label_column, arguments.rows
     rows = None if arguments.data is None else read_rows(arguments.data, columns, label, rows=most, seed=0)
     models, inputs, tokenizers = {}, {}, {}
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
         if rows is not None:
             tokenizers[name] = tokenizer
             inputs[name] = encode(rows, columns, label, model, tokenizer, arguments.max_length)
-        models[name] = model.to(find_device(arguments.device))
+        models[name] = model.to(device)
     timing = {"batch_size": arguments.batch_size, "length": arguments.length, "repeats": arguments.repeats}
     found = hfc.compare(models, inputs or None, processing_class=tokenizers or None, **timing)
     if page is not None:

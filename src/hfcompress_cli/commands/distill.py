@@ -23,7 +23,6 @@ transformers.TrainingArguments are; for example --alpha 0.7 --teacher-loss kl
 Checkpoints are made only if asked (--save-strategy epoch), and stay only if
 they are given a folder (--output-dir FOLDER)."""
 
-_HELD_OUT = 0.2
 _TIMED = 16  # rows to measure speed with, where none were held out
 
 
@@ -37,9 +36,10 @@ def add_parser(verbs: options.Verbs) -> None:
     help = "make it of the teacher's layers: N of them, evenly spaced, or those with these indices (0: the first)"
     student.add_argument("--student-layers", type=options.layers, metavar="N|I,J", help=help)
     data = options.add_data(parser, "texts to train on", required=True)
-    data.add_argument("--eval-data", metavar="DATA", help="texts to measure with, instead of held-out ones")
-    help = f"fraction of the rows kept out of the training, to measure with (default: {_HELD_OUT})"
-    data.add_argument("--held-out", type=float, metavar="F", help=help)
+    measured = data.add_mutually_exclusive_group()
+    measured.add_argument("--eval-data", metavar="DATA", help="texts to measure with, instead of held-out ones")
+    help = "fraction of the rows kept out of the training, to measure with (default: %(default)s)"
+    measured.add_argument("--held-out", type=float, default=0.2, metavar="F", help=help)
     training = parser.add_argument_group("training arguments", _TRAINING)
     training.add_argument("--help-all", action="help", help="list all of them, with their defaults, and exit")
     options.add_output(parser)
@@ -58,8 +58,6 @@ def run(arguments: argparse.Namespace) -> options.Results:
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise hfc.CompressionError("distill runs in one process; for several, use hfcompress.DistillationTrainer.")
-    if arguments.eval_data is not None and arguments.held_out:
-        raise hfc.CompressionError("--eval-data and --held-out exclude each other: both name what to measure with.")
     with (
         new_folder(arguments.output, arguments.overwrite) as folder,
         tempfile.TemporaryDirectory(dir=folder, prefix="training-") as training,
@@ -68,11 +66,11 @@ def run(arguments: argparse.Namespace) -> options.Results:
         set_seed(args.seed)
         columns, label = options.text_columns(arguments), None if args.alpha == 1 else arguments.label_column
         read = partial(read_rows, columns=columns, label=label, rows=arguments.rows, seed=args.seed)
+        rows = read(arguments.data)
         if arguments.eval_data is None:
-            fraction = _HELD_OUT if arguments.held_out is None else arguments.held_out
-            rows, held_out = split_rows(read(arguments.data), fraction, args.seed)
+            rows, held_out = split_rows(rows, arguments.held_out, args.seed)
         else:
-            rows, held_out = read(arguments.data), read(arguments.eval_data)
+            held_out = read(arguments.eval_data)
         teacher, teacher_tokenizer = load(arguments.teacher, trained=True, reads_texts=True)
         if arguments.student is None:
             student, tokenizer = hfc.student_from_teacher(teacher, arguments.student_layers), teacher_tokenizer
@@ -80,13 +78,20 @@ def run(arguments: argparse.Namespace) -> options.Results:
             student, tokenizer = load(arguments.student, reads_texts=True, labels_from=teacher)
         student.float()  # half precision is for autocast, not for the weights that learn
         own_ids = not same_tokenizer(tokenizer, teacher_tokenizer)
-        asked = args.teacher_max_length if own_ids else arguments.max_length
         length = token_limit(student, tokenizer, arguments.max_length)
-        teacher_length = token_limit(teacher, teacher_tokenizer, asked)
         if own_ids:
+            teacher_length = token_limit(teacher, teacher_tokenizer, args.teacher_max_length, "--teacher-max-length")
             args.teacher_max_length = teacher_length
         else:  # the teacher reads the student's ids
+            teacher_length = token_limit(teacher, teacher_tokenizer, arguments.max_length)
             length = teacher_length = min((one for one in (length, teacher_length) if one is not None), default=None)
+        # Encoded before the training, so that labels which the teacher does not have are refused before it.
+        measured, known_label = (held_out, label) if held_out else (rows[:_TIMED], None)
+        inputs = {
+            "teacher": encode(measured, columns, known_label, teacher, teacher_tokenizer, teacher_length),
+            "student": encode(measured, columns, known_label, student, tokenizer, length),
+        }
+        tokenizers = {"teacher": teacher_tokenizer, "student": tokenizer}
         known = input_names(student) | input_names(teacher) | {"labels"}
         texts = columns if own_ids else []  # which the teacher then reads
 
@@ -108,12 +113,6 @@ def run(arguments: argparse.Namespace) -> options.Results:
             metrics = trainer.evaluate() if held_out else {}
         except ValueError as error:  # transformers', about arguments that exclude each other
             raise hfc.CompressionError(str(error)) from error
-        measured, known_label = (held_out, label) if held_out else (rows[:_TIMED], None)
-        inputs = {
-            "teacher": encode(measured, columns, known_label, teacher, teacher_tokenizer, teacher_length),
-            "student": encode(measured, columns, known_label, student, tokenizer, length),
-        }
-        tokenizers = {"teacher": teacher_tokenizer, "student": tokenizer}
         comparison = hfc.compare({"teacher": teacher, "student": student}, inputs, processing_class=tokenizers)
         save(folder, student, tokenizer)
     text = f"{comparison}\ntrained on {len(rows):,} rows, measured on {len(held_out):,} others"

@@ -4,7 +4,7 @@ A student of two layers is distilled for thirteen epochs from a teacher of six (
 all-MiniLM-L6-v2, random weights, batches of 8 x 128, float32, AdamW). All programs run in turn, several times.
 TextBrewer is among them where it is installed: ``pip install textbrewer==0.2.1 tensorboard``.
 
-    python -m benchmarks.distil > benchmarks/results/distil.md
+    python -m benchmarks.distill > benchmarks/results/distill.md
 """
 
 from __future__ import annotations
