@@ -419,7 +419,7 @@ def test_logits_of_nan_have_no_accuracy():
         measure(model, TWO, repeats=1)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.uint8, torch.uint16])
 def test_labels_may_be_of_any_integer_dtype(dtype):
     model = build("bert")
     found = measure(model, TWO | {"labels": TWO["labels"].to(dtype)}, repeats=1)

@@ -217,7 +217,7 @@ def _read_examples(name: str, model: nn.Module, inputs: Inputs, tokenizer: PreTr
     labels = examples.labels
     if labels is None:
         return examples
-    if labels.dim() != 1 or labels.is_floating_point() or int(labels.min()) < 0:
+    if labels.dim() != 1 or labels.is_floating_point() or int(labels.long().min()) < 0:
         raise CompressionError(
             f"The labels of the inputs for {name!r} must be class indices, one an example, to measure accuracy; leave "
             "them out to measure size and speed only."

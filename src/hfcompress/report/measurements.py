@@ -194,7 +194,7 @@ class Speedup:
 
 def speedup(first: Measurement, other: Measurement, index: int = 0) -> Speedup | None:
     """Compare the times of two models round by round; None if one of them has no forward pass at this index."""
-    if index >= min(len(first.passes), len(other.passes)):
+    if index not in range(min(len(first.passes), len(other.passes))):
         return None
     rounds = zip(first.passes[index].times_ms, other.passes[index].times_ms, strict=True)
     ratios = [before / after for before, after in rounds]
