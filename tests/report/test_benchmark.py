@@ -342,7 +342,7 @@ def test_each_model_may_have_inputs_of_its_own():
         ({"a": "bert"}, {"input_ids": DATA["input_ids"].tolist()}, {}, "inputs for 'a'"),
         ({"a": "bert", "b": "bert"}, {"a": DATA}, {}, "inputs has none for 'b'; it has 'a'"),
         ({"a": "bert"}, DATA, {"processing_class": {"b": None}}, "processing_class has none for 'a'; it has 'b'"),
-        ({"a": "bert"}, None, {"length": [8, 0]}, r"length=\[8, 0\]"),
+        ({"a": "bert"}, None, {"length": [8, 0]}, "length=0 must be"),
         ({"a": "bert"}, None, {"batch_size": []}, r"batch_size=\[\]"),
         ({"a": "bert"}, [], {}, "inputs for 'a' .* found list of 0 rows with no columns"),
         ({"a": "bert"}, [{"text": "a"}], {}, "found list of 1 rows with text"),

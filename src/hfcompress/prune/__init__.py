@@ -9,11 +9,7 @@ if TYPE_CHECKING:
     from hfcompress.prune.magnitude import prune_global_l1
 else:
     __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "callbacks": ["GradualPruning", "KeepSparsity"],
-            "magnitude": ["prune_global_l1"],
-        },
+        __name__, {"callbacks": ["GradualPruning", "KeepSparsity"], "magnitude": ["prune_global_l1"]}
     )
 
 __all__ = ["GradualPruning", "KeepSparsity", "prune_global_l1"]

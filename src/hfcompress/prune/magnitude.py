@@ -115,11 +115,10 @@ def _apply(mask: ThresholdMask) -> None:
     for chunk in split_chunks(mask.piece):
         if not ties_left:
             return
-        ties = (key_tensor(chunk, mask.dtype) == mask.threshold).nonzero().squeeze(1)[:ties_left]
-        pruned = torch.zeros(chunk.numel(), dtype=torch.bool, device=chunk.device)
-        pruned[ties] = True
+        equal = key_tensor(chunk, mask.dtype) == mask.threshold
+        pruned = equal & (equal.cumsum(0) <= ties_left)
         chunk.masked_fill_(pruned.view(chunk.shape), 0)
-        ties_left -= ties.numel()
+        ties_left -= int(pruned.sum())
 
 
 def _round_down(value: float, dtype: torch.dtype) -> float:
