@@ -367,7 +367,7 @@ def test_a_model_on_the_meta_device_is_refused_by_name():
         measure(model)
 
 
-def test_a_module_that_is_no_classifier_is_refused():
+def test_a_module_that_is_not_a_classifier_is_refused():
     with pytest.raises(CompressionError, match="'model' has no parameters"):
         measure(nn.ReLU())
     with pytest.raises(CompressionError, match="No dummy text can be made"):

@@ -1,4 +1,4 @@
-"""Zeros: the globally smallest weights pruned, at once or during training, and kept at zero."""
+"""Unstructured pruning: sets the smallest weights to zero, at once or during training, and keeps them at zero."""
 
 from typing import TYPE_CHECKING
 

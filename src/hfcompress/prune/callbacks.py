@@ -266,17 +266,10 @@ class GradualPruning(KeepSparsity):
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     @override
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the sparsity to the logs."""
         if self._sparsity is not None:
-            for entry in (logs, *state.log_history[-1:]):
+            for entry in (kwargs.get("logs"), *state.log_history[-1:]):
                 if entry is not None:
                     entry["sparsity"] = self._sparsity
 

@@ -124,6 +124,4 @@ def _apply(mask: ThresholdMask) -> None:
 def _round_down(value: float, dtype: torch.dtype) -> float:
     """Return the largest number of a dtype that is not above the value."""
     rounded = torch.tensor([value], dtype=torch.float64).to(dtype)
-    if rounded.item() <= value:
-        return rounded.item()
-    return key_value(int(key_tensor(rounded, dtype)) - 1, dtype)
+    return key_value(int(key_tensor(rounded, dtype)) - (rounded.item() > value), dtype)

@@ -1,4 +1,4 @@
-"""The drawing of sparsity, and of accuracy against a cost, with matplotlib (the extra ``plots``)."""
+"""Draws sparsity, and accuracy against a cost, with matplotlib (the extra ``plots``)."""
 
 from __future__ import annotations
 

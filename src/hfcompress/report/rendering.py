@@ -1,4 +1,4 @@
-"""The pictures and the HTML page of several measurements."""
+"""Makes the pictures and the HTML page of several measurements."""
 
 from __future__ import annotations
 

@@ -175,14 +175,13 @@ class SparsityReport(Report):
         return self._table_by_matrix() if verbose or len(self.layers) <= _MOST_ROWS else self._table_by_layer()
 
     def _table_by_matrix(self) -> Table:
-        rows: list[Row] = [("matrix", "block", "shape", "weights", "zeros", "sparsity")]
-        for layer in self.layers:
-            rows.append((layer.name, layer.kind, " x ".join(map(str, layer.shape)), *_cells(layer)))
+        head = ("matrix", "block", "shape", "weights", "zeros", "sparsity")
+        rows = [(layer.name, layer.kind, " x ".join(map(str, layer.shape)), *_cells(layer)) for layer in self.layers]
         kinds = self.kinds if len(self.kinds) > 1 else {}
         totals = [(f"all {kind}", kind, "", *_cells(count)) for kind, count in kinds.items()]
         totals.append(("all prunable weights", "", "", *_cells(_total(self.layers))))
         totals.append(("all parameters", "", "", *_cells(self.whole_model)))
-        return Table([*rows, *totals], "<<<>>>", self._notes(), len(totals))
+        return Table([head, *rows, *totals], "<<<>>>", self._notes(), len(totals))
 
     def _table_by_layer(self) -> Table:
         groups = _by_layer(self.layers)
