@@ -342,7 +342,7 @@ def test_each_model_may_have_inputs_of_its_own():
         ({"a": "bert"}, {"input_ids": DATA["input_ids"].tolist()}, {}, "inputs for 'a'"),
         ({"a": "bert", "b": "bert"}, {"a": DATA}, {}, "inputs has none for 'b'; it has 'a'"),
         ({"a": "bert"}, DATA, {"processing_class": {"b": None}}, "processing_class has none for 'a'; it has 'b'"),
-        ({"a": "bert"}, None, {"length": [8, 0]}, r"length=\[8, 0\]"),
+        ({"a": "bert"}, None, {"length": [8, 0]}, "length=0 must be"),
         ({"a": "bert"}, None, {"batch_size": []}, r"batch_size=\[\]"),
         ({"a": "bert"}, [], {}, "inputs for 'a' .* found list of 0 rows with no columns"),
         ({"a": "bert"}, [{"text": "a"}], {}, "found list of 1 rows with text"),
@@ -367,7 +367,7 @@ def test_a_model_on_the_meta_device_is_refused_by_name():
         measure(model)
 
 
-def test_a_module_that_is_no_classifier_is_refused():
+def test_a_module_that_is_not_a_classifier_is_refused():
     with pytest.raises(CompressionError, match="'model' has no parameters"):
         measure(nn.ReLU())
     with pytest.raises(CompressionError, match="No dummy text can be made"):
@@ -419,7 +419,7 @@ def test_logits_of_nan_have_no_accuracy():
         measure(model, TWO, repeats=1)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.uint8, torch.uint16])
 def test_labels_may_be_of_any_integer_dtype(dtype):
     model = build("bert")
     found = measure(model, TWO | {"labels": TWO["labels"].to(dtype)}, repeats=1)

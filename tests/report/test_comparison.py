@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
 from hfcompress import Comparison, CompressionError, Measurement
-from hfcompress.report.intervals import McNemar
+from hfcompress.report.intervals import McNemar, wilson_interval
 from hfcompress.report.measurements import ForwardPass
 from hfcompress.report.rendering import pareto_front
 
@@ -118,7 +119,7 @@ def test_few_rounds_show_no_speedup():
 
 def test_a_model_that_was_not_timed_has_no_speedup():
     assert ROWS.speedup("unread") is None
-    assert ROWS.speedup("small", 1) is None
+    assert [ROWS.speedup(name, index) for name in ("small", "unread") for index in (1, -1)] == [None] * 4
 
 
 def test_markdown_has_the_same_columns_in_every_row():
@@ -223,6 +224,14 @@ def test_models_that_were_not_timed_have_one_picture():
 def test_without_accuracy_there_is_nothing_to_draw():
     with pytest.raises(CompressionError, match="No accuracy was measured"):
         Comparison({"a": row(100)}).plot()
+
+
+@pytest.mark.parametrize("correct", [0, 8, 17])
+def test_all_or_no_predictions_may_be_correct_in_a_picture(correct):
+    trials = max(correct, 5)
+    found = row(100, times=FIRST, correct=correct / trials)
+    found = replace(found, accuracy_interval=wilson_interval(correct, trials))
+    assert "<svg" in Comparison({"a": found}).to_html()
 
 
 class Page(HTMLParser):

@@ -17,6 +17,12 @@ def test_the_wilson_interval_is_that_of_scipy(data):
     assert wilson_interval(successes, trials) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
 
 
+def test_the_wilson_interval_includes_the_proportion():
+    for trials, successes in ((n, k) for n in range(1, 60) for k in range(n + 1)):
+        low, high = wilson_interval(successes, trials)
+        assert 0 <= low <= successes / trials <= high <= 1
+
+
 def correctness(both, only_first, only_this, neither):
     first = [True] * (both + only_first) + [False] * (only_this + neither)
     this = [True] * both + [False] * only_first + [True] * only_this + [False] * neither

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from architectures import batch, build
 
@@ -37,6 +38,13 @@ def test_a_report_is_a_dict_that_json_can_hold(reports, name):
     figures = reports[name].to_dict()
     assert figures
     assert json.loads(json.dumps(figures)) == json.loads(reports[name].to_json())
+
+
+def test_numbers_of_numpy_are_those_of_python_in_json():
+    asked = {"heads": np.float32(0.5), "drop_layers": [np.int64(1)]}
+    report = hfc.StructureReport(blocks=(), layers=(2, 1), parameters=(20, 10), flops=(20, 10), asked=asked)
+    assert json.loads(report.to_json())["asked"] == {"heads": 0.5, "drop_layers": [1]}
+    assert "asked: heads=0.5" in str(report)
 
 
 @every_class

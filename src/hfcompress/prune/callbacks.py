@@ -111,9 +111,7 @@ class KeepSparsity(TrainerCallback):
             )
 
     @override
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Write the zeros back."""
         self.apply()
 
@@ -124,16 +122,12 @@ class KeepSparsity(TrainerCallback):
             self.apply()
 
     @override
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """Write the zeros back before an evaluation or a checkpoint at the end of an epoch."""
-        self.on_step_end(args, state, control)
+        self.on_step_end(*args, **kwargs)
 
     @override
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Write the zeros back, with a warning: some optimizers restore a copy of the weights at the end."""
         counts = {name: int(_local_values(weight)[mask == 0].count_nonzero()) for name, weight, mask in self._kept}
         revived = [name for name, count in counts.items() if count]
@@ -248,11 +242,11 @@ class GradualPruning(KeepSparsity):
     ) -> None:
         """Check the model, plan the prunings, and read the zeros that are there."""
         self._apply_after_restart(args, state)
-        model = kwargs["model"]
-        report = prune_global_l1(model, 0, include=self.include, exclude=self.exclude)  # prunes nothing, only checks
-        zeros_asked(self.amount, report.weights)
+        # Prunes nothing, but refuses a model that cannot be pruned.
+        checked = prune_global_l1(kwargs["model"], 0, include=self.include, exclude=self.exclude)
+        zeros_asked(self.amount, checked.weights)
         self._plan, self._prunings_done, self._sparsity = self.plan(state.max_steps), 0, None
-        self.read(model)
+        self.read(kwargs["model"])
 
     @override
     def on_step_begin(
@@ -272,17 +266,10 @@ class GradualPruning(KeepSparsity):
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     @override
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the sparsity to the logs."""
         if self._sparsity is not None:
-            for entry in (logs, *state.log_history[-1:]):
+            for entry in (kwargs.get("logs"), *state.log_history[-1:]):
                 if entry is not None:
                     entry["sparsity"] = self._sparsity
 

@@ -115,16 +115,13 @@ def _apply(mask: ThresholdMask) -> None:
     for chunk in split_chunks(mask.piece):
         if not ties_left:
             return
-        ties = (key_tensor(chunk, mask.dtype) == mask.threshold).nonzero().squeeze(1)[:ties_left]
-        pruned = torch.zeros(chunk.numel(), dtype=torch.bool, device=chunk.device)
-        pruned[ties] = True
+        equal = key_tensor(chunk, mask.dtype) == mask.threshold
+        pruned = equal & (equal.cumsum(0) <= ties_left)
         chunk.masked_fill_(pruned.view(chunk.shape), 0)
-        ties_left -= ties.numel()
+        ties_left -= int(pruned.sum())
 
 
 def _round_down(value: float, dtype: torch.dtype) -> float:
     """Return the largest number of a dtype that is not above the value."""
     rounded = torch.tensor([value], dtype=torch.float64).to(dtype)
-    if rounded.item() <= value:
-        return rounded.item()
-    return key_value(int(key_tensor(rounded, dtype)) - 1, dtype)
+    return key_value(int(key_tensor(rounded, dtype)) - (rounded.item() > value), dtype)

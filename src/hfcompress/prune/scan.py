@@ -7,7 +7,7 @@ of zero is 0. Comparing keys is exact, and the same code for all dtypes and devi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -78,7 +78,7 @@ def split_pieces(matrices: Iterable[WeightMatrix]) -> list[Piece]:
     return [Piece(matrix, part) for matrix in matrices for part in _split(matrix.weight.detach(), _PIECE)]
 
 
-def split_chunks(piece: Piece) -> Iterator[Tensor]:
+def split_chunks(piece: Piece) -> Sequence[Tensor]:
     """Split a piece into smaller views, in order."""
     return _split(piece.weight, _CHUNK)
 
@@ -137,14 +137,12 @@ def key_tensor(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).abs().reshape(-1).view(INTEGER_DTYPES[dtype.itemsize])
 
 
-def _split(weight: Tensor, size: int) -> Iterator[Tensor]:
-    """Split into about equal parts of at most ``size``, flat; or between rows, if not contiguous in memory."""
+def _split(weight: Tensor, size: int) -> Sequence[Tensor]:
+    """Split into about equal views of at most ``size``, flat; or between rows, if not contiguous in memory."""
     if not weight.numel():
-        return iter(())
-    parts = math.ceil(weight.numel() / size)
-    if weight.is_contiguous():
-        return iter(torch.split(weight.view(-1), math.ceil(weight.numel() / parts)))
-    return iter(torch.split(weight, math.ceil(weight.shape[0] / parts)))
+        return ()
+    flat = weight.view(-1) if weight.is_contiguous() else weight
+    return torch.split(flat, math.ceil(len(flat) / math.ceil(weight.numel() / size)))
 
 
 def _scan_share(pieces: Sequence[Piece], dtype: torch.dtype, low: int, high: int) -> list[RangeCounts]:

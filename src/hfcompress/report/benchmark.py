@@ -25,7 +25,7 @@ from hfcompress.report.comparison import Comparison
 from hfcompress.report.intervals import mcnemar, wilson_interval
 from hfcompress.report.measurements import ForwardPass, Measurement
 from hfcompress.report.sparsity import make_report
-from hfcompress.validation import check_count, is_integer
+from hfcompress.validation import check_count
 
 _WARM_UP = 3  # rounds that are not counted
 
@@ -113,11 +113,10 @@ def compare(
     """
     if not models:
         raise CompressionError("models is empty; pass at least one, as {name: model}.")
-    given: Any = inputs
-    by_name = isinstance(given, Mapping) and (
-        not set(models).isdisjoint(given) or any(isinstance(value, Mapping) for value in given.values())
+    by_name = isinstance(inputs, Mapping) and (
+        not set(models).isdisjoint(inputs) or any(isinstance(value, Mapping) for value in inputs.values())
     )
-    own_inputs = _by_model("inputs", given, models, by_name)
+    own_inputs = _by_model("inputs", inputs, models, by_name)
     tokenizers = _by_model("processing_class", processing_class, models, isinstance(processing_class, Mapping))
     return _compare(models, own_inputs, tokenizers, batch_size, length, repeats)
 
@@ -191,11 +190,11 @@ def _by_model(argument: str, given: Any, models: Mapping[str, nn.Module], by_nam
     return cast(Mapping[str, Any], given)
 
 
-def _read_counts(argument: str, given: int | Sequence[int]) -> list[int]:
+def _read_counts(argument: str, given: Any) -> list[int]:
     """Read one or several positive numbers."""
-    counts: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    if not counts or not all(is_integer(count) and count >= 1 for count in counts):
-        check_count(argument, counts[0] if len(counts) == 1 else given)
+    counts = list(given) if isinstance(given, Sequence) and given and not isinstance(given, str) else [given]
+    for count in counts:
+        check_count(argument, count)
     return [int(count) for count in counts]
 
 
@@ -217,7 +216,7 @@ def _read_examples(name: str, model: nn.Module, inputs: Inputs, tokenizer: PreTr
     labels = examples.labels
     if labels is None:
         return examples
-    if labels.dim() != 1 or labels.is_floating_point() or int(labels.min()) < 0:
+    if labels.dim() != 1 or labels.is_floating_point() or int(labels.long().min()) < 0:
         raise CompressionError(
             f"The labels of the inputs for {name!r} must be class indices, one an example, to measure accuracy; leave "
             "them out to measure size and speed only."
@@ -310,11 +309,9 @@ def _score(name: str, model: nn.Module, logits: Tensor, labels: Tensor) -> dict[
             f"{tuple(logits.shape)}: one logit for each of two or more classes is needed; leave out the labels to "
             "measure size and speed only."
         )
-    not_finite = int((~logits.isfinite()).any(-1).sum())
-    if not_finite:
-        raise CompressionError(
-            f"The model {name!r} returns NaN or infinity for {not_finite} of {len(logits)} examples."
-        )
+    broken = int((~logits.isfinite()).any(-1).sum())
+    if broken:
+        raise CompressionError(f"The model {name!r} returns NaN or infinity for {broken} of {len(logits)} examples.")
     predictions = logits.argmax(-1)
     correct = int((predictions == labels).sum())
     return {
@@ -338,7 +335,7 @@ def _time_rounds(models: Mapping[str, nn.Module], batches: Mapping[str, Batch], 
     """Return the milliseconds of each model's passes, timed in rounds; each round reverses the order of the models."""
     times: dict[str, list[float]] = {name: [] for name in batches}
     order = list(batches)
-    for repeat in range(-_WARM_UP, repeats):
+    for _ in range(_WARM_UP + repeats):
         for name in order:
             model, batch = models[name], batches[name]
             device = next(iter(batch.values())).device
@@ -347,8 +344,6 @@ def _time_rounds(models: Mapping[str, nn.Module], batches: Mapping[str, Batch], 
                 start = time.perf_counter()
                 _forward(name, model, batch)
                 synchronize(device)
-                elapsed = time.perf_counter() - start
-            if repeat >= 0:
-                times[name].append(1000 * elapsed)
+                times[name].append(1000 * (time.perf_counter() - start))
         order.reverse()
-    return times
+    return {name: rounds[_WARM_UP:] for name, rounds in times.items()}

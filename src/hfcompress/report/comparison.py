@@ -57,10 +57,8 @@ class Comparison(Report):
         result = {}
         for name, row in self.rows.items():
             speedups = [self.speedup(name, index) for index in range(len(row.passes))]
-            result[name] = row.to_dict() | {
-                "ratios": self.ratios(name),
-                "speedups": [one and one.to_dict() for one in speedups],
-            }
+            result[name] = row.to_dict() | {"ratios": self.ratios(name)}
+            result[name]["speedups"] = [one and one.to_dict() for one in speedups]
         return result
 
     def to_text(self, *, verbose: bool = False) -> str:

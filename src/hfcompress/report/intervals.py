@@ -65,7 +65,7 @@ def mcnemar(first_correct: Tensor, this_correct: Tensor) -> McNemar:
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a proportion (Wilson 1927), which is within [0, 1].
+    """Return the 95 % confidence interval of a proportion (Wilson 1927), within [0, 1] and around it.
 
     Args:
         successes: Number of successes.
@@ -80,7 +80,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     centre = p + z * z / (2 * trials)
     spread = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # Where all or no trials succeed, one end is p itself: rounding must not put it beyond p.
+    return max(0.0, min(p, (centre - spread) / scale)), min(1.0, max(p, (centre + spread) / scale))
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:

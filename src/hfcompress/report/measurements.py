@@ -74,7 +74,7 @@ class ForwardPass:
 class Measurement(Report):
     """What was measured of one model. ``print`` and a notebook show a table.
 
-    What needs inputs or labels that were not given is None.
+    A figure is None where the inputs or labels that it needs were not given.
 
     Attributes:
         parameters: Number of parameters; a shared one counts once.
@@ -194,7 +194,7 @@ class Speedup:
 
 def speedup(first: Measurement, other: Measurement, index: int = 0) -> Speedup | None:
     """Compare the times of two models round by round; None if one of them has no forward pass at this index."""
-    if index >= min(len(first.passes), len(other.passes)):
+    if index not in range(min(len(first.passes), len(other.passes))):
         return None
     rounds = zip(first.passes[index].times_ms, other.passes[index].times_ms, strict=True)
     ratios = [before / after for before, after in rounds]
@@ -208,7 +208,7 @@ def make_table(models: Mapping[str, Measurement], *, verbose: bool) -> Table:
 
 
 def main_figures(models: Mapping[str, Measurement]) -> Table:
-    """Return the main figures, a row a model, without the columns that hold nothing."""
+    """Return the main figures, a row a model, without empty columns."""
     first, *_ = ones = list(models.values())
     packed: _Form = _megabytes if any(one.passes for one in ones) else "-".format
     columns = {
@@ -229,7 +229,7 @@ def main_figures(models: Mapping[str, Measurement]) -> Table:
 
 
 def all_figures(models: Mapping[str, Measurement]) -> Table:
-    """Return all figures, a column a model, without the rows that hold nothing; ratios to the first in brackets."""
+    """Return all figures, a column a model, without empty rows; ratios to the first model in brackets."""
     first, *others = ones = list(models.values())
     rows = [["", *models]]
 

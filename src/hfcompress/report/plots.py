@@ -1,4 +1,4 @@
-"""The drawing of sparsity, and of accuracy against a cost, with matplotlib (the extra ``plots``)."""
+"""Draws sparsity, and accuracy against a cost, with matplotlib (the extra ``plots``)."""
 
 from __future__ import annotations
 
@@ -51,23 +51,21 @@ def pyplot() -> Any:
     return plt
 
 
-def new_axes(height: float) -> Axes:
-    """Make a figure with one pair of axes and this height in inches."""
-    axes: Axes = pyplot().subplots(figsize=(7.5, height), layout="constrained")[1]
-    return axes
-
-
 def draw_sparsity(
-    axes: Axes, bars: Mapping[str, Mapping[str, float]], kinds: Sequence[str], total: float
+    axes: Axes | None, bars: Mapping[str, Mapping[str, float]], kinds: Sequence[str], total: float
 ) -> tuple[Figure, Axes]:
     """Draw sparsities as horizontal bars, from top to bottom.
 
     Args:
-        axes: Axes to draw on.
+        axes: Axes to draw on; those of a new figure if None.
         bars: By name of a layer or matrix, the sparsity of each kind of block in it.
         kinds: All kinds, in the order of the legend.
         total: Sparsity of all prunable weights, drawn as a line.
     """
+    plt = pyplot()
+    if axes is None:
+        height = 1.6 + 0.22 * sum(map(len, bars.values()))
+        axes = plt.subplots(figsize=(7.5, height), layout="constrained")[1]
     ticks, place = [], 0.0
     for name, by_kind in bars.items():
         ticks.append((place + (len(by_kind) - 1) / 2, name))
@@ -83,7 +81,7 @@ def draw_sparsity(
     axes.xaxis.grid(alpha=0.3)
     axes.set_axisbelow(True)
     figure: Any = axes.figure
-    patches = [pyplot().Rectangle((0, 0), 1, 1, color=COLOURS[index % len(COLOURS)]) for index in range(len(kinds))]
+    patches = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[index % len(COLOURS)]) for index in range(len(kinds))]
     entries = [*patches, line], [*kinds, f"all prunable weights: {total:.2%}"]
     axes.legend(*entries, fontsize=_TEXT, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return figure, axes

@@ -1,4 +1,4 @@
-"""The pictures and the HTML page of several measurements."""
+"""Makes the pictures and the HTML page of several measurements."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ def draw(models: Mapping[str, Measurement]) -> tuple[Figure, tuple[Axes, ...]]:
     panels = _panels(models)
     if not panels:
         raise CompressionError("No accuracy was measured, so there is nothing to draw; pass inputs with labels.")
-    plt = pyplot()
-    figure, grid = plt.subplots(
+    figure, grid = pyplot().subplots(
         1, len(panels), figsize=(5.5 * len(panels), 4.8), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, (label, points, hollow) in zip(grid[0], panels, strict=True):

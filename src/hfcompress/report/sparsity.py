@@ -15,7 +15,7 @@ from hfcompress.models.architectures import block_kind
 from hfcompress.models.classifier import unwrap
 from hfcompress.models.tensors import distinct, has_plain_values
 from hfcompress.models.weights import PRUNABLE_DTYPES, Selection, check_prunable, select_matrices
-from hfcompress.report.plots import draw_sparsity, new_axes
+from hfcompress.report.plots import draw_sparsity
 from hfcompress.report.tables import Report, Row, Table
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class SparsityReport(Report):
     @property
     def kinds(self) -> dict[str, ZeroCount]:
         """Zeros by kind of block, in the order of first appearance."""
-        return {kind: _total(layers) for kind, layers in _by_kind(self.layers).items()}
+        return _by_kind(self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain Python values that JSON can hold."""
@@ -168,22 +168,20 @@ class SparsityReport(Report):
             ImportError: matplotlib is not installed: ``pip install 'hfcompress[plots]'``.
         """
         groups = {layer.name: [layer] for layer in self.layers} if verbose else _by_layer(self.layers)
-        bars = {name: {k: _total(o).sparsity for k, o in _by_kind(part).items()} for name, part in groups.items()}
-        axes = new_axes(height=1.6 + 0.22 * sum(len(kinds) for kinds in bars.values())) if axes is None else axes
+        bars = {name: {k: count.sparsity for k, count in _by_kind(part).items()} for name, part in groups.items()}
         return draw_sparsity(axes, bars, list(self.kinds), self.sparsity)
 
     def _table(self, verbose: bool = False) -> Table:
         return self._table_by_matrix() if verbose or len(self.layers) <= _MOST_ROWS else self._table_by_layer()
 
     def _table_by_matrix(self) -> Table:
-        rows: list[Row] = [("matrix", "block", "shape", "weights", "zeros", "sparsity")]
-        for layer in self.layers:
-            rows.append((layer.name, layer.kind, " x ".join(map(str, layer.shape)), *_cells(layer)))
+        head = ("matrix", "block", "shape", "weights", "zeros", "sparsity")
+        rows = [(layer.name, layer.kind, " x ".join(map(str, layer.shape)), *_cells(layer)) for layer in self.layers]
         kinds = self.kinds if len(self.kinds) > 1 else {}
         totals = [(f"all {kind}", kind, "", *_cells(count)) for kind, count in kinds.items()]
         totals.append(("all prunable weights", "", "", *_cells(_total(self.layers))))
         totals.append(("all parameters", "", "", *_cells(self.whole_model)))
-        return Table([*rows, *totals], "<<<>>>", self._notes(), len(totals))
+        return Table([head, *rows, *totals], "<<<>>>", self._notes(), len(totals))
 
     def _table_by_layer(self) -> Table:
         groups = _by_layer(self.layers)
@@ -191,7 +189,7 @@ class SparsityReport(Report):
         shown = [kind for kind in self.kinds if any({one.kind for one in part} > {kind} for part in groups.values())]
         rows: list[Row] = [("layer", "matrices", "weights", "zeros", "sparsity", *shown)]
         for name, part in [*groups.items(), ("all prunable weights", list(self.layers))]:
-            by_kind = {kind: _total(ones) for kind, ones in _by_kind(part).items()}
+            by_kind = _by_kind(part)
             kinds = [f"{by_kind[kind].sparsity:.2%}" if kind in by_kind else "" for kind in shown]
             rows.append((name, str(len(part)), *_cells(_total(part)), *kinds))
         rows.append(("all parameters", "", *_cells(self.whole_model), *("" for _ in shown)))
@@ -284,8 +282,8 @@ def _total(layers: Iterable[LayerSparsity]) -> ZeroCount:
     return ZeroCount(sum(layer.weights for layer in layers), sum(layer.zeros for layer in layers))
 
 
-def _by_kind(layers: Iterable[LayerSparsity]) -> dict[str, list[LayerSparsity]]:
-    return _group(layers, lambda layer: layer.kind)
+def _by_kind(layers: Iterable[LayerSparsity]) -> dict[str, ZeroCount]:
+    return {kind: _total(group) for kind, group in _group(layers, lambda layer: layer.kind).items()}
 
 
 def _by_layer(layers: Iterable[LayerSparsity]) -> dict[str, list[LayerSparsity]]:

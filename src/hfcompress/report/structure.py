@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from hfcompress.models.heads_and_neurons import KINDS, Kind
 from hfcompress.models.inputs import TOKENS
 from hfcompress.report.tables import Report, Row, Table
@@ -55,7 +57,8 @@ class StructureReport(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain Python values that JSON can hold."""
-        return {**asdict(self), **{f"{kind}_removed": self.removed(kind) for kind in KINDS}}
+        asked = {name: np.asarray(value).tolist() for name, value in self.asked.items()}  # without NumPy's numbers
+        return asdict(self) | {"asked": asked} | {f"{kind}_removed": self.removed(kind) for kind in KINDS}
 
     def _total(self, kind: Kind) -> tuple[int, int]:
         blocks = [block for block in self.blocks if block.kind == kind]
@@ -71,4 +74,4 @@ class StructureReport(Report):
         if self.latency_ms is not None:
             full, small = self.latency_ms
             rows.append((f"ms of {TOKENS} tokens", f"{full:.1f}", f"{small:.1f}", f"{1 - small / full:.1%}"))
-        return Table(rows, "<>>>", ["asked: " + ", ".join(f"{name}={value!r}" for name, value in self.asked.items())])
+        return Table(rows, "<>>>", ["asked: " + ", ".join(f"{name}={value}" for name, value in self.asked.items())])
