@@ -35,7 +35,11 @@ def pytest_collection_finish():
     gc.enable()
 
 
-TOGETHER = ("examples/test_imdb.py", "test_two_processes.py", "test_without_hfcompress.py")  # their tests share a preparation of many seconds
+TOGETHER = (
+    "examples/test_imdb.py",
+    "test_two_processes.py",
+    "test_without_hfcompress.py",
+)  # their tests share a preparation of many seconds
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -71,6 +71,17 @@ def test_a_trace_leaves_the_model_as_it_was():
         assert torch.equal(parameter, value)
 
 
+def test_a_trace_that_fails_leaves_no_hooks():
+    model = build("gptj")
+    own = model.transformer.h[0].mlp.fc_in.register_forward_hook(lambda *_: None)
+    model.score.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(CompressionError, match="ZeroDivisionError"):
+        trace_neurons(model)
+    assert sum(len(module._forward_hooks) for module in model.modules()) == 1
+    own.remove()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 def test_a_trace_ends_when_its_time_is_over():
     with pytest.raises(CompressionError, match=r"TimeoutError: no end after 0 seconds"):
         trace_neurons(build("gptj"), seconds=0)

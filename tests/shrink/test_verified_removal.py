@@ -10,15 +10,23 @@ from transformers import AutoModelForSequenceClassification
 from hfcompress import CompressionError, prune_structured
 
 
-@pytest.mark.parametrize("kind", ["Olmo2", "Longformer", "DiffLlama"])
-def test_heads_made_in_more_places_are_refused(kind):
+def build_kind(kind, **more):
     sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    more = {"attention_window": [4, 4]} if kind == "Longformer" else {}
     config = getattr(transformers, f"{kind}Config")(
         **sizes, **more, intermediate_size=64, max_position_embeddings=64, pad_token_id=0
     )
-    model = AutoModelForSequenceClassification.from_config(config)
-    refused(model, "no known layout", heads=0.5)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+@pytest.mark.parametrize("kind", ["Olmo2", "Longformer", "DiffLlama"])
+def test_heads_made_in_more_places_are_refused(kind):
+    more = {"attention_window": [4, 4]} if kind == "Longformer" else {}
+    refused(build_kind(kind, **more), "no known layout", heads=0.5)
+
+
+@pytest.mark.parametrize("budget", [{"flops": 0.7}, {"latency": 0.7}], ids=str)
+def test_a_budget_refuses_a_model_that_fails_without_heads(budget):
+    refused(build_kind("DiffLlama"), "no known layout", **budget)
 
 
 def test_neurons_made_elsewhere_are_refused_by_name():

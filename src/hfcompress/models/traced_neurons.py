@@ -67,8 +67,7 @@ def trace_neurons(model: nn.Module, *, seconds: float = _SECONDS) -> list[Group]
                     members = graph.get_pruning_group(module, torch_pruning.prune_linear_out_channels, every)
                     ends = _ends(graph, members, every)
                     if ends is not None:
-                        up, down = ends
-                        found[names[down]] = sorted((names[one] for one in up), key=list(names.values()).index)
+                        found[names[ends[1]]] = [name for module, name in names.items() if module in ends[0]]
     except Exception as error:  # whatever a forward pass or the search in its graph leads to
         raise _unknown(model, f"cannot be traced ({type(error).__name__}: {error})") from error
     if not found:
@@ -103,6 +102,8 @@ def _traceable(model: nn.Module) -> Iterator[None]:
     with ExitStack() as undo:
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
+            undo.callback(setattr, module, "_forward_hooks", module._forward_hooks)
+            module._forward_hooks = module._forward_hooks.copy()  # a pass that fails leaves torch-pruning's behind
         for parameter in filter(torch.is_floating_point, model.parameters()):
             undo.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(True)

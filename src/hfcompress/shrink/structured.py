@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from numbers import Real
 from typing import Any, get_args
 
 import torch
@@ -96,7 +97,8 @@ def prune_structured(
     asked = {name: value for name, value in given.items() if _is_asked(value)}
     _check_arguments(asked, importance, scope, round_to, dataset)
     _check_model(model)
-    _check_layers(model, asked.get("drop_layers", 0))
+    if "drop_layers" in asked:
+        _check_layers(model, drop_layers)
     budget = next((Budget(measure, asked[measure]) for measure in MEASURES if measure in asked), None)
     kinds: list[Kind] = [kind for kind in KINDS if kind in asked or budget is not None]
     groups = _find(model, kinds, any_kind=budget is not None)
@@ -132,8 +134,8 @@ def prune_structured(
             remove_and_verify(model, removal, undo)
             blocks = [BlockStructure(g.name, g.kind, g.count, g.count - len(removal[g])) for g in groups]
             write_plan(model)
+        after = _sizes(model)
         undo.pop_all()
-    after = _sizes(model)
     pairs = {name: (before[name], after[name]) for name in before}
     return StructureReport(blocks=tuple(blocks), asked=asked, latency_ms=latency_ms, **pairs)
 
@@ -181,7 +183,8 @@ def _drop_layers(
         groups = [group for kind in KINDS for group in find_groups(model, kind)]
         if len(groups) != 2 * count:
             raise CompressionError(
-                f"The layers of {type(model).__name__} cannot be ranked, as they share heads; name them by index."
+                f"The layers of {type(model).__name__} cannot be ranked, as they share heads or have several blocks of "
+                "a kind; name them by index."
             )
         scores = [float(score.sum()) for score in importance_scores(model, groups, importance, batches)]
         ranked = sorted(range(count), key=lambda index: scores[index] + scores[count + index])
@@ -243,12 +246,12 @@ def _check_model(model: object) -> None:
 
 
 def _is_asked(value: object) -> bool:
-    return len(value) > 0 if isinstance(value, Sequence) else value is not None and value != 0
+    if isinstance(value, Sequence):
+        return len(value) > 0
+    return value is not None and not (isinstance(value, Real) and value == 0)
 
 
 def _check_layers(model: PreTrainedModel, layers: Any) -> None:
-    if layers == 0:
-        return
     count = layer_stack(model)[1]
     if is_integer(layers):
         valid = 0 < int(layers) < count
