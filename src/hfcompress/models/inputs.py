@@ -70,7 +70,8 @@ class Padder:
         if self._needs_mask:
             rows = [{"attention_mask": [1] * len(row["input_ids"]), **row} for row in rows]
         if self._collate is not None:
-            batch = dict(self._collate([{name: _listed(value) for name, value in row.items()} for row in rows]))
+            lists = [{name: torch.as_tensor(value).tolist() for name, value in row.items()} for row in rows]
+            batch = dict(self._collate(lists))
         else:
             if self.pad_token_id is None and len({len(row["input_ids"]) for row in rows}) > 1:
                 raise CompressionError(
@@ -187,7 +188,3 @@ def _read_rows(owner: str, model: nn.Module, inputs: Any, padder: Padder) -> Exa
     except (TypeError, ValueError, RuntimeError) as error:
         raise CompressionError(f"The column {label!r} of {owner} holds no numbers: {error}") from error
     return Examples(lengths, labels, lambda indices: padder([encoded[index] for index in indices]))
-
-
-def _listed(value: Any) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value

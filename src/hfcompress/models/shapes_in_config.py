@@ -36,12 +36,10 @@ def write_plan(model: PreTrainedModel) -> None:
     configs = get_configs(model)
     with ExitStack() as undo:
         restore_configs(configs, undo)
-        foreign = False
         for config in configs:
-            given = vars(config).get("quantization_config")
-            foreign = foreign or (given is not None and not is_plan(given))
-            if is_plan(given):
+            if is_plan(vars(config).get("quantization_config")):
                 del config.quantization_config
+        foreign = any(vars(config).get("quantization_config") is not None for config in configs)
         found = {kind: groups for kind in KINDS if (groups := _find_known(model, kind))}
         for groups in found.values():
             if len({group.count for group in groups}) == 1:

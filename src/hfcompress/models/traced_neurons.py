@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.architectures import block_kind
-from hfcompress.models.classifier import get_logits, input_names
+from hfcompress.models.classifier import evaluation_mode, get_logits, input_names
 from hfcompress.models.heads_and_neurons import Group, Kind, find_groups, has_layout, name_by_layer, neuron_group
 from hfcompress.models.inputs import dummy_inputs
 
@@ -100,17 +99,12 @@ def _ends(graph: Any, members: Any, every: list[int]) -> tuple[list[nn.Module], 
 def _traceable(model: nn.Module) -> Iterator[None]:
     """Let gradients reach every parameter, past attention, in eval mode; all is as before at the end."""
     with ExitStack() as undo:
-        for module in model.modules():
-            undo.callback(setattr, module, "training", module.training)
+        undo.enter_context(evaluation_mode(model, gradients=True))
+        for name, module in model.named_modules():
             undo.callback(setattr, module, "_forward_hooks", module._forward_hooks)
             module._forward_hooks = module._forward_hooks.copy()  # a pass that fails leaves torch-pruning's behind
-        for parameter in filter(torch.is_floating_point, model.parameters()):
-            undo.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(True)
-        for name, module in model.named_modules():
             if block_kind(name.rpartition(".")[2]) == "attention":
                 undo.callback(module.register_forward_hook(_bypass, with_kwargs=True).remove)
-        undo.enter_context(torch.enable_grad())
         yield
 
 

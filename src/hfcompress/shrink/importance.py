@@ -123,6 +123,7 @@ def labelled_batches(model: nn.Module, dataset: Any, batch_size: int) -> list[Ba
             raise CompressionError("The labels of dataset must be tensors, as its input_ids are.")
         count = len(examples.lengths)
         size = 1 if not can_pad else count if are_batches else batch_size
-        for places in (range(start, min(start + size, count)) for start in range(0, count, size)):
-            batches.append(examples.take(places) | {"labels": examples.labels[places.start : places.stop]})
+        for start in range(0, count, size):
+            labels = examples.labels[start : start + size]
+            batches.append(examples.take(range(start, start + len(labels))) | {"labels": labels})
     return batches

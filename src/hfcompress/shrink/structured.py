@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from numbers import Real
 from typing import Any, get_args
 
@@ -25,8 +24,8 @@ from hfcompress.models.weights import PRUNABLE_DTYPES
 from hfcompress.report.structure import BlockStructure, StructureReport
 from hfcompress.shrink.budget import MEASURES, Budget
 from hfcompress.shrink.importance import IMPORTANCES, Importance, importance_scores, labelled_batches
-from hfcompress.shrink.layers import keep_layers
-from hfcompress.shrink.selection import Scope, select, select_for_budget
+from hfcompress.shrink.layers import are_indices, keep_layers
+from hfcompress.shrink.selection import Scope, select
 from hfcompress.shrink.verified_removal import Removal, remove_and_verify
 from hfcompress.validation import check_choice, check_count, check_fraction, is_integer
 
@@ -118,19 +117,13 @@ def prune_structured(
         if groups:
             scores = importance_scores(model, groups, importance, batches)
             removal: Removal
+            options: dict[str, Any] = {"scope": scope, "round_to": round_to}
             if budget is None:
-                removal = select(groups, scores, asked, scope=scope, round_to=round_to)
+                removal = select(groups, scores, asked, **options)
             else:
-                costs = budget.costs(model, groups)
-                most = sum(cost * group.count for cost, group in zip(costs, groups, strict=True))
-                choose = partial(
-                    select_for_budget,
-                    *(groups, scores, costs),
-                    additive=importance != "l1",
-                    scope=scope,
-                    round_to=round_to,
-                )
-                removal, latency_ms = budget.meet(model, before.get(budget.measure, 0), most, choose)
+                options["additive"] = importance != "l1"
+                full = before.get(budget.measure, 0)
+                removal, latency_ms = budget.select(model, groups, scores, full, **options)
             remove_and_verify(model, removal, undo)
             blocks = [BlockStructure(g.name, g.kind, g.count, g.count - len(removal[g])) for g in groups]
             write_plan(model)
@@ -254,10 +247,9 @@ def _is_asked(value: object) -> bool:
 def _check_layers(model: PreTrainedModel, layers: Any) -> None:
     count = layer_stack(model)[1]
     if is_integer(layers):
-        valid = 0 < int(layers) < count
+        valid = 0 < layers < count
     else:
-        valid = isinstance(layers, Sequence) and all(is_integer(index) and -count <= index < count for index in layers)
-        valid = valid and len({int(index) % count for index in layers}) < count
+        valid = are_indices(layers, count) and len({index % count for index in layers}) < count
     if not valid:
         raise CompressionError(
             f"drop_layers={layers!r} must be a number from 1 to {count - 1}, or indices of the model's {count} layers, "

@@ -31,7 +31,8 @@ def remove_and_verify(model: PreTrainedModel, removal: Removal, undo: ExitStack)
     """
     with in_float32(model):  # half precision would hide what is wrong behind its rounding
         full = _dummy_logits(model)
-        with masked(model, [(group, _mask(model, group, gone)) for group, gone in removal.items()]):
+        stays = [(group, torch.tensor([n not in gone for n in range(group.count)])) for group, gone in removal.items()]
+        with masked(model, stays):
             expected = _dummy_logits(model)
         with removed(model, removal) as own:
             difference = (_dummy_logits(model) - expected).abs().max()
@@ -67,12 +68,6 @@ def removed(model: PreTrainedModel, removal: Removal) -> Iterator[ExitStack]:
                 "they are masked, so its attention or feed-forward blocks have no known layout (see ARCHITECTURES); it "
                 f"is unchanged ({error})."
             ) from error
-
-
-def _mask(model: PreTrainedModel, group: Group, gone: set[int]) -> Tensor:
-    mask = torch.ones(group.count, device=next(model.parameters()).device)
-    mask[sorted(gone)] = 0
-    return mask
 
 
 def _dummy_logits(model: PreTrainedModel) -> Tensor:
