@@ -40,7 +40,7 @@ def test_neurons_made_elsewhere_are_refused_by_name():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("spread", [0.2, 0.02])
 def test_a_norm_over_the_neurons_is_found_out(dtype, spread):
-    """A norm over the neurons, hidden in a known place: the smaller model would answer something else."""
+    """A norm over the neurons, hidden in a known place: the smaller model would give other logits."""
 
     class Scaled(torch.nn.Module):
         def forward(self, states):
@@ -52,7 +52,7 @@ def test_a_norm_over_the_neurons_is_found_out(dtype, spread):
             parameter.mul_(spread / 0.2)
     for layer in model.bert.encoder.layer:
         layer.intermediate.intermediate_act_fn = Scaled()
-    refused(model, "does not answer like the full model", neurons=0.5)
+    refused(model, "does not give the logits of the full model", neurons=0.5)
 
 
 def test_attention_that_changes_with_the_text_is_refused():

@@ -65,7 +65,7 @@ class Padder:
         """Pad rows, each with ``input_ids`` and columns of the same length.
 
         Raises:
-            CompressionError: They are of different lengths, and nothing says which token is padding.
+            CompressionError: They are of different lengths, and there is no padding token.
         """
         if self._needs_mask:
             rows = [{"attention_mask": [1] * len(row["input_ids"]), **row} for row in rows]
@@ -121,7 +121,7 @@ def check_lengths(owner: str, model: nn.Module, lengths: Iterable[int]) -> None:
 
 
 def dummy_inputs(model: nn.Module, tokens: int = TOKENS, batch_size: int = 1) -> Batch:
-    """Make texts without padding, for models whose answers to them do not matter.
+    """Make texts without padding, for models whose outputs do not matter.
 
     Args:
         model: What reads them.

@@ -24,7 +24,7 @@ def is_plan(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def make_plan(shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a plan, of the lowest version that can say these shapes.
+    """Make a plan, of the lowest version that can hold these shapes.
 
     Args:
         shapes: ``heads`` and ``neurons``; other keys are left out.

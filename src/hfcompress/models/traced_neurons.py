@@ -34,7 +34,7 @@ def trace_neurons(model: nn.Module, *, seconds: float = _SECONDS) -> list[Group]
 
     The graph is that of torch-pruning (DepGraph, Fang et al. 2023, https://arxiv.org/abs/2301.12900, section 3). A
     group is exactly the outputs of some ``nn.Linear`` and the inputs of one, number by number, with no parameters
-    between them. Attention is left out of the graph: a trace does not tell a head from the numbers in it, and with
+    between them. Attention is left out of the graph: a trace does not show where a head begins, and with
     rotary embeddings the search does not end.
 
     Args:

@@ -28,7 +28,7 @@ class Budget:
     """What share of a model's cost to keep at most.
 
     Attributes:
-        measure: ``"flops"`` and ``"latency"`` of a text of 128 tokens, or ``"parameters"`` of the whole model.
+        measure: ``"flops"`` and ``"latency"`` of a text of 128 tokens, or ``"parameters"`` of the full model.
         share: In (0, 1).
     """
 

@@ -92,7 +92,7 @@ def keep_layers(model: PreTrainedModel, stack_name: str, kept: Sequence[int], un
                         setattr(module, key, index)
             write_plan(model)
             undo.push(own.pop_all())
-    except Exception as error:  # also whatever an architecture's config or constructor says to so many layers
+    except Exception as error:  # also whatever a config or constructor raises for so many layers
         raise CompressionError(
             f"A {type(model).__name__} of the layers {list(kept)} would not load again: {error} Choose other layers "
             "(often layer 0 must stay, or the pattern of the layers must repeat)."

@@ -48,7 +48,7 @@ def prune_structured(
     """Remove the least important attention heads and intermediate neurons from a classifier, in place.
 
     What is left is an ordinary, smaller dense model: width, embeddings and classification head stay as they were. Its
-    config says its shapes, so what it saves loads again: by plain transformers where the config can say them, and else
+    config holds its shapes, so what it saves loads again: by plain transformers where plain settings suffice, and else
     after ``import hfcompress``. Before returning, the call compares the logits of a short text with those of the full
     model in which the same heads and neurons are masked, and undoes everything if they differ.
 
@@ -112,7 +112,8 @@ def prune_structured(
     with ExitStack() as undo:
         own_configs(model, undo)  # which other models may share
         if "drop_layers" in asked:
-            _drop_layers(model, drop_layers, importance, batches, undo)
+            kept = _layers_to_keep(model, drop_layers, importance, batches)
+            keep_layers(model, layer_stack(model)[0], kept, undo)
             groups = _find(model, kinds, any_kind=budget is not None)
         if groups:
             scores = importance_scores(model, groups, importance, batches)
@@ -164,14 +165,10 @@ def _find(model: PreTrainedModel, kinds: Sequence[Kind], *, any_kind: bool) -> l
     return groups
 
 
-def _drop_layers(
-    model: PreTrainedModel,
-    layers: int | Sequence[int],
-    importance: Importance,
-    batches: list[Batch] | None,
-    undo: ExitStack,
-) -> None:
-    name, count = layer_stack(model)
+def _layers_to_keep(
+    model: PreTrainedModel, layers: Any, importance: Importance, batches: list[Batch] | None
+) -> list[int]:
+    count = layer_stack(model)[1]
     if is_integer(layers):
         groups = [group for kind in KINDS for group in find_groups(model, kind)]
         if len(groups) != 2 * count:
@@ -181,11 +178,8 @@ def _drop_layers(
             )
         scores = [float(score.sum()) for score in importance_scores(model, groups, importance, batches)]
         ranked = sorted(range(count), key=lambda index: scores[index] + scores[count + index])
-        dropped = set(ranked[: int(layers)])
-    else:
-        assert isinstance(layers, Sequence)
-        dropped = {int(index) % count for index in layers}
-    keep_layers(model, name, [index for index in range(count) if index not in dropped], undo)
+        return sorted(ranked[layers:])
+    return sorted(set(range(count)) - {index % count for index in layers})
 
 
 def _check_arguments(asked: dict[str, Any], importance: str, scope: str, round_to: object, dataset: object) -> None:

@@ -62,11 +62,11 @@ def removed(model: PreTrainedModel, removal: Removal) -> Iterator[ExitStack]:
             for group, gone in removal.items():
                 remove(model, group, sorted(set(range(group.count)) - gone), undo)
             yield undo
-        except Exception as error:  # whatever a block says to heads or neurons that are missing
+        except Exception as error:  # whatever a block raises where heads or neurons are missing
             raise CompressionError(
-                f"{type(model).__name__} without these heads and neurons does not answer like the full model in which "
-                "they are masked, so its attention or feed-forward blocks have no known layout (see ARCHITECTURES); it "
-                f"is unchanged ({error})."
+                f"{type(model).__name__} without these heads and neurons does not give the logits of the full model in "
+                "which they are masked, so its attention or feed-forward blocks have no known layout (see "
+                f"ARCHITECTURES); it is unchanged ({error})."
             ) from error
 
 
