@@ -58,9 +58,10 @@ def max_tokens(model: nn.Module) -> int | None:
     """
     config = get_config(model)
     limits = [limit for name in TOKEN_LIMITS if isinstance(limit := getattr(config, name, None), int) and limit > 0]
+    module: Any
     for name, module in unwrap(model).named_modules():
-        if name.rpartition(".")[2] in OFFSET_POSITIONS and isinstance(module, nn.Embedding):
-            limits += [] if module.padding_idx is None else [module.num_embeddings - module.padding_idx - 1]
+        if name.rpartition(".")[2] in OFFSET_POSITIONS and getattr(module, "padding_idx", None) is not None:
+            limits.append(len(module.weight) - module.padding_idx - 1)
     return min(limits, default=None)
 
 
