@@ -251,6 +251,14 @@ def test_half_precision_stays_half_precision(architecture, dtype, importance):
     refused(build(architecture).to(dtype), "fewest that must stay", flops=0.01)
 
 
+def test_a_model_with_gradient_checkpointing_keeps_it():
+    model = build("bert", layers=3)
+    getattr(model, f"{CHECKPOINTING}_enable")()
+    prune_structured(model, heads=0.5, drop_layers=[1])
+    assert getattr(student_from_teacher(model, 1), f"is_{CHECKPOINTING}")
+    assert getattr(model, f"is_{CHECKPOINTING}")
+
+
 def test_a_config_of_another_model_stays_as_it_is(tmp_path):
     one = build("bert", layers=3)
     other = type(one)(one.config)

@@ -112,8 +112,8 @@ def _first_difference(model: PreTrainedModel, built: PreTrainedModel) -> str | N
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    plain = bool | int | float | str | None
-    return {k: v for k, v in vars(module).items() if isinstance(v, plain) and k != "training" and not k.startswith("_")}
+    plain, modes = bool | int | float | str | None, ("training", "gradient_checkpointing")
+    return {k: v for k, v in vars(module).items() if isinstance(v, plain) and k not in modes and not k.startswith("_")}
 
 
 def _find_known(model: nn.Module, kind: Kind) -> list[Group]:

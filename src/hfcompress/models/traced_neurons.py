@@ -101,11 +101,17 @@ def _traceable(model: nn.Module) -> Iterator[None]:
     with ExitStack() as undo:
         undo.enter_context(evaluation_mode(model, gradients=True))
         for name, module in model.named_modules():
-            undo.callback(setattr, module, "_forward_hooks", module._forward_hooks)
-            module._forward_hooks = module._forward_hooks.copy()  # a pass that fails leaves torch-pruning's behind
+            undo.callback(_remove_left_hooks, module)
             if block_kind(name.rpartition(".")[2]) == "attention":
                 undo.callback(module.register_forward_hook(_bypass, with_kwargs=True).remove)
         yield
+
+
+def _remove_left_hooks(module: nn.Module) -> None:
+    """Remove the hooks that torch-pruning leaves behind where a pass fails."""
+    for key, hook in list(module._forward_hooks.items()):
+        if getattr(hook, "__module__", "").startswith("torch_pruning"):
+            del module._forward_hooks[key]
 
 
 def _bypass(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
