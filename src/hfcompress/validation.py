@@ -26,7 +26,7 @@ def check_fraction(name: str, value: object, meaning: str, *, zero: bool = True,
     Args:
         name: The argument.
         value: What was passed.
-        meaning: What the argument says, for the message.
+        meaning: What the argument means, for the message.
         zero: Whether 0 is allowed.
         one: Whether 1 is allowed.
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from architectures import WITH_NEURONS, build
-from transformers import AutoModelForSequenceClassification, LongformerConfig
+from transformers import AutoModelForSequenceClassification, IBertConfig, LongformerConfig
 
 from hfcompress.models.classifier import max_tokens
 from hfcompress.models.inputs import dummy_inputs
@@ -37,11 +37,11 @@ def test_positions_start_behind_the_padding_index(architecture, limit):
     assert max_tokens(build(architecture)) == limit
 
 
-def test_longformer_is_a_relative_of_roberta():
+@pytest.mark.parametrize(("kind", "more"), [(LongformerConfig, {"attention_window": [4]}), (IBertConfig, {})])
+def test_relatives_of_roberta_read_as_many_tokens(kind, more):
+    """Also where the positions are embedded by a module of the architecture's own (I-BERT)."""
     sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    config = LongformerConfig(
-        **sizes, intermediate_size=64, max_position_embeddings=66, pad_token_id=1, attention_window=[4]
-    )
+    config = kind(**sizes, **more, intermediate_size=64, max_position_embeddings=66, pad_token_id=1)
     assert max_tokens(AutoModelForSequenceClassification.from_config(config)) == 64
 
 

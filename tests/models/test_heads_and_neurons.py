@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from hfcompress import CompressionError, prune_structured
 from hfcompress.models import traced_neurons
 from hfcompress.models.heads_and_neurons import find_groups, has_layout
+from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.traced_neurons import find_or_trace, trace_neurons
 
 
@@ -69,6 +70,23 @@ def test_a_trace_leaves_the_model_as_it_was():
     for (trained, value), parameter in zip(before, model.parameters(), strict=True):
         assert parameter.requires_grad is trained
         assert torch.equal(parameter, value)
+
+
+def test_a_trace_that_fails_leaves_no_hooks():
+    model = build("gptj")
+    own = model.transformer.h[0].mlp.fc_in.register_forward_hook(lambda *_: None)
+    model.score.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(CompressionError, match="ZeroDivisionError"):
+        trace_neurons(model)
+    assert sum(len(module._forward_hooks) for module in model.modules()) == 1
+    own.remove()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_trace_keeps_the_hooks_that_a_first_pass_installs():
+    model = build("gpt-neox", output_hidden_states=True)
+    trace_neurons(model)
+    assert len(model.eval()(**dummy_inputs(model, 5)).hidden_states) == 3
 
 
 def test_a_trace_ends_when_its_time_is_over():

@@ -91,6 +91,12 @@ def test_gradients_are_those_of_the_loss_of_the_problem():
         ([{"input_ids": [5], "labels": 2}], "label 2 is none of the 2 classes"),
         ([{"input_ids": [5], "labels": -100}], "label -100"),
         ([{"input_ids": [5], "labels": None}], "'labels' of dataset holds no numbers"),
+        ([3], "found 1 rows with nothing"),
+        (
+            [{"input_ids": [5], "labels": 1}, {"input_ids": [5], "label": 1}],
+            "2 rows with input_ids, label, labels",
+        ),
+        ({"input_ids": torch.tensor([[5]]), "labels": [1]}, "labels of dataset must be tensors"),
         ([{"input_ids": [5] * 70, "labels": 1}], "70 tokens, and Bert.* reads 1 to 64"),
         (LABELLED, "batch_size=0"),
     ],
@@ -106,6 +112,20 @@ def test_data_may_be_one_batch_or_have_no_padding_token():
         for more, data in (({}, batch(16, 10)), ({}, LABELLED), ({"pad_token_id": None}, LABELLED[:4]))
     ]
     assert reports[0] == reports[1]
+
+
+def test_a_batch_for_a_model_without_padding_is_read_text_by_text():
+    data = batch(4, 10) | {"attention_mask": torch.ones(4, 10, dtype=torch.long)}
+    batches = labelled_batches(build("llama", pad_token_id=None), data, 16)
+    assert [len(one["labels"]) for one in batches] == [1, 1, 1, 1]
+
+
+def test_a_block_that_is_not_used_does_not_matter():
+    model = build("bert")
+    model.bert.encoder.layer[1].forward = lambda states, *_, **__: states
+    used, unused = mask_gradients(model, find_groups(model, "heads"), [batch()])
+    assert used.abs().min() > 0
+    assert not unused.any()
 
 
 def rows_of(model, tokens):

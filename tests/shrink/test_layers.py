@@ -148,10 +148,12 @@ def test_dtype_and_mode_are_the_teachers():
 
 
 def test_making_a_student_leaves_the_random_state_as_it_is():
-    teacher = build("bert")
-    before = torch.get_rng_state()
-    student_from_teacher(teacher, 1)
-    assert torch.equal(torch.get_rng_state(), before)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.DiffLlamaConfig(vocab_size=100, **sizes)  # draws numbers even without weights
+    for teacher in (build("bert"), AutoModelForSequenceClassification.from_config(config)):
+        before = torch.get_rng_state()
+        student_from_teacher(teacher, 1)
+        assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,23 @@ def test_the_cheapest_selection_is_the_best_of_all():
         assert lost == pytest.approx(best)
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_scores_that_cannot_be_added_lose_the_smallest_fraction(scope):
+    """Against every thousandth in turn."""
+    model = build("bert", layers=2)
+    groups = [one for kind in ("heads", "neurons") for one in find_groups(model, kind)]
+    scores = [l1_scores(model, one) for one in groups]
+    costs = [70, 70, 5, 5]
+    for surplus in (-1, 0, 1, 100, 333, 500, 900, 10_000, np.inf):
+        found = select_for_budget(groups, scores, costs, surplus, additive=False, scope=scope)
+        for thousandths in range(1001):
+            both = dict.fromkeys(("heads", "neurons"), thousandths / 1000)
+            expected = select(groups, scores, both, scope=scope)
+            if sum(cost * len(expected[one]) for one, cost in zip(groups, costs, strict=True)) >= surplus:
+                break
+        assert found == expected
+
+
 def test_neurons_stay_in_multiples_and_one_multiple_at_least():
     model = build("bert", layers=2, intermediate_size=52)
     groups = find_groups(model, "neurons")

@@ -21,6 +21,7 @@ from hfcompress import (
     sparsity_report,
     student_from_teacher,
 )
+from hfcompress.shrink import structured
 
 
 @everywhere
@@ -191,12 +192,24 @@ def test_onnx_runtime_gives_the_same_logits(tmp_path):
         ({"drop_layers": [7]}, r"drop_layers=\[7\]"),
         ({"drop_layers": [0, 1, 2]}, "at least one must stay"),
         ({"drop_layers": "all"}, "drop_layers='all'"),
+        ({"drop_layers": np.array([0, 1])}, r"drop_layers=array\(\[0, 1\]\) must be"),
         ({"drop_layers": [1], "flops": 0.01}, "fewest that must stay"),
     ],
     ids=str,
 )
 def test_wrong_arguments_are_refused_and_the_model_stays(settings, message):
     refused(build("bert", layers=3), message, **settings)
+
+
+def test_a_model_that_cannot_be_counted_afterwards_stays(monkeypatch):
+    counts = iter([1])
+    monkeypatch.setattr(structured, "count_flops", lambda model, inputs: next(counts))
+    model = build("bert")
+    before, config = state_of(model), model.config
+    with pytest.raises(StopIteration):
+        prune_structured(model, heads=0.5)
+    assert same_bits(before, model.state_dict())
+    assert model.config is config
 
 
 def test_models_that_cannot_be_shrunk_are_refused():
@@ -236,6 +249,14 @@ def test_half_precision_stays_half_precision(architecture, dtype, importance):
     name = "score.weight" if architecture != "bert" else "classifier.weight"
     assert torch.equal(model.state_dict()[name], whole.state_dict()[name])
     refused(build(architecture).to(dtype), "fewest that must stay", flops=0.01)
+
+
+def test_a_model_with_gradient_checkpointing_keeps_it():
+    model = build("bert", layers=3)
+    getattr(model, f"{CHECKPOINTING}_enable")()
+    prune_structured(model, heads=0.5, drop_layers=[1])
+    assert getattr(student_from_teacher(model, 1), f"is_{CHECKPOINTING}")
+    assert getattr(model, f"is_{CHECKPOINTING}")
 
 
 def test_a_config_of_another_model_stays_as_it_is(tmp_path):

@@ -10,15 +10,23 @@ from transformers import AutoModelForSequenceClassification
 from hfcompress import CompressionError, prune_structured
 
 
-@pytest.mark.parametrize("kind", ["Olmo2", "Longformer", "DiffLlama"])
-def test_heads_made_in_more_places_are_refused(kind):
+def build_kind(kind, **more):
     sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    more = {"attention_window": [4, 4]} if kind == "Longformer" else {}
     config = getattr(transformers, f"{kind}Config")(
         **sizes, **more, intermediate_size=64, max_position_embeddings=64, pad_token_id=0
     )
-    model = AutoModelForSequenceClassification.from_config(config)
-    refused(model, "no known layout", heads=0.5)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+@pytest.mark.parametrize("kind", ["Olmo2", "Longformer", "DiffLlama"])
+def test_heads_made_in_more_places_are_refused(kind):
+    more = {"attention_window": [4, 4]} if kind == "Longformer" else {}
+    refused(build_kind(kind, **more), "no known layout", heads=0.5)
+
+
+@pytest.mark.parametrize("budget", [{"flops": 0.7}, {"latency": 0.7}], ids=str)
+def test_a_budget_refuses_a_model_that_fails_without_heads(budget):
+    refused(build_kind("DiffLlama"), "no known layout", **budget)
 
 
 def test_neurons_made_elsewhere_are_refused_by_name():
@@ -32,7 +40,7 @@ def test_neurons_made_elsewhere_are_refused_by_name():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("spread", [0.2, 0.02])
 def test_a_norm_over_the_neurons_is_found_out(dtype, spread):
-    """A norm over the neurons, hidden in a known place: the smaller model would answer something else."""
+    """A norm over the neurons, hidden in a known place: the smaller model would give other logits."""
 
     class Scaled(torch.nn.Module):
         def forward(self, states):
@@ -44,7 +52,7 @@ def test_a_norm_over_the_neurons_is_found_out(dtype, spread):
             parameter.mul_(spread / 0.2)
     for layer in model.bert.encoder.layer:
         layer.intermediate.intermediate_act_fn = Scaled()
-    refused(model, "does not answer like the full model", neurons=0.5)
+    refused(model, "does not give the logits of the full model", neurons=0.5)
 
 
 def test_attention_that_changes_with_the_text_is_refused():

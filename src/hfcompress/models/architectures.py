@@ -40,7 +40,7 @@ class FeedForward:
     Attributes:
         up: The module that makes the neurons, or gate and up.
         down: The module that consumes them.
-        widths: Config settings that say together how many there are in all layers.
+        widths: Config settings that together set how many there are in all layers.
         width_attributes: Attributes of the module around them that count them.
         tokens_first: Whether the block computes in the shape (tokens, batch, width).
     """
@@ -225,7 +225,7 @@ _BLOCK_NAMES = {  # the first that is found in a module's path decides
 
 
 def block_kind(path: str) -> str:
-    """Tell the kind of block that a module of the body belongs to from its path; ``"other"`` where it does not tell.
+    """Return the kind of block that a module of the body belongs to by its path; ``"other"`` if the path names none.
 
     Example:
         >>> block_kind("bert.encoder.layer.0.attention.output.dense"), block_kind("bert.encoder.layer.0.output.dense")

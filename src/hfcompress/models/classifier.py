@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
@@ -58,12 +58,11 @@ def max_tokens(model: nn.Module) -> int | None:
     """
     config = get_config(model)
     limits = [limit for name in TOKEN_LIMITS if isinstance(limit := getattr(config, name, None), int) and limit > 0]
-    limit = min(limits, default=None)
+    module: Any
     for name, module in unwrap(model).named_modules():
         if name.rpartition(".")[2] in OFFSET_POSITIONS and getattr(module, "padding_idx", None) is not None:
-            room = int(cast(nn.Embedding, module).num_embeddings) - int(cast(Any, module).padding_idx) - 1
-            limit = room if limit is None else min(limit, room)
-    return limit
+            limits.append(len(module.weight) - module.padding_idx - 1)
+    return min(limits, default=None)
 
 
 def get_problem_type(model: nn.Module, role: str) -> Problem:
@@ -116,21 +115,17 @@ def label_order(first: nn.Module, other: nn.Module) -> list[int] | None:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode and compute no gradients, while the context lasts."""
-    modes = {module: module.training for module in model.modules()}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    for parameter in trained:  # the FLOP counter fails on views of parameters that require gradients (DeBERTa)
-        parameter.requires_grad_(False)
-    try:
-        with torch.no_grad():
+def evaluation_mode(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
+    """Put a model into eval mode while the context lasts, and compute gradients for no parameter or for all of them."""
+    with ExitStack() as undo:
+        for module in model.modules():
+            undo.callback(setattr, module, "training", module.training)
+        for parameter in filter(torch.is_floating_point, model.parameters()):
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(gradients)  # the FLOP counter fails on views of those that require some (DeBERTa)
+        model.eval()
+        with torch.set_grad_enabled(gradients):
             yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 @contextmanager

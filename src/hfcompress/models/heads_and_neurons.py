@@ -132,7 +132,8 @@ def find_groups(model: nn.Module, kind: Kind) -> list[Group]:
             f"{type(model).__name__} has {len(layers)} layers, and the {kind} of only {len(held)} have a known layout "
             f"(see ARCHITECTURES); leave them out ({kind}=0)."
         )
-    return name_by_layer(found)
+    order = {name: index for index, name in enumerate(modules)}
+    return name_by_layer(sorted(found, key=lambda group: order[group.slices[0].module]))
 
 
 def has_layout(model: nn.Module, kind: Kind) -> bool:
@@ -179,8 +180,7 @@ def _find_neurons(modules: Modules) -> list[Group]:
         for layer in _layers_with(modules, (*block.up, block.down)):
             up = [f"{layer}{path}" for path in block.up]
             found[up[0]] = neuron_group(modules, up, f"{layer}{block.down}", tokens_first=block.tokens_first)
-    order = list(modules)
-    return sorted(found.values(), key=lambda group: order.index(group.slices[0].module))
+    return list(found.values())
 
 
 def _find_heads(modules: Modules) -> list[Group]:
@@ -194,9 +194,7 @@ def _find_heads(modules: Modules) -> list[Group]:
                 key = f"{_STACK.split(key)[0]} {block.projections[0]}"
                 biases[key] = block.shared_bias
             together.setdefault(key, []).append(group)
-    found = [_joined(modules, groups, biases[key]) if key in biases else groups[0] for key, groups in together.items()]
-    order = list(modules)
-    return sorted(found, key=lambda group: order.index(group.slices[0].module))
+    return [_joined(modules, groups, biases[key]) if key in biases else groups[0] for key, groups in together.items()]
 
 
 def _head_group(modules: Modules, layer: str, block: Attention) -> HeadGroup:

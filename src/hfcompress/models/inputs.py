@@ -65,12 +65,13 @@ class Padder:
         """Pad rows, each with ``input_ids`` and columns of the same length.
 
         Raises:
-            CompressionError: They are of different lengths, and nothing says which token is padding.
+            CompressionError: They are of different lengths, and there is no padding token.
         """
         if self._needs_mask:
             rows = [{"attention_mask": [1] * len(row["input_ids"]), **row} for row in rows]
         if self._collate is not None:
-            batch = dict(self._collate([{name: _listed(value) for name, value in row.items()} for row in rows]))
+            lists = [{name: torch.as_tensor(value).tolist() for name, value in row.items()} for row in rows]
+            batch = dict(self._collate(lists))
         else:
             if self.pad_token_id is None and len({len(row["input_ids"]) for row in rows}) > 1:
                 raise CompressionError(
@@ -120,7 +121,7 @@ def check_lengths(owner: str, model: nn.Module, lengths: Iterable[int]) -> None:
 
 
 def dummy_inputs(model: nn.Module, tokens: int = TOKENS, batch_size: int = 1) -> Batch:
-    """Make texts without padding, for models whose answers to them do not matter.
+    """Make texts without padding, for models whose outputs do not matter.
 
     Args:
         model: What reads them.
@@ -187,7 +188,3 @@ def _read_rows(owner: str, model: nn.Module, inputs: Any, padder: Padder) -> Exa
     except (TypeError, ValueError, RuntimeError) as error:
         raise CompressionError(f"The column {label!r} of {owner} holds no numbers: {error}") from error
     return Examples(lengths, labels, lambda indices: padder([encoded[index] for index in indices]))
-
-
-def _listed(value: Any) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value

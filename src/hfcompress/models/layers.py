@@ -16,7 +16,7 @@ def layer_stacks(model: nn.Module) -> dict[str, int]:
     """Find the stacks of layers of a model, two in an encoder-decoder.
 
     Args:
-        model: A model whose config says how many layers it has, wrapped or not.
+        model: A model whose config has the number of layers, wrapped or not.
 
     Returns:
         By name of the ``nn.ModuleList`` below the wrappers, how many layers are in it; none where layers share weights.
@@ -31,7 +31,7 @@ def layer_stack(model: nn.Module) -> tuple[str, int]:
     """Find the one stack of layers of a classifier.
 
     Args:
-        model: A model whose config says how many layers it has, wrapped or not.
+        model: A model whose config has the number of layers, wrapped or not.
 
     Returns:
         The name of its ``nn.ModuleList`` below the wrappers, and how many layers are in it.

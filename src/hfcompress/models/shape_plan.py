@@ -24,7 +24,7 @@ def is_plan(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def make_plan(shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a plan, of the lowest version that can say these shapes.
+    """Make a plan, of the lowest version that can hold these shapes.
 
     Args:
         shapes: ``heads`` and ``neurons``; other keys are left out.
@@ -78,7 +78,7 @@ def apply_plan(model: nn.Module, plan: Mapping[str, Any]) -> None:
 
 def build_from_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
     """Build what ``from_pretrained`` would build of a config once it was saved and read again, without weights."""
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         made = kind(type(config).from_dict(config.to_dict()))
     plan = getattr(config, "quantization_config", None)
     if is_plan(plan):

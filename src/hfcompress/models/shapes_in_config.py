@@ -1,4 +1,4 @@
-"""A shrunken model's shapes written into its config: as plain settings where they can say them, else as a plan."""
+"""A shrunken model's shapes written into its config: as plain settings where possible, else as a plan."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hfcompress.models.traced_neurons import trace_neurons
 
 
 def write_plan(model: PreTrainedModel) -> None:
-    """Make the config of a model say what shape it has, so that what it saves loads again.
+    """Write the shapes of a model into its config, so that what it saves loads again.
 
     Plain settings are used where the architecture has them (as many neurons in all layers, or heads where the head
-    size is a setting): such a model needs nothing but transformers. What they cannot say becomes
+    size is a setting): such a model needs nothing but transformers. What they cannot express becomes
     ``quantization_config``, the place where transformers looks for how a checkpoint must be loaded: a plan with the
     number of heads or neurons of each block, or with the modules of neurons that no record of ARCHITECTURES describes.
 
@@ -36,12 +36,10 @@ def write_plan(model: PreTrainedModel) -> None:
     configs = get_configs(model)
     with ExitStack() as undo:
         restore_configs(configs, undo)
-        foreign = False
         for config in configs:
-            given = vars(config).get("quantization_config")
-            foreign = foreign or (given is not None and not is_plan(given))
-            if is_plan(given):
+            if is_plan(vars(config).get("quantization_config")):
                 del config.quantization_config
+        foreign = any(vars(config).get("quantization_config") is not None for config in configs)
         found = {kind: groups for kind in KINDS if (groups := _find_known(model, kind))}
         for groups in found.values():
             if len({group.count for group in groups}) == 1:
@@ -55,7 +53,7 @@ def write_plan(model: PreTrainedModel) -> None:
         if not has_layout(model, "neurons") and _first_difference(model, built) is not None:
             shapes |= {"neurons": entries} if (entries := _traced_shapes(model, built)) else {}
         if shapes and foreign:
-            raise CompressionError("The config has a quantization_config of its own, so it cannot say the shapes too.")
+            raise CompressionError("The config has a quantization_config of its own, so it cannot hold the shapes too.")
         if shapes:
             for config in configs:
                 config.quantization_config = make_plan(shapes)
@@ -114,8 +112,8 @@ def _first_difference(model: PreTrainedModel, built: PreTrainedModel) -> str | N
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    plain = bool | int | float | str | None
-    return {k: v for k, v in vars(module).items() if isinstance(v, plain) and k != "training" and not k.startswith("_")}
+    plain, modes = bool | int | float | str | None, ("training", "gradient_checkpointing")
+    return {k: v for k, v in vars(module).items() if isinstance(v, plain) and k not in modes and not k.startswith("_")}
 
 
 def _find_known(model: nn.Module, kind: Kind) -> list[Group]:
@@ -127,7 +125,7 @@ def _find_known(model: nn.Module, kind: Kind) -> list[Group]:
 def _use_plain_settings(model: PreTrainedModel, configs: Sequence[PreTrainedConfig], groups: Sequence[Group]) -> None:
     """Set what in the config makes these heads or neurons, if anything does."""
     for settings in _candidates(model.config, groups[0]):
-        with ExitStack() as undo, suppress(Exception):  # whatever a config or constructor says
+        with ExitStack() as undo, suppress(Exception):  # whatever a config or constructor raises
             restore_configs(configs, undo)
             for config, (name, value) in product(configs, settings.items()):
                 setattr(config, name, value)

@@ -60,7 +60,7 @@ def masked(model: nn.Module, masks: Sequence[tuple[Group, Tensor]]) -> Iterator[
                     states = inputs[0]
                     if states.dim() == 2 < spread.dim():  # OPT puts the tokens of all examples under each other
                         spread = spread.expand(-1, len(states) // len(spread), -1).flatten(0, 1)
-                    return states * spread.to(states.dtype), *inputs[1:]
+                    return states * spread.to(states), *inputs[1:]
 
                 hooks.callback(model.get_submodule(part.module).register_forward_pre_hook(multiply).remove)
         yield

@@ -15,7 +15,7 @@ _NO_RULE = re.compile(
 
 
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether both give every text the same ids, as far as their vocabularies and backends tell."""
+    """Whether both give every text the same ids, by their vocabularies and backends."""
     return one is other or tokenizer_rules(one) == tokenizer_rules(other)
 
 
@@ -23,7 +23,7 @@ def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return all that decides which ids a text gets, but for truncation and padding."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        # Of a tokenizer written in Python, how it was made says what it does to a text before it looks words up.
+        # Of a tokenizer written in Python, its arguments decide what it does to a text before it looks words up.
         made = {name: repr(value) for name, value in tokenizer.init_kwargs.items() if not _NO_RULE.fullmatch(name)}
         special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
         return {

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.architectures import block_kind
-from hfcompress.models.classifier import get_logits, input_names
+from hfcompress.models.classifier import evaluation_mode, get_logits, input_names
 from hfcompress.models.heads_and_neurons import Group, Kind, find_groups, has_layout, name_by_layer, neuron_group
 from hfcompress.models.inputs import dummy_inputs
 
@@ -35,7 +34,7 @@ def trace_neurons(model: nn.Module, *, seconds: float = _SECONDS) -> list[Group]
 
     The graph is that of torch-pruning (DepGraph, Fang et al. 2023, https://arxiv.org/abs/2301.12900, section 3). A
     group is exactly the outputs of some ``nn.Linear`` and the inputs of one, number by number, with no parameters
-    between them. Attention is left out of the graph: a trace does not tell a head from the numbers in it, and with
+    between them. Attention is left out of the graph: a trace does not show where a head begins, and with
     rotary embeddings the search does not end.
 
     Args:
@@ -67,8 +66,7 @@ def trace_neurons(model: nn.Module, *, seconds: float = _SECONDS) -> list[Group]
                     members = graph.get_pruning_group(module, torch_pruning.prune_linear_out_channels, every)
                     ends = _ends(graph, members, every)
                     if ends is not None:
-                        up, down = ends
-                        found[names[down]] = sorted((names[one] for one in up), key=list(names.values()).index)
+                        found[names[ends[1]]] = [name for module, name in names.items() if module in ends[0]]
     except Exception as error:  # whatever a forward pass or the search in its graph leads to
         raise _unknown(model, f"cannot be traced ({type(error).__name__}: {error})") from error
     if not found:
@@ -101,16 +99,19 @@ def _ends(graph: Any, members: Any, every: list[int]) -> tuple[list[nn.Module], 
 def _traceable(model: nn.Module) -> Iterator[None]:
     """Let gradients reach every parameter, past attention, in eval mode; all is as before at the end."""
     with ExitStack() as undo:
-        for module in model.modules():
-            undo.callback(setattr, module, "training", module.training)
-        for parameter in filter(torch.is_floating_point, model.parameters()):
-            undo.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(True)
+        undo.enter_context(evaluation_mode(model, gradients=True))
         for name, module in model.named_modules():
+            undo.callback(_remove_left_hooks, module)
             if block_kind(name.rpartition(".")[2]) == "attention":
                 undo.callback(module.register_forward_hook(_bypass, with_kwargs=True).remove)
-        undo.enter_context(torch.enable_grad())
         yield
+
+
+def _remove_left_hooks(module: nn.Module) -> None:
+    """Remove the hooks that torch-pruning leaves behind where a pass fails."""
+    for key, hook in list(module._forward_hooks.items()):
+        if getattr(hook, "__module__", "").startswith("torch_pruning"):
+            del module._forward_hooks[key]
 
 
 def _bypass(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -75,10 +75,9 @@ def select_matrices(
     if include is None:
         chosen = {name: module for name, module in candidates.items() if id(module) in in_body}
     else:
-        chosen = {name: candidates[name] for name in _matching(candidates, include, "include")}
-    if exclude is not None:
-        left_out = _matching(candidates, exclude, "exclude")
-        chosen = {name: module for name, module in chosen.items() if name not in left_out}
+        chosen = _matching(candidates, include, "include")
+    left_out = {} if exclude is None else _matching(candidates, exclude, "exclude")
+    chosen = {name: module for name, module in chosen.items() if name not in left_out}
 
     seen: set[object] = set()
     list(distinct((module.weight for module in modules.values() if isinstance(module, nn.Embedding)), seen))
@@ -138,9 +137,9 @@ def _patterns(patterns: Sequence[str] | str | None, argument: str) -> list[str] 
     return given
 
 
-def _matching(candidates: dict[str, nn.Module], patterns: list[str], argument: str) -> set[str] | dict[str, None]:
-    """Names whose own path or that of a module around them matches a pattern, in the order of the candidates."""
-    matched: dict[str, None] = {}
+def _matching(candidates: dict[str, nn.Module], patterns: list[str], argument: str) -> dict[str, nn.Module]:
+    """Candidates whose own path or that of a module around them matches a pattern, in their order."""
+    matched: set[str] = set()
     for pattern in patterns:
         hits = [name for name in candidates if any(fnmatchcase(path, pattern) for path in _paths(name))]
         if not hits:
@@ -148,8 +147,8 @@ def _matching(candidates: dict[str, nn.Module], patterns: list[str], argument: s
                 f"{argument} pattern {pattern!r} matches no weight matrix; the first of {len(candidates)} module names "
                 f"are {', '.join(list(candidates)[:3]) or '(none)'}."
             )
-        matched |= dict.fromkeys(hits)
-    return {name: None for name in candidates if name in matched}
+        matched.update(hits)
+    return {name: module for name, module in candidates.items() if name in matched}
 
 
 def _paths(name: str) -> Iterator[str]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.heads_and_neurons import Group, HeadGroup
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.profiling import count_calls, count_flops, count_parameters, milliseconds
+from hfcompress.shrink.selection import select_for_budget
 from hfcompress.shrink.verified_removal import Removal, removed
 
 Measure = Literal["flops", "parameters", "latency"]
@@ -26,31 +28,24 @@ class Budget:
     """What share of a model's cost to keep at most.
 
     Attributes:
-        measure: ``"flops"`` and ``"latency"`` of a text of 128 tokens, or ``"parameters"`` of the whole model.
+        measure: ``"flops"`` and ``"latency"`` of a text of 128 tokens, or ``"parameters"`` of the full model.
         share: In (0, 1).
     """
 
     measure: Measure
     share: float
 
-    def costs(self, model: nn.Module, groups: Sequence[Group]) -> list[int]:
-        """Return what removing one head or neuron of each group saves: parameters, or else FLOPs."""
-        if self.measure == "parameters":
-            return [parameters_per_unit(model, group) for group in groups]
-        tokens = dummy_inputs(model)["input_ids"].shape[1]
-        calls = count_calls(model, [group.consumers[0].module for group in groups])
-        return [flops_per_unit(model, group, tokens, each) for group, each in zip(groups, calls, strict=True)]
-
-    def meet(
-        self, model: PreTrainedModel, cost: int, most: float, select: Callable[[float], Removal]
+    def select(
+        self, model: PreTrainedModel, groups: Sequence[Group], scores: Sequence[Tensor], cost: int, **options: Any
     ) -> tuple[Removal, tuple[float, float] | None]:
-        """Find out what must be removed to come within the budget, by trying it.
+        """Select what must be removed to come within the budget, by trying it.
 
         Args:
             model: As it is before heads and neurons are removed, to which it comes back.
+            groups: Its heads and neurons.
+            scores: How much each of them matters, shape (count,).
             cost: FLOPs or parameters of the model that the share is of, which may have had more layers.
-            most: The sum of all costs that can be saved.
-            select: Says what to remove to save a surplus.
+            **options: As for `select_for_budget`.
 
         Returns:
             What to remove; and for latency the milliseconds before and after.
@@ -58,17 +53,28 @@ class Budget:
         Raises:
             CompressionError: It cannot be met.
         """
+        costs = self._costs(model, groups)
+        choose = partial(select_for_budget, groups, scores, costs, **options)
         if self.measure == "latency":
-            return self._meet_latency(model, most, select)
-        return self._meet_count(model, self.share * cost, select), None
+            most = sum(each * group.count for each, group in zip(costs, groups, strict=True))
+            return self._meet_latency(model, most, choose)
+        return self._meet_count(model, self.share * cost, choose), None
 
-    def _meet_count(self, model: PreTrainedModel, allowed: float, select: Callable[[float], Removal]) -> Removal:
+    def _costs(self, model: nn.Module, groups: Sequence[Group]) -> list[int]:
+        """Return what removing one head or neuron of each group saves: parameters, or else FLOPs."""
+        if self.measure == "parameters":
+            return [parameters_per_unit(model, group) for group in groups]
+        tokens = dummy_inputs(model)["input_ids"].shape[1]
+        calls = count_calls(model, [group.consumers[0].module for group in groups])
+        return [flops_per_unit(model, group, tokens, each) for group, each in zip(groups, calls, strict=True)]
+
+    def _meet_count(self, model: PreTrainedModel, allowed: float, choose: Callable[[float], Removal]) -> Removal:
         def count() -> int:
             return count_parameters(model) if self.measure == "parameters" else count_flops(model, dummy_inputs(model))
 
-        surplus, step, everything = count() - allowed, 1, select(math.inf)
+        surplus, step, everything = count() - allowed, 1, choose(math.inf)
         while True:
-            removal = select(surplus)
+            removal = choose(surplus)
             with removed(model, removal):
                 left = count()
             if left <= allowed:
@@ -83,14 +89,14 @@ class Budget:
             surplus, step = surplus + step * (left - allowed), 2 * step
 
     def _meet_latency(
-        self, model: PreTrainedModel, most: float, select: Callable[[float], Removal]
+        self, model: PreTrainedModel, most: float, choose: Callable[[float], Removal]
     ) -> tuple[Removal, tuple[float, float]]:
         """Save as few FLOPs as bring the time within the share, by bisection; each is timed beside the full model."""
         low, high = 0.0, most
         best: tuple[Removal, tuple[float, float]] | None = None
         surplus = high  # first whether it can be met at all
         for _ in range(_TRIES):
-            removal = select(surplus)
+            removal = choose(surplus)
             full = milliseconds(model)
             with removed(model, removal):
                 small = milliseconds(model)
@@ -114,9 +120,7 @@ def parameters_per_unit(model: nn.Module, group: Group) -> int:
     total = 0
     for part in group.slices:
         module: Any = model.get_submodule(part.module)
-        length = group.count * part.size * part.repeats
-        numbers = module.weight.numel() + (part.outputs and getattr(module, "bias", None) is not None) * length
-        total += numbers // group.count
+        total += (count_parameters(module) if part.outputs else module.weight.numel()) // group.count
     return total
 
 

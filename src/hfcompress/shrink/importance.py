@@ -63,7 +63,8 @@ def mask_gradients(model: nn.Module, groups: Sequence[Group], batches: Iterable[
             masks = [torch.ones(len(labels), 1, one.count, device=labels.device, requires_grad=True) for one in groups]
             with torch.enable_grad(), masked(model, list(zip(groups, masks, strict=True))):
                 loss = label_loss(get_logits(model(**inputs)), labels, kind, problem=problem).sum()
-            for gradients, gradient in zip(found, torch.autograd.grad(loss, masks), strict=True):
+            made = torch.autograd.grad(loss, masks, materialize_grads=True)  # 0 of a block that is not used
+            for gradients, gradient in zip(found, made, strict=True):
                 gradients.append(gradient[:, 0].cpu())
     return [torch.cat(gradients) for gradients in found]
 
@@ -106,21 +107,23 @@ def labelled_batches(model: nn.Module, dataset: Any, batch_size: int) -> list[Ba
     """
     check_count("batch_size", batch_size)
     rows = [dataset] if isinstance(dataset, Mapping) else list(dataset)
-    names = {name for row in rows for name in row}
-    if not rows or any("input_ids" not in row or not set(LABELS) & set(row) for row in rows):
+    names = [set(row) if isinstance(row, Mapping) else set() for row in rows]
+    shared = set.intersection(*names) if rows else set()
+    if "input_ids" not in shared or not shared & set(LABELS):
         raise CompressionError(
             f"dataset must hold rows with 'input_ids' and 'labels', as a Trainer takes them; found {len(rows)} rows "
-            f"with {', '.join(sorted(names)) or 'nothing'}."
+            f"with {', '.join(sorted(set().union(*names))) or 'nothing'}."
         )
     are_batches = isinstance(rows[0]["input_ids"], Tensor) and rows[0]["input_ids"].dim() == 2
-    if getattr(get_config(model), "pad_token_id", None) is None:
-        batch_size = 1  # without a token for padding, some models read one text at a time
+    can_pad = getattr(get_config(model), "pad_token_id", None) is not None  # else some models read one text at a time
     batches = []
     for part in rows if are_batches else [rows]:
         examples = read_examples("dataset", model, part)
-        assert examples.labels is not None
+        if examples.labels is None:
+            raise CompressionError("The labels of dataset must be tensors, as its input_ids are.")
         count = len(examples.lengths)
-        size = count if are_batches else batch_size
-        for places in (range(start, min(start + size, count)) for start in range(0, count, size)):
-            batches.append(examples.take(places) | {"labels": examples.labels[places.start : places.stop]})
+        size = 1 if not can_pad else count if are_batches else batch_size
+        for start in range(0, count, size):
+            labels = examples.labels[start : start + size]
+            batches.append(examples.take(range(start, start + len(labels))) | {"labels": labels})
     return batches

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise, product
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from transformers import PreTrainedModel
 
@@ -92,11 +92,16 @@ def keep_layers(model: PreTrainedModel, stack_name: str, kept: Sequence[int], un
                         setattr(module, key, index)
             write_plan(model)
             undo.push(own.pop_all())
-    except Exception as error:  # also whatever an architecture's config or constructor says to so many layers
+    except Exception as error:  # also whatever a config or constructor raises for so many layers
         raise CompressionError(
             f"A {type(model).__name__} of the layers {list(kept)} would not load again: {error} Choose other layers "
             "(often layer 0 must stay, or the pattern of the layers must repeat)."
         ) from error
+
+
+def are_indices(layers: object, count: int) -> TypeGuard[Sequence[int]]:
+    """Whether these are indices of so many layers, negative ones counted from the end."""
+    return isinstance(layers, Sequence) and all(is_integer(index) and -count <= index < count for index in layers)
 
 
 def _indices(layers: object, count: int) -> list[int]:
@@ -105,11 +110,7 @@ def _indices(layers: object, count: int) -> list[int]:
         if not 1 <= wanted <= count:
             raise CompressionError(f"layers={wanted} must be between 1 and the teacher's {count}.")
         return [round(index * (count - 1) / max(1, wanted - 1)) for index in range(wanted)]
-    if (
-        isinstance(layers, Sequence)
-        and layers
-        and all(is_integer(index) and -count <= index < count for index in layers)
-    ):
+    if are_indices(layers, count) and layers:
         kept = [int(index) % count for index in layers]
         if all(one < other for one, other in pairwise(kept)):
             return kept

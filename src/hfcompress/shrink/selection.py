@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Literal
 
 from torch import Tensor
 
-from hfcompress.models.heads_and_neurons import KINDS, Group, Kind
+from hfcompress.models.heads_and_neurons import KINDS, Group
 
 Scope = Literal["global", "layer"]
 
@@ -21,23 +23,16 @@ class Chunk:
     group: Group
     members: tuple[int, ...]
     score: float  # of all of them together
-
-    @property
-    def mean(self) -> float:
-        """The score of one of them, on average."""
-        return self.score / len(self.members)
+    cost: int  # what removing them saves
 
 
-def split_chunks(group: Group, scores: Tensor, round_to: int) -> list[Chunk]:
+def split_chunks(group: Group, scores: Tensor, cost: int, round_to: int) -> list[Chunk]:
     """Split a group into chunks, from the least important; those that must stay are in none."""
     size = round_to if group.kind == "neurons" else 1
     order = scores.argsort(stable=True).tolist()
     ends = range(group.count % size or size, group.count, size)  # so that a multiple of the size is left each time
-    starts = [0, *ends]
-    return [
-        Chunk(group, tuple(order[start:end]), float(scores[order[start:end]].sum()))
-        for start, end in zip(starts, ends, strict=False)
-    ]
+    parts = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return [Chunk(group, tuple(part), float(scores[part].sum()), cost * len(part)) for part in parts]
 
 
 def select(
@@ -57,8 +52,8 @@ def select(
         scope: The least important of all blocks, or the same fraction of each.
         round_to: Neurons stay in multiples of this; at least that many and one head stay in each block.
     """
-    chunks = _all_chunks(groups, scores, round_to)
-    return _members(groups, [c for kind in KINDS for c in _fraction(groups, chunks, kind, fractions, scope)])
+    chunks = [split_chunks(group, score, 0, round_to) for group, score in zip(groups, scores, strict=True)]
+    return _members(groups, _closest(groups, chunks, fractions, scope))
 
 
 def select_for_budget(
@@ -86,17 +81,15 @@ def select_for_budget(
     Returns:
         Their indices; everything that can be removed if even that does not save the surplus.
     """
-    chunks, each = _all_chunks(groups, scores, round_to), dict(zip(groups, costs, strict=True))
-    choice = (
-        _cheapest(chunks, each, surplus)
-        if additive and scope == "global"
-        else _even(groups, chunks, each, surplus, scope)
-    )
-    return _members(groups, choice)
+    chunks = [split_chunks(*one, round_to) for one in zip(groups, scores, costs, strict=True)]
+    if additive and scope == "global":
+        return _members(groups, _cheapest(chain.from_iterable(chunks), surplus))
 
+    def thousandths(count: int) -> list[Chunk]:
+        return _closest(groups, chunks, dict.fromkeys(KINDS, count / 1000), scope)
 
-def _all_chunks(groups: Sequence[Group], scores: Sequence[Tensor], round_to: int) -> list[Chunk]:
-    return [chunk for one, score in zip(groups, scores, strict=True) for chunk in split_chunks(one, score, round_to)]
+    fewest = bisect_left(range(1000), surplus, key=lambda count: sum(chunk.cost for chunk in thousandths(count)))
+    return _members(groups, thousandths(fewest))
 
 
 def _members(groups: Sequence[Group], chosen: Sequence[Chunk]) -> dict[Group, set[int]]:
@@ -106,55 +99,41 @@ def _members(groups: Sequence[Group], chosen: Sequence[Chunk]) -> dict[Group, se
     return removed
 
 
-def _fraction(
-    groups: Sequence[Group], chunks: Sequence[Chunk], kind: Kind, fractions: Mapping[str, float], scope: Scope
+def _closest(
+    groups: Sequence[Group], chunks: Sequence[Sequence[Chunk]], fractions: Mapping[str, float], scope: Scope
 ) -> list[Chunk]:
-    """The least important chunks of a kind, as many as come closest to its fraction: of all, or of each block."""
-    fraction = fractions.get(kind, 0.0)
-    mine = [one for one in groups if one.kind == kind]
+    """The least important chunks, as many as come closest to the fraction of each kind: of all, or of each block."""
     chosen = []
-    for ranked in [mine] if scope == "global" else [[one] for one in mine]:
-        target, gone = fraction * sum(one.count for one in ranked), 0
-        for chunk in sorted((chunk for chunk in chunks if chunk.group in ranked), key=lambda chunk: chunk.mean):
-            if gone + len(chunk.members) / 2 > target:
-                break
-            chosen.append(chunk)
-            gone += len(chunk.members)
+    for kind in KINDS:
+        mine = [pair for pair in zip(groups, chunks, strict=True) if pair[0].kind == kind]
+        for pool in [mine] if scope == "global" else [[pair] for pair in mine]:
+            target, gone = fractions.get(kind, 0.0) * sum(group.count for group, _ in pool), 0
+            ranked = sorted(chain(*(own for _, own in pool)), key=lambda chunk: chunk.score / len(chunk.members))
+            for chunk in ranked:
+                if gone + len(chunk.members) / 2 > target:
+                    break
+                chosen.append(chunk)
+                gone += len(chunk.members)
     return chosen
 
 
-def _even(
-    groups: Sequence[Group], chunks: list[Chunk], each: dict[Group, int], surplus: float, scope: Scope
-) -> list[Chunk]:
-    """The smallest fraction of both heads and neurons that saves the surplus."""
-    for step in range(1001):
-        both: dict[str, float] = dict.fromkeys(KINDS, step / 1000)
-        chosen = [chunk for kind in KINDS for chunk in _fraction(groups, chunks, kind, both, scope)]
-        if sum(each[chunk.group] * len(chunk.members) for chunk in chosen) >= surplus:
-            return chosen
-    return chunks
-
-
-def _cheapest(chunks: list[Chunk], each: dict[Group, int], surplus: float) -> list[Chunk]:
+def _cheapest(chunks: Iterable[Chunk], surplus: float) -> list[Chunk]:
     """Heads and neurons that save the surplus and lose the least importance (Kwon et al. 2022, algorithm 1).
 
     For each number of heads, in the order of their importance, the neurons to remove beside them; the best of all.
     """
-    ordered: dict[str, list[Chunk]] = {kind: [] for kind in KINDS}
-    for chunk in sorted(chunks, key=lambda chunk: chunk.score / (each[chunk.group] * len(chunk.members))):
-        ordered[chunk.group.kind].append(chunk)
-    sums: dict[str, list[tuple[float, float]]] = {}  # of the first chunks: what they save, what they lose
-    for kind, those in ordered.items():
-        saved = lost = 0.0
-        sums[kind] = [(0.0, 0.0)]
-        for chunk in those:
-            saved, lost = saved + each[chunk.group] * len(chunk.members), lost + chunk.score
-            sums[kind].append((saved, lost))
-    best, least = (len(ordered["heads"]), len(ordered["neurons"])), math.inf
-    count = len(ordered["neurons"])
-    for number, (saved, lost) in enumerate(sums["heads"]):
-        while count and sums["neurons"][count - 1][0] + saved >= surplus:
-            count -= 1  # the more heads are removed, the fewer neurons must be
-        if saved + sums["neurons"][count][0] >= surplus and lost + sums["neurons"][count][1] < least:
-            best, least = (number, count), lost + sums["neurons"][count][1]
-    return ordered["heads"][: best[0]] + ordered["neurons"][: best[1]]
+    ranked = sorted(chunks, key=lambda chunk: chunk.score / max(1, chunk.cost))
+    heads, neurons = ([chunk for chunk in ranked if chunk.group.kind == kind] for kind in KINDS)
+    saved, lost = _sums(neurons)
+    best, least = (len(heads), len(neurons)), math.inf
+    for number, (cost, score) in enumerate(zip(*_sums(heads), strict=True)):
+        count = bisect_left(saved, surplus - cost)  # the fewest neurons that save the rest
+        if count <= len(neurons) and score + lost[count] < least:
+            best, least = (number, count), score + lost[count]
+    return heads[: best[0]] + neurons[: best[1]]
+
+
+def _sums(chunks: Sequence[Chunk]) -> tuple[list[int], list[float]]:
+    """Costs and scores of the first chunks together, from none of them to all."""
+    costs = accumulate((chunk.cost for chunk in chunks), initial=0)
+    return list(costs), list(accumulate((chunk.score for chunk in chunks), initial=0.0))

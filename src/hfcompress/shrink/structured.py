@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from functools import partial
+from numbers import Real
 from typing import Any, get_args
 
 import torch
@@ -24,8 +24,8 @@ from hfcompress.models.weights import PRUNABLE_DTYPES
 from hfcompress.report.structure import BlockStructure, StructureReport
 from hfcompress.shrink.budget import MEASURES, Budget
 from hfcompress.shrink.importance import IMPORTANCES, Importance, importance_scores, labelled_batches
-from hfcompress.shrink.layers import keep_layers
-from hfcompress.shrink.selection import Scope, select, select_for_budget
+from hfcompress.shrink.layers import are_indices, keep_layers
+from hfcompress.shrink.selection import Scope, select
 from hfcompress.shrink.verified_removal import Removal, remove_and_verify
 from hfcompress.validation import check_choice, check_count, check_fraction, is_integer
 
@@ -48,7 +48,7 @@ def prune_structured(
     """Remove the least important attention heads and intermediate neurons from a classifier, in place.
 
     What is left is an ordinary, smaller dense model: width, embeddings and classification head stay as they were. Its
-    config says its shapes, so what it saves loads again: by plain transformers where the config can say them, and else
+    config holds its shapes, so what it saves loads again: by plain transformers where plain settings suffice, and else
     after ``import hfcompress``. Before returning, the call compares the logits of a short text with those of the full
     model in which the same heads and neurons are masked, and undoes everything if they differ.
 
@@ -96,7 +96,8 @@ def prune_structured(
     asked = {name: value for name, value in given.items() if _is_asked(value)}
     _check_arguments(asked, importance, scope, round_to, dataset)
     _check_model(model)
-    _check_layers(model, asked.get("drop_layers", 0))
+    if "drop_layers" in asked:
+        _check_layers(model, drop_layers)
     budget = next((Budget(measure, asked[measure]) for measure in MEASURES if measure in asked), None)
     kinds: list[Kind] = [kind for kind in KINDS if kind in asked or budget is not None]
     groups = _find(model, kinds, any_kind=budget is not None)
@@ -111,29 +112,24 @@ def prune_structured(
     with ExitStack() as undo:
         own_configs(model, undo)  # which other models may share
         if "drop_layers" in asked:
-            _drop_layers(model, drop_layers, importance, batches, undo)
+            kept = _layers_to_keep(model, drop_layers, importance, batches)
+            keep_layers(model, layer_stack(model)[0], kept, undo)
             groups = _find(model, kinds, any_kind=budget is not None)
         if groups:
             scores = importance_scores(model, groups, importance, batches)
             removal: Removal
+            options: dict[str, Any] = {"scope": scope, "round_to": round_to}
             if budget is None:
-                removal = select(groups, scores, asked, scope=scope, round_to=round_to)
+                removal = select(groups, scores, asked, **options)
             else:
-                costs = budget.costs(model, groups)
-                most = sum(cost * group.count for cost, group in zip(costs, groups, strict=True))
-                choose = partial(
-                    select_for_budget,
-                    *(groups, scores, costs),
-                    additive=importance != "l1",
-                    scope=scope,
-                    round_to=round_to,
-                )
-                removal, latency_ms = budget.meet(model, before.get(budget.measure, 0), most, choose)
+                options["additive"] = importance != "l1"
+                full = before.get(budget.measure, 0)
+                removal, latency_ms = budget.select(model, groups, scores, full, **options)
             remove_and_verify(model, removal, undo)
             blocks = [BlockStructure(g.name, g.kind, g.count, g.count - len(removal[g])) for g in groups]
             write_plan(model)
+        after = _sizes(model)
         undo.pop_all()
-    after = _sizes(model)
     pairs = {name: (before[name], after[name]) for name in before}
     return StructureReport(blocks=tuple(blocks), asked=asked, latency_ms=latency_ms, **pairs)
 
@@ -169,27 +165,21 @@ def _find(model: PreTrainedModel, kinds: Sequence[Kind], *, any_kind: bool) -> l
     return groups
 
 
-def _drop_layers(
-    model: PreTrainedModel,
-    layers: int | Sequence[int],
-    importance: Importance,
-    batches: list[Batch] | None,
-    undo: ExitStack,
-) -> None:
-    name, count = layer_stack(model)
+def _layers_to_keep(
+    model: PreTrainedModel, layers: Any, importance: Importance, batches: list[Batch] | None
+) -> list[int]:
+    count = layer_stack(model)[1]
     if is_integer(layers):
         groups = [group for kind in KINDS for group in find_groups(model, kind)]
         if len(groups) != 2 * count:
             raise CompressionError(
-                f"The layers of {type(model).__name__} cannot be ranked, as they share heads; name them by index."
+                f"The layers of {type(model).__name__} cannot be ranked, as they share heads or have several blocks of "
+                "a kind; name them by index."
             )
         scores = [float(score.sum()) for score in importance_scores(model, groups, importance, batches)]
         ranked = sorted(range(count), key=lambda index: scores[index] + scores[count + index])
-        dropped = set(ranked[: int(layers)])
-    else:
-        assert isinstance(layers, Sequence)
-        dropped = {int(index) % count for index in layers}
-    keep_layers(model, name, [index for index in range(count) if index not in dropped], undo)
+        return sorted(ranked[layers:])
+    return sorted(set(range(count)) - {index % count for index in layers})
 
 
 def _check_arguments(asked: dict[str, Any], importance: str, scope: str, round_to: object, dataset: object) -> None:
@@ -243,18 +233,17 @@ def _check_model(model: object) -> None:
 
 
 def _is_asked(value: object) -> bool:
-    return len(value) > 0 if isinstance(value, Sequence) else value is not None and value != 0
+    if isinstance(value, Sequence):
+        return len(value) > 0
+    return value is not None and not (isinstance(value, Real) and value == 0)
 
 
 def _check_layers(model: PreTrainedModel, layers: Any) -> None:
-    if layers == 0:
-        return
     count = layer_stack(model)[1]
     if is_integer(layers):
-        valid = 0 < int(layers) < count
+        valid = 0 < layers < count
     else:
-        valid = isinstance(layers, Sequence) and all(is_integer(index) and -count <= index < count for index in layers)
-        valid = valid and len({int(index) % count for index in layers}) < count
+        valid = are_indices(layers, count) and len({index % count for index in layers}) < count
     if not valid:
         raise CompressionError(
             f"drop_layers={layers!r} must be a number from 1 to {count - 1}, or indices of the model's {count} layers, "

@@ -29,49 +29,48 @@ def remove_and_verify(model: PreTrainedModel, removal: Removal, undo: ExitStack)
     Raises:
         CompressionError: The logits differ; the model is as it was then.
     """
-    with ExitStack() as own, in_float32(model):  # half precision would hide what is wrong behind its rounding
+    with in_float32(model):  # half precision would hide what is wrong behind its rounding
         full = _dummy_logits(model)
-        with masked(model, [(group, _mask(model, group, gone)) for group, gone in removal.items()]):
+        stays = [(group, torch.tensor([n not in gone for n in range(group.count)])) for group, gone in removal.items()]
+        with masked(model, stays):
             expected = _dummy_logits(model)
-        try:
-            _remove(model, removal, own)
-            found = _dummy_logits(model)
-        except Exception as error:  # whatever a block says to heads or neurons that are missing
-            raise CompressionError(f"{_unknown(model)} ({error})") from error
-        # What a wrong removal changes is of the size of what the removed ones contributed.
-        tolerance = 0.02 * (full - expected).abs().max() + 1e-5 * expected.abs().max()
-        if not bool(((found - expected).abs() <= tolerance).all()):
-            raise CompressionError(_unknown(model))
-        undo.push(own.pop_all())
+        with removed(model, removal) as own:
+            difference = (_dummy_logits(model) - expected).abs().max()
+            # What a wrong removal changes is of the size of what the removed ones contributed.
+            tolerance = 0.02 * (full - expected).abs().max() + 1e-5 * expected.abs().max()
+            if not difference <= tolerance:
+                raise ValueError(f"the logits differ by {difference:.1g}")
+            undo.push(own.pop_all())
 
 
 @contextmanager
-def removed(model: PreTrainedModel, removal: Removal) -> Iterator[None]:
-    """Remove heads and neurons while the context lasts, without comparing anything."""
+def removed(model: PreTrainedModel, removal: Removal) -> Iterator[ExitStack]:
+    """Remove heads and neurons while the context lasts, in which the model is run.
+
+    Args:
+        model: In which the groups were found.
+        removal: What to remove.
+
+    Yields:
+        What puts everything back at the end.
+
+    Raises:
+        CompressionError: Something in the context, or the removal, failed.
+    """
     with ExitStack() as undo:
-        _remove(model, removal, undo)
-        yield
-
-
-def _remove(model: PreTrainedModel, removal: Removal, undo: ExitStack) -> None:
-    for group, gone in removal.items():
-        remove(model, group, sorted(set(range(group.count)) - gone), undo)
-
-
-def _mask(model: PreTrainedModel, group: Group, gone: set[int]) -> Tensor:
-    mask = torch.ones(group.count, device=next(model.parameters()).device)
-    mask[sorted(gone)] = 0
-    return mask
+        try:
+            for group, gone in removal.items():
+                remove(model, group, sorted(set(range(group.count)) - gone), undo)
+            yield undo
+        except Exception as error:  # whatever a block raises where heads or neurons are missing
+            raise CompressionError(
+                f"{type(model).__name__} without these heads and neurons does not give the logits of the full model in "
+                "which they are masked, so its attention or feed-forward blocks have no known layout (see "
+                f"ARCHITECTURES); it is unchanged ({error})."
+            ) from error
 
 
 def _dummy_logits(model: PreTrainedModel) -> Tensor:
     """The logits of a dozen tokens, float64."""
     with evaluation_mode(model):
         return get_logits(model(**dummy_inputs(model, 12))).double()
-
-
-def _unknown(model: PreTrainedModel) -> str:
-    return (
-        f"{type(model).__name__} without these heads and neurons does not answer like the full model in which they are "
-        "masked, so its attention or feed-forward blocks have no known layout (see ARCHITECTURES); it is unchanged."
-    )
