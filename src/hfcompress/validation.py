@@ -42,25 +42,13 @@ def check_fraction(name: str, value: object, meaning: str, *, zero: bool = True,
 
 
 def check_number(name: str, value: object, *, zero: bool = True) -> None:
-    """Refuse anything but a finite number of at least 0, or above 0.
-
-    Args:
-        name: The argument.
-        value: What was passed.
-        zero: Whether 0 is allowed.
-    """
+    """Refuse anything but a finite number of at least 0, or above 0 where ``zero`` is False."""
     if not is_number(value) or not (0 <= value < math.inf) or (value == 0 and not zero):
         raise CompressionError(f"{name}={value!r} must be a finite number, {'0 or more' if zero else 'above 0'}.")
 
 
 def check_count(name: str, value: object, *, least: int = 1) -> None:
-    """Refuse anything but a whole number of at least ``least``.
-
-    Args:
-        name: The argument.
-        value: What was passed.
-        least: The smallest number allowed.
-    """
+    """Refuse anything but a whole number of at least ``least``."""
     if not is_integer(value) or value < least:
         raise CompressionError(f"{name}={value!r} must be a whole number of at least {least}.")
 

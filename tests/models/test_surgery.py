@@ -39,7 +39,7 @@ def test_removed_heads_and_neurons_are_as_silenced_ones(architecture, attention)
     torch.testing.assert_close(logits(model), logits(twin), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("architecture", ["xlnet", "gemma", "convbert", "phi", *TRACED])
+@pytest.mark.parametrize("architecture", ["xlnet", "gemma", "convbert", "phi", "phi3", *TRACED])
 def test_removed_neurons_are_as_silenced_ones(architecture):
     model = build(architecture).double().eval()
     twin = removed_and_silenced(model, ["neurons"])

@@ -165,6 +165,7 @@ ARCHITECTURES = (
             FeedForward(
                 ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", ("intermediate_size",), ("intermediate_size",)
             ),
+            FeedForward(("mlp.gate_up_proj",), "mlp.down_proj", ("intermediate_size",)),  # Phi-3, GLM
         ),
         per_layer_settings=("layer_types", "mlp_layer_types", "no_rope_layers"),
     ),

@@ -104,11 +104,7 @@ class NeuronGroup(Group):
 
 
 def find_groups(model: nn.Module, kind: Kind) -> list[Group]:
-    """Find the heads or the neurons of every layer, in model order.
-
-    Args:
-        model: A classifier, not wrapped.
-        kind: ``"heads"`` or ``"neurons"``.
+    """Find the heads or the neurons of every layer of an unwrapped classifier, in model order.
 
     Returns:
         One group a block; fewer where layers share weights, or where the same heads must stay in all layers.
@@ -148,11 +144,7 @@ def has_layout(model: nn.Module, kind: Kind) -> bool:
 def neuron_group(modules: Modules, up: Sequence[str], down: str, *, tokens_first: bool = False) -> NeuronGroup:
     """Describe the neurons between modules that make them and the one that consumes them.
 
-    Args:
-        modules: All modules of the model by name.
-        up: Names of the modules that make the neurons; more than one, or one twice as wide, where there is a gate.
-        down: Name of the module that consumes them.
-        tokens_first: As for `NeuronGroup`.
+    With a gate there are two modules in ``up``, or one twice as wide; ``tokens_first`` is as for `NeuronGroup`.
 
     Raises:
         CompressionError: The widths do not fit together, or a module is not a plain one.

@@ -123,13 +123,9 @@ def check_lengths(owner: str, model: nn.Module, lengths: Iterable[int]) -> None:
 def dummy_inputs(model: nn.Module, tokens: int = TOKENS, batch_size: int = 1) -> Batch:
     """Make texts without padding, for models whose outputs do not matter.
 
-    Args:
-        model: What reads them.
-        tokens: Tokens of each text; fewer if the model does not read so many.
-        batch_size: How many texts.
-
     Returns:
-        ``input_ids`` and ``attention_mask``, each of shape (batch_size, tokens), on the model's device.
+        ``input_ids`` and ``attention_mask``, each of shape (batch_size, tokens), on the model's device; of fewer tokens
+        if the model does not read so many.
     """
     config, device = get_config(model), next(model.parameters()).device
     embeddings: Any = unwrap(model)

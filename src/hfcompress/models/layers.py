@@ -13,10 +13,7 @@ from hfcompress.models.classifier import get_config, unwrap
 
 
 def layer_stacks(model: nn.Module) -> dict[str, int]:
-    """Find the stacks of layers of a model, two in an encoder-decoder.
-
-    Args:
-        model: A model whose config has the number of layers, wrapped or not.
+    """Find the stacks of layers of a model, two in an encoder-decoder, by the number of layers in its config.
 
     Returns:
         By name of the ``nn.ModuleList`` below the wrappers, how many layers are in it; none where layers share weights.
@@ -28,13 +25,7 @@ def layer_stacks(model: nn.Module) -> dict[str, int]:
 
 
 def layer_stack(model: nn.Module) -> tuple[str, int]:
-    """Find the one stack of layers of a classifier.
-
-    Args:
-        model: A model whose config has the number of layers, wrapped or not.
-
-    Returns:
-        The name of its ``nn.ModuleList`` below the wrappers, and how many layers are in it.
+    """Find the one stack of layers of a classifier: its name below the wrappers, and how many layers are in it.
 
     Raises:
         CompressionError: There is no such stack, or more than one.
@@ -50,11 +41,7 @@ def layer_stack(model: nn.Module) -> tuple[str, int]:
 
 
 def attention_projections(model: nn.Module, layer: int) -> tuple[str, ...]:
-    """Name the modules that make the queries, keys and values of a layer.
-
-    Args:
-        model: A classifier, wrapped or not.
-        layer: Index of the layer, from 0, or from the end if negative.
+    """Name the modules that make the queries, keys and values of a layer, by its index from 0 or from the end.
 
     Returns:
         Three names of modules below the wrappers, or one whose output is all three side by side.

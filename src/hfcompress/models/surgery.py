@@ -16,13 +16,9 @@ _SIZES = {Conv1D: ("nf", "nx"), nn.Embedding: ("embedding_dim", "")}  # attribut
 
 
 def remove(model: nn.Module, group: Group, kept: Sequence[int], undo: ExitStack) -> None:
-    """Keep only these heads or neurons, in place.
+    """Keep only the heads or neurons of a group with these ascending indices, in place.
 
-    Args:
-        model: In which the group was found; its weights may be on the meta device.
-        group: Heads or neurons.
-        kept: Indices of those that stay, ascending.
-        undo: Puts everything back when it is closed.
+    The weights may be on the meta device. Closing ``undo`` puts everything back.
     """
 
     def put(holder: Any, name: str, value: Any) -> None:

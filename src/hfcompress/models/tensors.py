@@ -21,9 +21,7 @@ def has_plain_values(tensor: Tensor) -> bool:
 def check_has_values(named: Iterable[tuple[str, Tensor]], owner: str = "") -> None:
     """Raise a `CompressionError` if a tensor is on the meta device.
 
-    Args:
-        named: Names and tensors.
-        owner: What stands before the name in the message, for example ``"The teacher's "``.
+    ``owner`` stands before the tensor's name in the message, for example ``"The teacher's "``.
     """
     for name, tensor in named:
         if tensor.is_meta:

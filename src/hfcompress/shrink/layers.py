@@ -58,16 +58,10 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
 
 
 def keep_layers(model: PreTrainedModel, stack_name: str, kept: Sequence[int], undo: ExitStack) -> None:
-    """Keep only these layers of a model, in place; nothing is changed if it would not load again.
-
-    Args:
-        model: The model.
-        stack_name: Name of its stack of layers.
-        kept: Indices of those that stay, ascending.
-        undo: Puts everything back when it is closed.
+    """Keep only the layers of a stack with these ascending indices, in place. Closing ``undo`` puts everything back.
 
     Raises:
-        CompressionError: What the model then saves would not load again.
+        CompressionError: What the model then saves would not load again; it is as it was.
     """
     stack: Any = model.get_submodule(stack_name)
     layers = list(stack)

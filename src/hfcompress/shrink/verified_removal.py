@@ -21,10 +21,7 @@ Removal = Mapping[Group, set[int]]  # of each group, the indices of the heads or
 def remove_and_verify(model: PreTrainedModel, removal: Removal, undo: ExitStack) -> None:
     """Remove heads and neurons, in place, and compare the logits with those of the full model in which they are masked.
 
-    Args:
-        model: In which the groups were found.
-        removal: What to remove.
-        undo: Puts everything back when it is closed.
+    Closing ``undo`` puts everything back.
 
     Raises:
         CompressionError: The logits differ; the model is as it was then.
