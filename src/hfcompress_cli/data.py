@@ -35,7 +35,7 @@ def read_rows(source: str, columns: Sequence[str], label: str | None, *, rows: i
     if reader is None and path.exists():
         raise CompressionError(f"The data {source} are neither a .csv nor a .jsonl nor a .parquet file.")
     if not path.is_file() and (reader or source.startswith((".", "/", "~"))):
-        raise CompressionError(f"There is no file {source}.")
+        raise CompressionError(f"The file {source} does not exist.")
     try:
         found = list(reader(path, wanted) if reader else _read_data_set(source, wanted))
     except CompressionError:

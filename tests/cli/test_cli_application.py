@@ -42,7 +42,7 @@ def bad_inputs():
         "nothing asked": (["shrink", "BERT"], "Nothing was asked"),
         "importance without data": (["shrink", "BERT", "--heads", "0.5", "--importance", "taylor"], "--data"),
         "layers": (["distill", "BERT", "--student-layers", "9", *distill[4:]], "layers=9"),
-        "no data": ([*distill[:5], "./none.csv", *COLUMNS], "There is no file ./none.csv"),
+        "no data": ([*distill[:5], "./none.csv", *COLUMNS], "The file ./none.csv does not exist"),
         "broken data": ([*distill[:5], "BROKEN", *COLUMNS], "cannot be read"),
         "column": ([*distill[:6]], "no column 'text'"),
         "alpha": ([*distill, "--alpha", "2"], "alpha=2.0"),

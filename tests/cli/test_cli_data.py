@@ -82,7 +82,7 @@ def test_a_bad_file_is_reported_in_one_sentence(name, content, message, tmp_path
 
 @pytest.mark.parametrize("name", ["missing/a.csv", "./reviews"])
 def test_a_missing_file_is_reported(name):
-    with pytest.raises(CompressionError, match="There is no file"):
+    with pytest.raises(CompressionError, match="does not exist"):
         read_rows(name, ["text"], "label", rows=None, seed=0)
 
 

@@ -165,7 +165,7 @@ def test_what_a_mistyped_training_option_is_called(capsys):
 def test_an_options_value_is_not_taken_for_the_teacher(tmp_path, run):
     options = ["--learning_rate", "3e-5", "--student-layers", "2", "--data", "./none.csv", "-o", tmp_path / "out"]
     run("distill", *options, "--fp16_full_eval", "False", "./teacher", status=2)
-    assert "There is no file ./none.csv" in run.error
+    assert "The file ./none.csv does not exist" in run.error
 
 
 def test_no_training_argument_hides_an_option_of_ours(capsys):

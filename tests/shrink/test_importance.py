@@ -114,7 +114,7 @@ def test_data_may_be_one_batch_or_have_no_padding_token():
     assert reports[0] == reports[1]
 
 
-def test_a_batch_for_a_model_without_padding_is_read_text_by_text():
+def test_a_batch_without_a_pad_token_is_read_text_by_text():
     data = batch(4, 10) | {"attention_mask": torch.ones(4, 10, dtype=torch.long)}
     batches = labelled_batches(build("llama", pad_token_id=None), data, 16)
     assert [len(one["labels"]) for one in batches] == [1, 1, 1, 1]
