@@ -35,11 +35,6 @@ def pytest_collection_finish():
     gc.enable()
 
 
-def pytest_collection_modifyitems(items):
-    """Begin with the tests that take longest, so that no process waits for them at the end."""
-    items.sort(key=lambda item: "type_checker" not in item.name)
-
-
 TOGETHER = (
     "examples/test_imdb.py",
     "test_two_processes.py",

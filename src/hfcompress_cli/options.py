@@ -21,7 +21,8 @@ class VerbParser(argparse.ArgumentParser):
 
     complete: Callable[[argparse.ArgumentParser], argparse.ArgumentParser] | None = None
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse with all options, unless only the help is asked for."""
         if self.complete is None or {"-h", "--help"} & set(args):
             return super().parse_known_args(args, namespace)
         return self.complete(self).parse_known_args(args, namespace)
