@@ -117,7 +117,7 @@ def test_a_failed_save_leaves_the_old_folder_and_no_debris(when, tmp_path, monke
 
     target = {
         "save_pretrained": "transformers.PreTrainedModel.save_pretrained",
-        "pack": "hfcompress.storage.save.pack_tensors",
+        "pack": "hfcompress.storage.save.pack_file",
         "flush": "os.fsync",
         "exchange": "hfcompress.atomic_folder._exchange",
     }[when]

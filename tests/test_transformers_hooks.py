@@ -5,29 +5,30 @@ If a new version breaks one of these, the message names the hook and the module 
 
 import inspect
 import json
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
 from architectures import arguments, batch, build, rows
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSequenceClassification,
-    BertForMaskedLM,
+    MixtralConfig,
+    MixtralForSequenceClassification,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.core_model_loading import WeightConverter, revert_weight_conversion
-from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
-import hfcompress as hfc
 from hfcompress.distill.arguments import TrainerOptions
-from hfcompress.storage.quantizer import UnpackWeights
 
 DATA = batch(19)
 
@@ -326,40 +327,78 @@ def test_the_stock_trainer_scales_the_loss_of_bert(tmp_path):
     assert norms[4] == pytest.approx(4 * norms[1], rel=1e-3), "Trainer no longer multiplies: distill.exact_mean"
 
 
-@pytest.mark.parametrize("shard_size", ["50GB", "20KB"])
-def test_two_functions_return_the_weights_of_save_pretrained(shard_size, tmp_path):
-    model = BertForMaskedLM(build().config)  # its output embeddings are tied
-    model.save_pretrained(tmp_path, max_shard_size=shard_size)
-    written = {path.name: set(load_file(path)) for path in tmp_path.glob("*.safetensors")}
-    state = revert_weight_conversion(model, remove_tied_weights_from_state_dict(model.state_dict(), model))
-    pattern = "model{suffix}.safetensors"
-    split = split_torch_state_dict_into_shards(state, max_shard_size=shard_size, filename_pattern=pattern)
-    assert {file: set(names) for file, names in split.filename_to_tensors.items()} == written, (
-        "save_pretrained no longer writes what remove_tied_weights_from_state_dict and revert_weight_conversion leave; "
-        "hfcompress.storage.save packs that."
-    )
+class Watched(HfQuantizer):
+    """A quantizer that quantizes nothing and notes what it is given."""
+
+    seen: ClassVar[list[tuple[str, object]]] = []
+
+    def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
+        Watched.seen.append(("before", {parameter.device.type for parameter in model.parameters()}))
+        here = Path(checkpoint_files[0])
+        checkpoint_files[:] = [str(here.parent / "elsewhere" / here.name)]
+
+    def get_weight_conversions(self):
+        return [WeightConverter([r"\.weight$"], [".weight"], operations=[Noting()])]
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        Watched.seen.append(("after", {parameter.device.type for parameter in model.parameters()}))
+
+    def is_serializable(self):
+        return True
+
+    @property
+    def is_trainable(self):
+        return True
 
 
-def test_save_pretrained_takes_any_state_dict(tmp_path):
-    build().save_pretrained(tmp_path, state_dict={"none": torch.empty(0)})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"], (
-        "save_pretrained no longer writes the state dict that it is given; hfcompress.storage.save gives an empty one."
-    )
+class Noting(ConversionOps):
+    def convert(self, input_dict, **kwargs):
+        ((pattern, (tensor,)),) = input_dict.items()
+        Watched.seen.append((kwargs["full_layer_name"], (pattern, tensor.shape)))
+        return {kwargs["full_layer_name"]: [tensor + 1]}
 
 
-def test_a_tensor_of_another_shape_is_reported_under_a_quantizer(tmp_path):
-    hfc.save_compressed(build(), tmp_path)
+class WatchedConfig(QuantizationConfigMixin):
+    def __init__(self, /, **kwargs):
+        self.quant_method = "watched"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _watched():
+    register_quantization_config("watched")(WatchedConfig)
+    register_quantizer("watched")(Watched)
+
+
+def test_a_quantizer_may_change_the_files_and_convert_weights(tmp_path):
+    """From 5.0 on: the files that are read are those in the list after the hook; conversions get lists and names."""
+    model = build()
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "elsewhere")
+    (tmp_path / "model.safetensors").write_bytes(b"not read")
     config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"intermediate_size": 7, "quantization_config": {"quant_method": "hfcompress", "version": 1}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
-    _, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, **options)
-    assert ("bert.encoder.layer.0.intermediate.dense.bias", (64,), (7,)) in {
-        (name, tuple(found), tuple(expected)) for name, found, expected in info["mismatched_keys"]
-    }, "set_param_for_module lets a quantizer's model take any shape; hfcompress.storage.load relies on the refusal."
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "watched"}}))
+    Watched.seen.clear()
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    message = "the hooks of HfQuantizer changed: hfcompress.storage.quantizer"
+    assert Watched.seen[0] == ("before", {"meta"}), message
+    assert Watched.seen[-1] == ("after", {"cpu"}), message
+    weights = {name: parameter for name, parameter in model.named_parameters() if name.endswith(".weight")}
+    assert dict(Watched.seen[1:-1]) == {name: (r"\.weight$", tensor.shape) for name, tensor in weights.items()}, message
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name) + (name in weights)), message
 
 
-def test_a_conversion_may_take_several_tensors_and_give_several():
-    sources, targets = ["qkv.weight", "qkv.weight.positions"], ["q.weight", "k.weight", "v.weight"]
-    message = "A conversion of several to several needs more than supports_many_to_many: hfcompress.storage.quantizer"
-    assert WeightConverter(sources, targets, [UnpackWeights()]).target_patterns == targets, message
+def test_only_some_models_have_conversions_of_their_own():
+    """From 5.0 on."""
+    message = "get_model_conversion_mapping returns something else: hfcompress.storage.quantizer"
+    assert not get_model_conversion_mapping(build(), add_legacy=False), message
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(**sizes, num_key_value_heads=1, vocab_size=50, num_local_experts=3, pad_token_id=0)
+    assert get_model_conversion_mapping(MixtralForSequenceClassification(config), add_legacy=False), message
+
+
+def test_the_conversions_that_were_used_stay_with_the_model(tmp_path):
+    """From 5.0 on: saving reverts what is in `_weight_conversions`."""
+    build().save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert isinstance(again._weight_conversions, list), "hfcompress.storage.quantizer removes its own from this list."

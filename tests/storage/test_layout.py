@@ -55,5 +55,7 @@ def test_a_plain_folder_differs_from_transformers_by_labels_only(make, tmp_path)
     assert saved["model.safetensors"] == expected["model.safetensors"]
     config = json.loads(saved["config.json"])
     labels = {name: config.pop(name) for name in ("id2label", "label2id")}
+    theirs = json.loads(expected["config.json"])
     assert labels == {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
-    assert json.dumps(config, indent=2, sort_keys=True) + "\n" == expected["config.json"].decode()
+    assert {name: theirs.pop(name, value) for name, value in labels.items()} == labels  # before 5.3, BART's are written
+    assert json.dumps(config, indent=2) == json.dumps(theirs, indent=2)

@@ -1,14 +1,20 @@
 """The loader in transformers: which tensors it unpacks, before which conversions, and what model it leaves."""
 
 import copy
+import gc
+import json
 import pickle
+import tempfile
+from contextlib import nullcontext
 
 import pytest
 import torch
 import transformers
 from architectures import arguments, batch, build, rows, same_bits
 from model_folders import plain, pruned, stored_tensors
+from torch import nn
 from transformers import (
+    AutoModel,
     BertModel,
     BertPreTrainedModel,
     MixtralConfig,
@@ -21,6 +27,15 @@ import hfcompress as hfc
 from hfcompress.storage.convert import pack_folder
 
 FUSED = {"NomicBert": "Wqkv", "Gte": "qkv_proj", "JinaEmbeddingsV3": "Wqkv"}
+
+
+def fused(name):
+    """Return a random classifier whose checkpoints hold its projections as one matrix."""
+    if not hasattr(transformers, f"{name}Config"):
+        pytest.skip(f"this transformers has no {name} (NomicBert and Jina v3 came with 5.4, GTE with 5.20)")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = getattr(transformers, f"{name}Config")(**sizes, vocab_size=50, max_position_embeddings=64, pad_token_id=0)
+    return getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
 
 
 def test_separate_experts_are_unpacked_before_they_are_joined(tmp_path):
@@ -42,21 +57,82 @@ def test_separate_experts_are_unpacked_before_they_are_joined(tmp_path):
     assert same_bits(stored_tensors(tmp_path / "dense"), stored_tensors(tmp_path / "expected"))
 
 
+def test_a_weight_of_another_shape_is_refused_by_from_pretrained(tmp_path):
+    hfc.save_compressed(pruned(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 7}))
+    # By transformers from 5.23 on, by the quantizer before.
+    with pytest.raises((RuntimeError, hfc.CompressionError), match="ignore_mismatched_sizes"):
+        plain(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5", "modernbert"])
+def test_the_body_alone_loads_in_the_dtype_asked_for(architecture, dtype, tmp_path):
+    """Its names are others than in the file; before 5.21, transformers gave such weights no dtype."""
+    model = pruned(architecture, amount=0.8)
+    hfc.save_compressed(model, tmp_path / "small")
+    model.save_pretrained(tmp_path / "dense")
+    packed, dense = (AutoModel.from_pretrained(tmp_path / folder, dtype=dtype) for folder in ("small", "dense"))
+    assert same_bits(packed.state_dict(), dense.state_dict())
+
+
+def test_a_matrix_of_zeros_alone_comes_back(tmp_path):
+    model = build("bert").eval()
+    with torch.no_grad():
+        model.bert.pooler.dense.weight.zero_()
+    hfc.save_compressed(model, tmp_path)
+    assert stored_tensors(tmp_path)["bert.pooler.dense.weight"].shape == (0,)
+    for again in (hfc.load_compressed(tmp_path), plain(tmp_path)):
+        assert same_bits(again.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("architecture", ["bert", "NomicBert"])
+def test_layers_on_the_disk_are_unpacked_there(architecture, tmp_path):
+    model = fused(architecture) if architecture in FUSED else build(architecture).eval()
+    hfc.prune_global_l1(model, 0.8)
+    hfc.save_compressed(model, tmp_path / "small")
+    prefix = model.base_model_prefix
+    places = {name: "cpu" for name, _ in model.named_children() if name != prefix}
+    places |= {f"{prefix}.{name}": "cpu" for name, _ in model.base_model.named_children()}
+    name, _ = next(
+        (name, child) for name, child in model.base_model.named_modules() if isinstance(child, nn.ModuleList)
+    )
+    places[f"{prefix}.{name.partition('.')[0]}"] = "disk"
+    again = plain(tmp_path / "small", device_map=places, offload_folder=tmp_path / "offloaded")
+    inputs = {"input_ids": torch.tensor([[1, 2, 3]])}
+    torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits)
+
+
 @pytest.mark.parametrize("name", FUSED)
 def test_projections_fused_in_the_checkpoint_are_packed_fused(name, tmp_path):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    config = getattr(transformers, f"{name}Config")(**sizes, vocab_size=50, max_position_embeddings=64, pad_token_id=0)
-    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    model = fused(name)
     hfc.prune_global_l1(model, 0.5)
     hfc.save_compressed(model, tmp_path / "small")
-    fused = f"{FUSED[name]}.weight.positions"
-    assert any(key.endswith(fused) for key in stored_tensors(tmp_path / "small"))
+    positions = f"{FUSED[name]}.weight.positions"
+    assert any(key.endswith(positions) for key in stored_tensors(tmp_path / "small"))
     assert same_bits(hfc.load_compressed(tmp_path / "small").state_dict(), model.state_dict())
     again = plain(tmp_path / "small")
     assert same_bits(again.state_dict(), model.state_dict())
     again.save_pretrained(tmp_path / "dense")  # fused again
     model.save_pretrained(tmp_path / "expected")
     assert same_bits(stored_tensors(tmp_path / "dense"), stored_tensors(tmp_path / "expected"))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_nothing_of_what_was_unpacked_for_loading_stays(damaged, tmp_path, monkeypatch):
+    model = fused("NomicBert")
+    hfc.prune_global_l1(model, 0.5)
+    hfc.save_compressed(model, tmp_path / "small")
+    if damaged:
+        config = json.loads((tmp_path / "small" / "config.json").read_text())
+        (tmp_path / "small" / "config.json").write_text(json.dumps(config | {"intermediate_size": 63}))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises((RuntimeError, hfc.CompressionError)) if damaged else nullcontext():
+        plain(tmp_path / "small")
+    gc.collect()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 class Mine(BertPreTrainedModel):

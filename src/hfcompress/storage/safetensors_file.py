@@ -7,7 +7,7 @@ import math
 import re
 import struct
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from hfcompress.errors import CompressionError
@@ -28,17 +27,6 @@ POSITIONS = ".positions"  # X.positions holds the positions of the values in X
 
 Entries = dict[str, Tensor]  # the tensors by which a file represents one tensor of the model: one, or two if packed
 TensorInfo = tuple[str, str, list[int]]  # of an unpacked tensor: name, dtype as in safetensors, shape
-
-
-def pack_tensors(tensors: Mapping[str, Tensor], target: Path) -> bool:
-    """Write tensors as a safetensors file, packed where that makes them smaller; return whether any is.
-
-    They may be on any device: a few at a time are copied to the CPU.
-    """
-    dtypes = {dtype: _dtype_name(dtype) for dtype in {tensor.dtype for tensor in tensors.values()}}
-    infos = [(name, dtypes[tensor.dtype], list(tensor.shape)) for name, tensor in tensors.items()]
-    metadata = {"format": "pt"}  # as transformers writes and expects it
-    return _write(target, metadata, infos, lambda name: _pack_entry(name, {name: tensors[name].detach().cpu()}))
 
 
 def pack_file(source: Path, target: Path) -> bool:
@@ -127,7 +115,8 @@ def _write(target: Path, metadata: dict[str, str], infos: list[TensorInfo], make
         for (name, dtype, _), entries in zip(infos, _make_ahead(pool, make, [info[0] for info in infos]), strict=True):
             for key, tensor in entries.items():
                 begin = out.tell() - 8 - room
-                out.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+                if tensor.numel():  # none of a matrix that is zero everywhere
+                    out.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
                 offsets = [begin, out.tell() - 8 - room]
                 shape = list(tensor.shape)
                 header[key] = {"dtype": dtype if key == name else "U8", "shape": shape, "data_offsets": offsets}
@@ -162,12 +151,6 @@ def _make_ahead(pool: ThreadPoolExecutor, make: Callable[[str], Entries], names:
 
 def _are_positions(name: str) -> bool:
     return name.endswith(PACKABLE + POSITIONS)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    """Return the name of a dtype in safetensors."""
-    file = save({"tensor": torch.empty(0, dtype=dtype)})
-    return str(json.loads(file[8:])["tensor"]["dtype"])
 
 
 def _bits_per_element(dtype: str) -> int:

@@ -6,22 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from huggingface_hub import HfApi, split_torch_state_dict_into_shards
-from torch import Tensor, nn
+from huggingface_hub import HfApi
+from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
-from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import logging
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import unwrap
 from hfcompress.models.shape_plan import is_plan
 from hfcompress.models.tensors import check_has_values
-from hfcompress.storage.layout import INDEX, ONE_FILE, Folder, replacing_model, write_index_and_plan, write_labels
+from hfcompress.storage.layout import (
+    INDEX,
+    ONE_FILE,
+    Folder,
+    replacing_model,
+    weight_files,
+    write_index_and_plan,
+    write_labels,
+)
 from hfcompress.storage.model_card import CARD, Table, is_our_card, write_card
-from hfcompress.storage.safetensors_file import pack_tensors
+from hfcompress.storage.safetensors_file import pack_file
 from hfcompress.validation import check_choice
 
 
@@ -80,11 +85,12 @@ def save_compressed(
     inner = _check_savable(model)
     card = Path(directory) / CARD
     with replacing_model(directory) as new:
-        if sparse:
-            inner.save_pretrained(new, state_dict={"none": torch.empty(0)})  # all but the weights
-            _pack_weights(inner, new, max_shard_size)
-        else:
+        try:
             inner.save_pretrained(new, max_shard_size=max_shard_size)
+        except (RuntimeError, ValueError) as error:  # undeclared shared memory, or a size that cannot be parsed
+            raise CompressionError(f"{type(inner).__name__} cannot be split into files: {error}") from error
+        if sparse:
+            _pack_weights(new)
         write_labels(new, inner.config)
         if processing_class is not None:
             processing_class.save_pretrained(new)
@@ -103,20 +109,14 @@ def save_compressed(
         )
 
 
-def _pack_weights(model: PreTrainedModel, new: Path, max_shard_size: int | str) -> None:
-    """Write the weights that ``save_pretrained`` would write, in the same files, each tensor packed on its way."""
-    state: dict[str, Tensor] = model.state_dict()
-    for name in model._keys_to_ignore_on_save or ():
-        state.pop(name, None)
-    try:
-        state = revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
-        split = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size)
-    except (RuntimeError, ValueError) as error:  # undeclared shared memory, or a size that cannot be parsed
-        raise CompressionError(f"{type(model).__name__} cannot be split into files: {error}") from error
-    (new / ONE_FILE).unlink()  # it holds no weights
-    shards = logging.tqdm(split.filename_to_tensors.items(), desc="Packing model shards")
-    packed = [pack_tensors({name: state[name] for name in names}, new / file) for file, names in shards]
-    write_index_and_plan(new, [*split.filename_to_tensors], any(packed))
+def _pack_weights(new: Path) -> None:
+    """Pack each file of weights that ``save_pretrained`` wrote to a new folder."""
+    files, packed = weight_files(new), False
+    for file in logging.tqdm(files, desc="Packing model shards"):
+        dense = file.rename(file.with_suffix(".dense"))
+        packed |= pack_file(dense, file)
+        dense.unlink()
+    write_index_and_plan(new, [file.name for file in files], packed)
 
 
 def _check_savable(model: nn.Module) -> PreTrainedModel:

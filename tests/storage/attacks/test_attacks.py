@@ -301,7 +301,8 @@ def test_a_plan_that_names_heads_is_refused(folder):
 def test_a_plan_that_does_not_fit_the_weights_is_refused(folder):
     change_json(folder / "config.json", quantization_config=PLAN | {"version": 2, "neurons": [ENTRY]})
     refused(folder, r"mismatched keys, such as .* where the config describes")
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):  # by transformers
+    # By transformers from 5.23 on, by the quantizer before.
+    with pytest.raises((RuntimeError, hfc.CompressionError), match="ignore_mismatched_sizes"):
         AutoModelForSequenceClassification.from_pretrained(folder)
 
 
