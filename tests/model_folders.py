@@ -1,7 +1,7 @@
 """Pruned models in folders, and what is in the files: shared by the tests of storage and of atomic folders."""
 
 from architectures import build
-from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import hfcompress as hfc
@@ -23,8 +23,7 @@ def stored_tensors(folder):
     """Return every tensor as it is in the safetensors files, by name."""
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            found |= file.get_tensors()
+        found |= load_file(path)
     return found
 
 

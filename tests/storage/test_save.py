@@ -148,7 +148,7 @@ REFUSED = {
         "PEFT adapter; merge it first",
     ),
     "a model with adapters in it": (lambda: with_adapter(build()), {}, "PEFT adapter; merge it first"),
-    "no size of shards": (build, {"max_shard_size": "lots"}, "cannot be split into files"),
+    "no size of shards": (build, {"max_shard_size": "lots"}, "cannot be saved"),
     "no values": (lambda: build().to("meta"), {}, "is on the meta device"),
     "a quantized model": (lambda: quantized(build()), {}, "is quantized"),
 }

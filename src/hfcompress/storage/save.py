@@ -87,8 +87,9 @@ def save_compressed(
     with replacing_model(directory) as new:
         try:
             inner.save_pretrained(new, max_shard_size=max_shard_size)
-        except (RuntimeError, ValueError) as error:  # undeclared shared memory, or a size that cannot be parsed
-            raise CompressionError(f"{type(inner).__name__} cannot be split into files: {error}") from error
+        except (KeyError, RuntimeError, ValueError) as error:
+            # A dtype that safetensors does not know, undeclared shared memory, a size that cannot be parsed.
+            raise CompressionError(f"{type(inner).__name__} cannot be saved: {error}") from error
         if sparse:
             _pack_weights(new)
         write_labels(new, inner.config)
