@@ -39,7 +39,7 @@ class ExactMeanTrainer(Trainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Begin to count anew: also where auto_find_batch_size begins again with smaller batches."""
         self._sums, self._begun = {}, []
-        # transformers before 5.6 may have accelerate divide too; a state that all trainers share, so it is set here.
+        # From 5.2 to 5.5 transformers has accelerate divide too; all trainers share this state, so it is set here.
         self.accelerator.gradient_accumulation_steps = 1
         return super()._inner_training_loop(*args, **kwargs)
 
