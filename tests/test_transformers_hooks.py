@@ -118,7 +118,7 @@ def test_compute_loss_is_given_the_count_of_the_update(tmp_path):
 
 @pytest.mark.parametrize(("scaled", "factor"), [(True, 1.0), (False, 0.5)])
 def test_two_attributes_stop_the_division_by_the_steps(scaled, factor, tmp_path):
-    """From 5.0; `loss_is_scaled_for_ga` is asked from 5.19, `model_accepts_loss_kwargs` before."""
+    """From 5.0; `loss_is_scaled_for_ga` is read from 5.19, `model_accepts_loss_kwargs` before."""
     gradients = []
 
     class Summing(Trainer):

@@ -27,11 +27,11 @@ class ExactMeanTrainer(Trainer):
     """
 
     # The loss is already the mean over the full update, so nothing may divide it by the accumulated batches again.
-    loss_is_scaled_for_ga = True  # asked by transformers from 5.19
+    loss_is_scaled_for_ga = True  # read by transformers from 5.19
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True  # asked before 5.19, instead
+        self.model_accepts_loss_kwargs = True  # read instead before 5.19
         self._sums: dict[str, Tensor] = {}  # since the last log: each term's, and the number of examples
         self._begun: list[dict[str, Any]] = []  # batches of an update for which the data did not suffice
 
@@ -57,8 +57,8 @@ class ExactMeanTrainer(Trainer):
             first = self.accelerator.process_index * len(weights[-1])
             weights[-1][max(0, remainder - first) :] = 0
         batches = self._begun + [{**batch, EXAMPLE_WEIGHTS: one} for batch, one in zip(batches, weights, strict=True)]
-        # Where a stream ends within an update, the Trainer takes no step: what was read begins the next update. So it
-        # is too where transformers before 5.3 resumes: it asks for too many, then again for those left in the epoch.
+        # Where a stream ends within an update, the Trainer takes no step: what was read begins the next update. So does
+        # the short end of a resumed epoch before transformers 5.3, which asks for a full update there, then once more.
         self._begun, batches = ([], batches) if complete else (batches, [])
         if self._begun and self.state.global_step == 0:
             raise CompressionError(

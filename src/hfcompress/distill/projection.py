@@ -27,7 +27,7 @@ class ClipProjection(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Clip; where this is asked for, the Trainer has just clipped the model's and unscaled all the optimizer's."""
+        """Clip; the Trainer has just clipped the model's gradient, and unscaled that of the whole optimizer first."""
         if args.max_grad_norm is not None and args.max_grad_norm > 0:
             nn.utils.clip_grad_norm_(self._projection.parameters(), args.max_grad_norm)
 
