@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, normalizers
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
+from torch.utils.data import SequentialSampler
 from transformers import (
     AlbertConfig,
     AutoModelForSequenceClassification,
@@ -40,6 +41,7 @@ from transformers import (
     Qwen2Config,
     RobertaConfig,
     T5Config,
+    Trainer,
     TrainingArguments,
     XLMConfig,
     XLMRobertaConfig,
@@ -214,7 +216,24 @@ def arguments(kind, directory, **overrides):
         "train_sampling_strategy": "sequential",
         "num_train_epochs": 1,
     }
-    return kind(**(defaults | overrides))
+    settings = defaults | overrides
+    if hasattr(TrainingArguments, "train_sampling_strategy"):
+        return kind(**settings)
+    strategy = settings.pop("train_sampling_strategy")
+    args = kind(**settings, group_by_length=strategy == "group_by_length")
+    args.train_sampling_strategy = strategy
+    return args
+
+
+if not hasattr(TrainingArguments, "train_sampling_strategy"):  # from 5.2; before, no argument keeps the data's order
+    _stock_sampler = Trainer._get_train_sampler
+
+    def _train_sampler(trainer, dataset=None):
+        sampler = _stock_sampler(trainer, dataset)
+        sequential = sampler is not None and getattr(trainer.args, "train_sampling_strategy", None) == "sequential"
+        return SequentialSampler(sampler.data_source) if sequential else sampler
+
+    Trainer._get_train_sampler = _train_sampler
 
 
 def state_of(model):

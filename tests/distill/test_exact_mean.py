@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from architectures import arguments, batch, rows, same_bits, state_of
+from architectures import arguments, batch, build, rows, same_bits, state_of
 from datasets import Dataset
 from plain_distillation import (
     DATA,
@@ -18,6 +18,7 @@ from plain_distillation import (
     plain_training,
     student_and_teacher,
 )
+from torch import nn
 
 from hfcompress import CompressionError, DistillationArguments, DistillationTrainer
 
@@ -37,6 +38,64 @@ def test_accumulated_gradients_are_those_of_full_updates(examples, accumulated, 
     for found, wanted in zip(gradients.found, reference, strict=True):
         assert torch.linalg.vector_norm(found - wanted) < 1e-5 * torch.linalg.vector_norm(wanted)
     assert_same_weights(student, expected)
+
+
+class WithoutKeywords(nn.Module):
+    """A BERT whose forward takes nothing beside its inputs, not even the labels."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask=None):
+        return {"logits": self.model(input_ids, attention_mask).logits}
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "deberta-v2", "without keywords"])
+def test_no_student_gets_gradients_times_the_accumulated(architecture, accumulated, tmp_path):
+    """The full gradients are those of a plain loop, whatever keywords forward takes and whoever asks for them.
+
+    The last update has 3 examples: one batch, or one of 2 and one of 1.
+    """
+    plain = architecture == "without keywords"
+    data = part(DATA, 0, 19)
+    student, teacher = student_and_teacher("bert" if plain else architecture)
+    reference = plain_training(copy.deepcopy(student), compute_logits(teacher, data), data)
+    gradients = Gradients()
+    args = {"per_device_train_batch_size": 8 // accumulated, "gradient_accumulation_steps": accumulated}
+    make(
+        WithoutKeywords(student) if plain else student, teacher, tmp_path, data, args=args, callbacks=[gradients]
+    ).train()
+    assert len(gradients.found) == len(reference) == 3
+    for found, wanted in zip(gradients.found, reference, strict=True):
+        assert float(found.norm() / wanted.norm()) == pytest.approx(1.0, rel=1e-5)
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_a_trainer_made_in_between_does_not_divide(tmp_path):
+    """The accumulated batches that accelerate divides by are a state that all trainers of a process share."""
+    student, teacher = student_and_teacher()
+    reference = plain_training(copy.deepcopy(student), compute_logits(teacher, DATA), DATA, steps=1)
+    gradients, args = Gradients(), {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 1}
+    trainer = make(student, teacher, tmp_path, args=args, callbacks=[gradients])
+    make(*student_and_teacher(), tmp_path, args={"gradient_accumulation_steps": 8})
+    trainer.train()
+    assert (gradients.found[0] - reference[0]).norm() < 1e-5 * reference[0].norm()
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_resumed_epoch_ends_with_its_short_update(step, tmp_path):
+    """The last of 17 examples is an update of its own: one batch, where two are accumulated."""
+    data = part(DATA, 0, 17)
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "save_strategy": "steps"}
+    student, teacher = student_and_teacher()
+    expected = copy.deepcopy(student)
+    plain_training(expected, compute_logits(teacher, data), data)
+    make(student, teacher, tmp_path, data, args=settings | {"save_steps": 1, "max_steps": step}).train()
+    trainer = make(build("bert", LABELS, seed=3), teacher, tmp_path, data, args=settings | {"save_steps": 9})
+    trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert_same_weights(trainer.model, expected)
 
 
 def test_every_example_counts_where_the_sampler_draws_fewer(tmp_path):

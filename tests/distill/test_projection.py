@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from architectures import (
     arguments,
     build,
@@ -12,10 +13,10 @@ from architectures import (
     state_of,
 )
 from plain_distillation import LABELS, assert_same_weights
-from plain_layers import BOTH, DATA, WIDER, make, plain_training
+from plain_layers import BOTH, DATA, WIDER, make, plain_objective, plain_training
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from hfcompress import (
     CompressionError,
@@ -67,13 +68,55 @@ def test_a_resumed_training_goes_on_with_its_projection(tmp_path):
     assert load_file(tmp_path / "checkpoint-6" / "projection.safetensors")["weight"].equal(full._projection.weight)
 
 
-def test_the_projection_is_clipped_like_the_student(tmp_path):
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("limit", [0.1, 100.0, 0.0])
+def test_the_projection_is_clipped_by_its_own_norm(limit, accumulated, tmp_path):
+    """One update of SGD with rate 1 is the gradient; that of a plain loop, clipped by the formula."""
     teacher, student = build("bert", LABELS, seed=2, **WIDER), build("bert", LABELS, seed=1)
-    args = {"hidden_weight": 1000.0, "learning_rate": 1.0, "max_steps": 1, "max_grad_norm": 1.0}
+    plain = copy.deepcopy(student)
+    batches = {"per_device_train_batch_size": 8 // accumulated, "gradient_accumulation_steps": accumulated}
+    args = BOTH | batches | {"learning_rate": 1.0, "max_steps": 1, "max_grad_norm": limit}
     trainer = make(student, teacher, tmp_path, args=args)
-    before = trainer._projection.weight.detach().clone()
+    start = trainer._projection.weight.detach().clone()
+    projection = start.clone().requires_grad_()
+    here = {key: value[:8] for key, value in DATA.items()}
+    plain_objective(plain, teacher, here, projection=projection, layer_map={0: 0, 1: 1, 2: 2}, heads=2).backward()
+    norm = float(projection.grad.norm())
+    assert 0.1 < norm < 100
     trainer.train()
-    assert float((trainer._projection.weight.detach() - before).norm()) == pytest.approx(1.0, rel=1e-4)
+    found = start - trainer._projection.weight.detach()
+    torch.testing.assert_close(found, projection.grad * (0.1 / norm if limit == 0.1 else 1.0), rtol=1e-4, atol=1e-6)
+
+
+def test_a_scaled_gradient_is_clipped_after_it_was_unscaled(tmp_path, monkeypatch):
+    """As under fp16 on a GPU, with the scaler for CPUs: an update of SGD with rate 1 is as long as the limit."""
+    teacher, student = build("bert", LABELS, seed=2, **WIDER), build("bert", LABELS, seed=1)
+    args = {"hidden_weight": 10.0, "learning_rate": 1.0, "max_steps": 1, "max_grad_norm": 1.0}
+    trainer = make(student, teacher, tmp_path, args=args)
+    trainer.accelerator.scaler, trainer.accelerator.native_amp = torch.amp.GradScaler("cpu", init_scale=1024.0), True
+    monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "fp16")
+    start = trainer._projection.weight.detach().clone()
+    trainer.train()
+    assert trainer.accelerator.mixed_precision == "fp16"
+    assert float((trainer._projection.weight.detach() - start).norm()) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_callbacks_see_the_projections_clipped_gradient(tmp_path):
+    """As they see the student's; of the projection that there is, when a trainer trains again."""
+    norms = []
+
+    class Norms(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            norms.append(float(trainer._projection.weight.grad.norm()))
+
+    teacher, student = build("bert", LABELS, seed=2, **WIDER), build("bert", LABELS, seed=1)
+    args = {"hidden_weight": 1000.0, "max_steps": 1, "max_grad_norm": 1.0}
+    trainer = make(student, teacher, tmp_path, args=args, callbacks=[Norms()])
+    trainer.train()
+    first, trainer.args.hidden_weight = trainer._projection, 2000.0
+    trainer.train()
+    assert trainer._projection is not first
+    assert norms == pytest.approx([1.0, 1.0], rel=1e-4)
 
 
 def test_each_trial_of_a_search_begins_with_the_same_projection(tmp_path):

@@ -26,19 +26,21 @@ class ExactMeanTrainer(Trainer):
     `mean_over_update`. The terms of the loss are logged too, unweighted, as means over the examples since the last log.
     """
 
-    # The loss is already the mean over the full update, so the Trainer must not divide it again.
-    loss_is_scaled_for_ga = True
+    # The loss is already the mean over the full update, so nothing may divide it by the accumulated batches again.
+    loss_is_scaled_for_ga = True  # read by transformers from 5.19
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # read instead before 5.19
         self._sums: dict[str, Tensor] = {}  # since the last log: each term's, and the number of examples
-        self._begun: list[dict[str, Any]] = []  # batches of an update for which the stream did not suffice
-        self._updating = False  # whether a full update was read
+        self._begun: list[dict[str, Any]] = []  # batches of an update for which the data did not suffice
 
     @override
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Begin to count anew: also where auto_find_batch_size begins again with smaller batches."""
-        self._sums, self._begun, self._updating = {}, [], False
+        self._sums, self._begun = {}, []
+        # From 5.2 to 5.5 transformers has accelerate divide too; all trainers share this state, so it is set here.
+        self.accelerator.gradient_accumulation_steps = 1
         return super()._inner_training_loop(*args, **kwargs)
 
     @override
@@ -55,10 +57,10 @@ class ExactMeanTrainer(Trainer):
             first = self.accelerator.process_index * len(weights[-1])
             weights[-1][max(0, remainder - first) :] = 0
         batches = self._begun + [{**batch, EXAMPLE_WEIGHTS: one} for batch, one in zip(batches, weights, strict=True)]
-        # Where a stream ends within an update, the Trainer takes no step: what was read begins the next update.
+        # Where a stream ends within an update, the Trainer takes no step: what was read begins the next update. So does
+        # the short end of a resumed epoch before transformers 5.3, which asks for a full update there, then once more.
         self._begun, batches = ([], batches) if complete else (batches, [])
-        self._updating |= complete
-        if self._begun and not self._updating:
+        if self._begun and self.state.global_step == 0:
             raise CompressionError(
                 f"The streamed data end after {len(self._begun)} batches, before the first update has its "
                 f"gradient_accumulation_steps={num_batches}; lower that, or stream more data."
@@ -71,9 +73,7 @@ class ExactMeanTrainer(Trainer):
         if self.accelerator.num_processes == 1 or self.args.dataloader_drop_last:
             return 0
         state, loader = self.accelerator.gradient_state, self.callback_handler.train_dataloader
-        if not complete:  # a stream has ended on the way, and the state no longer knows its loader
-            return int(getattr(loader, "remainder", 0))
-        if not state.end_of_dataloader:
+        if complete and not state.end_of_dataloader:
             return 0
         with suppress(AttributeError, TypeError):  # streamed data have no length
             # accelerate's number counts the data, not what is drawn of them, and is lost in an epoch resumed half-way.
@@ -81,7 +81,8 @@ class ExactMeanTrainer(Trainer):
             while hasattr(sampler, "batch_sampler"):
                 sampler = sampler.batch_sampler
             return len(sampler.sampler) % int(loader.total_batch_size)
-        return int(state.remainder)
+        # Where a stream has ended on the way, the state no longer knows its loader.
+        return int(state.remainder if complete else getattr(loader, "remainder", 0))
 
     def mean_over_update(self, terms: Terms, weights: Tensor | None, num_items_in_batch: Tensor | int | None) -> Tensor:
         """Return what a batch contributes to the mean over its update, and add its terms to the next log.

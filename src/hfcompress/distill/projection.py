@@ -8,13 +8,28 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_config
 
 _FILE = "projection.safetensors"  # beside optimizer.pt in checkpoints; not a part of the student
+
+
+class ClipProjection(TrainerCallback):
+    """Clip the projection's gradient by itself: it is not a part of the model whose norm is clipped and logged."""
+
+    def __init__(self, projection: nn.Linear) -> None:
+        self._projection = projection
+
+    @override
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Clip; the Trainer has just clipped the model's gradient, and unscaled that of the whole optimizer first."""
+        if args.max_grad_norm is not None and args.max_grad_norm > 0:
+            nn.utils.clip_grad_norm_(self._projection.parameters(), args.max_grad_norm)
 
 
 class ProjectionTrainer(Trainer):
@@ -52,6 +67,9 @@ class ProjectionTrainer(Trainer):
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if self._projection is not None and id(self._projection.weight) not in trained:
             optimizer.add_param_group({"params": [self._projection.weight], "weight_decay": self.args.weight_decay})
+        self.remove_callback(ClipProjection)
+        if self._projection is not None:  # before the user's callbacks, which see what the optimizer will
+            self.callback_handler.callbacks.insert(0, ClipProjection(self._projection))
         return optimizer
 
     @override
@@ -68,13 +86,6 @@ class ProjectionTrainer(Trainer):
         if self._projection is not None and self.accelerator.sync_gradients:
             self._projection.weight.grad = self.accelerator.reduce(self._projection.weight.grad, reduction="mean")
         return loss
-
-    @override
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
-        norm: Tensor | float | None = super()._clip_grad_norm(model)
-        if self._projection is not None:  # by itself: it is not a part of the model whose norm is logged
-            nn.utils.clip_grad_norm_(self._projection.parameters(), self.args.max_grad_norm)
-        return norm
 
     @override
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
