@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,14 @@ def signatures():
 
 def test_signatures_and_defaults_are_as_written_down():
     assert signatures() == SIGNATURES.read_text().splitlines(), "python tests/test_public_api.py"
+
+
+def test_the_package_run_as_a_module_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "report", "nowhere/"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("hfcompress", run_name="__main__")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "hfcompress report: There is no directory nowhere/.\n"
 
 
 # Type checkers

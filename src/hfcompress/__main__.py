@@ -1,0 +1,5 @@
+"""``python -m hfcompress``: the command ``hfcompress``."""
+
+from hfcompress_cli.application import main
+
+raise SystemExit(main())
