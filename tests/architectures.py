@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, normalizers
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
+from torch.utils.data import SequentialSampler
 from transformers import (
     AlbertConfig,
     AutoModelForSequenceClassification,
@@ -40,6 +41,7 @@ from transformers import (
     Qwen2Config,
     RobertaConfig,
     T5Config,
+    Trainer,
     TrainingArguments,
     XLMConfig,
     XLMRobertaConfig,
@@ -69,14 +71,17 @@ _CONFIGS = {
         {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "pooler_hidden_size": 32},
     ),
 }
+# Their own names of sizes; in older releases, 5.3 among them, some constructors compute only from those.
 _OTHER_NAMES = {
     "gpt2": {"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"},
     "distilbert": {"intermediate_size": "hidden_dim"},
     "opt": {"intermediate_size": "ffn_dim"},
-    "bart": {"intermediate_size": "encoder_ffn_dim"},
+    "bart": {"intermediate_size": "encoder_ffn_dim", "num_hidden_layers": "encoder_layers"},
     "t5": {"intermediate_size": "d_ff", "max_position_embeddings": ""},
     "bloom": {"max_position_embeddings": ""},
-    "xlnet": {"intermediate_size": "d_inner", "max_position_embeddings": ""},
+    "xlnet": {"intermediate_size": "d_inner", "max_position_embeddings": "", "hidden_size": "d_model"}
+    | {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
+    "gpt-neo": {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"},
     "gptj": {"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"},
     "funnel": {"intermediate_size": "d_inner", "num_hidden_layers": ""},
     "ctrl": {"intermediate_size": "dff", "max_position_embeddings": "n_positions"},
@@ -143,7 +148,7 @@ def build(architecture="bert", num_labels=2, *, layers=2, seed=0, dropout=False,
     if architecture == "bart" and num_labels == 2:  # its default is 3, and a config of 2 without names is saved as that
         own |= {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
     if architecture != "funnel":  # whose layers are those of its blocks
-        sizes["num_hidden_layers"] = layers
+        sizes[names.get("num_hidden_layers", "num_hidden_layers")] = layers
     config = kind(**(sizes | own | {"num_labels": num_labels} | overrides))
     config.initializer_range = 0.2
     if not dropout:
@@ -214,7 +219,24 @@ def arguments(kind, directory, **overrides):
         "train_sampling_strategy": "sequential",
         "num_train_epochs": 1,
     }
-    return kind(**(defaults | overrides))
+    settings = defaults | overrides
+    if hasattr(TrainingArguments, "train_sampling_strategy"):
+        return kind(**settings)
+    strategy = settings.pop("train_sampling_strategy")
+    args = kind(**settings, group_by_length=strategy == "group_by_length")
+    args.train_sampling_strategy = strategy
+    return args
+
+
+if not hasattr(TrainingArguments, "train_sampling_strategy"):  # from 5.2; before, no argument keeps the data's order
+    _stock_sampler = Trainer._get_train_sampler
+
+    def _train_sampler(trainer, dataset=None):
+        sampler = _stock_sampler(trainer, dataset)
+        sequential = sampler is not None and getattr(trainer.args, "train_sampling_strategy", None) == "sequential"
+        return SequentialSampler(sampler.data_source) if sequential else sampler
+
+    Trainer._get_train_sampler = _train_sampler
 
 
 def state_of(model):
