@@ -206,10 +206,13 @@ def test_each_layer_keeps_its_attention_window_or_none_is_made(layers, tmp_path)
     teacher = build("modernbert", num_hidden_layers=5, local_attention=2)
     windows = [kind == "sliding_attention" for kind in teacher.config.layer_types]
     assert windows == [False, True, False, True, False]
+    refusal = ""
     try:
         student = student_from_teacher(teacher, layers)
-    except CompressionError as refusal:
-        assert f"layers {layers} would not load again" in str(refusal)
+    except CompressionError as error:
+        refusal = str(error)
+    if refusal:
+        assert f"layers {layers} would not load again" in refusal
         assert layers != [0, 1]
         return
     student.save_pretrained(tmp_path)
