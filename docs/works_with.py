@@ -1,6 +1,7 @@
 """Write docs/works-with.md: what each verb does to a tiny model of each architecture, by running it.
 
-Run from the repository's root, ``python -m docs.works_with``; a test runs it too and compares the page.
+Run from the repository's root with the versions of ``constraints.txt``, ``python -m docs.works_with``; a test runs it
+too and compares the page.
 """
 
 from __future__ import annotations

@@ -71,14 +71,17 @@ _CONFIGS = {
         {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "pooler_hidden_size": 32},
     ),
 }
+# Their own names of sizes; in older releases, 5.3 among them, some constructors compute only from those.
 _OTHER_NAMES = {
     "gpt2": {"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"},
     "distilbert": {"intermediate_size": "hidden_dim"},
     "opt": {"intermediate_size": "ffn_dim"},
-    "bart": {"intermediate_size": "encoder_ffn_dim"},
+    "bart": {"intermediate_size": "encoder_ffn_dim", "num_hidden_layers": "encoder_layers"},
     "t5": {"intermediate_size": "d_ff", "max_position_embeddings": ""},
     "bloom": {"max_position_embeddings": ""},
-    "xlnet": {"intermediate_size": "d_inner", "max_position_embeddings": ""},
+    "xlnet": {"intermediate_size": "d_inner", "max_position_embeddings": "", "hidden_size": "d_model"}
+    | {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
+    "gpt-neo": {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"},
     "gptj": {"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"},
     "funnel": {"intermediate_size": "d_inner", "num_hidden_layers": ""},
     "ctrl": {"intermediate_size": "dff", "max_position_embeddings": "n_positions"},
@@ -145,7 +148,7 @@ def build(architecture="bert", num_labels=2, *, layers=2, seed=0, dropout=False,
     if architecture == "bart" and num_labels == 2:  # its default is 3, and a config of 2 without names is saved as that
         own |= {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
     if architecture != "funnel":  # whose layers are those of its blocks
-        sizes["num_hidden_layers"] = layers
+        sizes[names.get("num_hidden_layers", "num_hidden_layers")] = layers
     config = kind(**(sizes | own | {"num_labels": num_labels} | overrides))
     config.initializer_range = 0.2
     if not dropout:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
@@ -62,6 +63,13 @@ def test_the_architecture_page_lists_every_module(package):
 # Works with
 
 
+def has_tested_versions():
+    """Whether the packages that decide what happens are those of constraints.txt, by which the page is written."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    return all(version(name).partition("+")[0] == pinned[name] for name in ("torch", "transformers"))
+
+
 @pytest.fixture(scope="module")
 def table():
     return works_with.PAGE.read_text()
@@ -87,6 +95,8 @@ def test_the_text_around_the_table_is_the_programs(table, written_rows):
 def test_a_row_of_the_table_is_what_happens(name, table):
     line, notes = works_with.row(name)
     written = [one for one in table.splitlines() if one.startswith((f"| {name} |", f"[^{name}-"))]
+    if written != [line, *notes] and not has_tested_versions():
+        pytest.skip(f"the page is about the versions of constraints.txt; with those installed: {line}")
     assert written == [line, *notes], "python -m docs.works_with"
 
 

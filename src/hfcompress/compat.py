@@ -6,7 +6,7 @@ looks at when it is called, and nothing else at all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -23,3 +23,14 @@ def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> list[str]:
         return list(plan)
     kept = [*(model._keep_in_fp32_modules_strict or ())]
     return kept + [*(model._keep_in_fp32_modules or ())] * (str(dtype) == "torch.float16")
+
+
+def uncounted_products() -> list[Any]:
+    """Return the operations, multiplying each expert's tokens by its weights, of which torch counts no FLOPs.
+
+    torch 2.8 has one and 2.6 does not; transformers has another, for where that one does not run, from 5.3.
+    """
+    import torch
+
+    names = ((torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback"))
+    return [getattr(namespace, name) for namespace, name in names if hasattr(namespace, name)]

@@ -76,7 +76,7 @@ def mean_metrics(metrics: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
 
 
 def _mean_known(pairs: Tensor) -> float | None:
-    values, known = pairs.detach().double().unbind(1)
+    values, known = pairs.detach().cpu().double().unbind(1)
     return float(values[known == 1].mean()) if known.any() else None
 
 

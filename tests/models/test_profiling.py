@@ -1,4 +1,4 @@
-"""Peak memory against arithmetic by hand, and against torch's own profiler."""
+"""FLOPs and peak memory against arithmetic by hand, and memory against torch's own profiler."""
 
 import gc
 import weakref
@@ -8,8 +8,11 @@ import torch
 from architectures import batch, build
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from transformers import MixtralConfig, MixtralForSequenceClassification
+from transformers.integrations import moe
 
-from hfcompress.models.profiling import peak_bytes
+from hfcompress.models.inputs import dummy_inputs
+from hfcompress.models.profiling import count_flops, peak_bytes
 from hfcompress.models.tensors import memory_bytes
 
 ROWS, WIDE, NARROW = 7, 300, 50
@@ -85,3 +88,30 @@ def test_nothing_is_held_afterwards():
     del model
     gc.collect()
     assert weights() is None
+
+
+@pytest.mark.parametrize("products", ["default", "fallback", "batched_mm", "eager"])
+def test_the_flops_of_experts_are_counted_however_they_are_run(products, monkeypatch):
+    """Neither torch's product of all experts at once nor transformers' fallback for it is counted by torch."""
+    hidden, layers, tokens, experts_of_a_token = 32, 2, 12, 2
+    if products == "fallback":  # from transformers 5.3, where torch's does not run; nothing else is run before
+        monkeypatch.setattr(moe, "_can_use_grouped_mm", lambda *_: False, raising=False)
+
+    def flops(width):
+        config = MixtralConfig(
+            vocab_size=100,
+            hidden_size=hidden,
+            intermediate_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_local_experts=4,
+            num_experts_per_tok=experts_of_a_token,
+        )
+        if products in ("batched_mm", "eager"):
+            config._experts_implementation = products
+        model = MixtralForSequenceClassification(config)
+        return count_flops(model, dummy_inputs(model, tokens))
+
+    matrices = 3  # gate, up and down
+    assert flops(64) - flops(16) == 2 * tokens * experts_of_a_token * matrices * hidden * (64 - 16) * layers

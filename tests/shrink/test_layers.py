@@ -200,6 +200,37 @@ def test_a_student_that_would_not_load_again_is_refused():
     assert student.config.layer_types == [config.layer_types[0], config.layer_types[2]]
 
 
+@pytest.mark.parametrize("layers", [[0, 2], [0, 3], [0, 1, 4], [0, 1]], ids=str)
+def test_each_layer_keeps_its_attention_window_or_none_is_made(layers, tmp_path):
+    """Before transformers 5.3 a layer of ModernBERT was given its window by its index, not by config.layer_types."""
+    teacher = build("modernbert", num_hidden_layers=5, local_attention=2)
+    windows = [kind == "sliding_attention" for kind in teacher.config.layer_types]
+    assert windows == [False, True, False, True, False]
+    refusal = ""
+    try:
+        student = student_from_teacher(teacher, layers)
+    except CompressionError as error:
+        refusal = str(error)
+    if refusal:
+        assert f"layers {layers} would not load again" in refusal
+        assert layers != [0, 1]
+        return
+    student.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(logits(again), logits(student))
+    twin = copy.deepcopy(teacher)
+    twin.model.layers = nn.ModuleList([twin.model.layers[index] for index in layers])
+    torch.testing.assert_close(logits(again), logits(twin), rtol=1e-6, atol=1e-6)
+
+
+def test_a_gpt_neo_config_is_the_same_read_by_its_pattern():
+    """Up to transformers 5.3 a config is refused whose attention_types are of another number of layers."""
+    teacher = build("gpt-neo", layers=4, attention_types=[[["global", "local"], 2]])
+    config = student_from_teacher(teacher, [0, 2, 3]).config
+    assert config.attention_layers == ["global", "global", "local"]
+    assert config.expand_attention_types_params(config.attention_types) == config.attention_layers
+
+
 def test_settings_that_depend_on_the_depth_are_refused():
     teacher = build("gpt2", layers=4, scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(CompressionError, match=r"layers \[0, 3\] would not load again"):

@@ -131,7 +131,7 @@ def loaded(architecture, directory):
 
 def test_torch_export_gives_the_same_logits(tmp_path):
     model = loaded("bert", tmp_path)
-    exported = torch.export.export(model, (), kwargs=inputs())
+    exported = torch.export.export(model, (), kwargs=inputs(), strict=False)  # as newer releases of torch do by default
     torch.testing.assert_close(exported.module()(**inputs()).logits, logits(model), rtol=1e-5, atol=1e-5)
 
 

@@ -20,6 +20,8 @@ def build_kind(kind, **more):
 
 @pytest.mark.parametrize("kind", ["Olmo2", "Longformer", "DiffLlama"])
 def test_heads_made_in_more_places_are_refused(kind):
+    if kind == "Olmo2" and not hasattr(transformers, "Olmo2ForSequenceClassification"):
+        pytest.skip("transformers 5.3 has no classifier of Olmo2, 5.6 has one")
     more = {"attention_window": [4, 4]} if kind == "Longformer" else {}
     refused(build_kind(kind, **more), "no known layout", heads=0.5)
 

@@ -61,6 +61,7 @@ class Architecture:
         attention: Its attention blocks.
         feed_forward: Its feed-forward blocks, as many kinds as there are.
         per_layer_settings: Config settings with one value a layer.
+        depth_settings: Config settings by which a layer computes otherwise at another index.
         shared_layers: Name of the module with layers that are run more than once.
         positions: Name of an ``nn.Embedding`` of positions that start behind its padding index.
     """
@@ -69,6 +70,7 @@ class Architecture:
     attention: tuple[Attention, ...] = ()
     feed_forward: tuple[FeedForward, ...] = ()
     per_layer_settings: tuple[str, ...] = ()
+    depth_settings: tuple[str, ...] = ()
     shared_layers: str | None = None
     positions: str | None = None
 
@@ -142,6 +144,7 @@ ARCHITECTURES = (
         "GPT-2",
         attention=(Attention(("attn.c_attn",), "attn.c_proj", head_counts=("num_heads", "split_size")),),
         feed_forward=(FeedForward(("mlp.c_fc",), "mlp.c_proj", ("n_inner",)),),
+        depth_settings=("scale_attn_by_inverse_layer_idx",),
     ),
     Architecture(
         "GPT-Neo",
@@ -207,8 +210,12 @@ HEAD_COUNTS = tuple(dict.fromkeys(name for block in ATTENTION for name in block.
 WIDTH_SETTINGS = tuple(dict.fromkeys(block.widths for one in ARCHITECTURES for block in one.feed_forward))
 WIDTH_ATTRIBUTES = tuple(dict.fromkeys(name for block in FEED_FORWARD for name in block.width_attributes))
 PER_LAYER_SETTINGS = tuple(dict.fromkeys(name for one in ARCHITECTURES for name in one.per_layer_settings))
+DEPTH_SETTINGS = tuple(dict.fromkeys(name for one in ARCHITECTURES for name in one.depth_settings))
 SHARED_LAYERS = tuple(one.shared_layers for one in ARCHITECTURES if one.shared_layers)
 OFFSET_POSITIONS = tuple(dict.fromkeys(one.positions for one in ARCHITECTURES if one.positions))
+
+# Of GPT-Neo, what is computed of the second setting: a list of pairs, of a pattern and how often it repeats.
+LAYER_PATTERNS = {"attention_layers": "attention_types"}
 
 # The same in all families: config settings of the number of layers, of the tokens of a text, of the numbers of a head;
 # and attributes by which a layer finds its part of the cache or of the config.

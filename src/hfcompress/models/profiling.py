@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from hfcompress.compat import uncounted_products
 from hfcompress.models.classifier import evaluation_mode
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.tensors import memory_bytes
@@ -24,10 +25,16 @@ from hfcompress.models.tensors import memory_bytes
 
 def count_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     """Count the floating-point operations of a forward pass, attention included."""
+    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(uncounted_products(), _grouped_flops))
     # The counter does not know the fused attention of CPUs; as plain matrix products it is counted like any other.
-    with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), counter:
         model(**inputs)
     return int(counter.get_total_flops())
+
+
+def _grouped_flops(tokens: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
+    """The FLOPs of each token times the matrix of its expert, by the shapes (tokens, in) and (experts, in, out)."""
+    return 2 * tokens[0] * tokens[1] * weights[2]
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -112,8 +112,14 @@ def _first_difference(model: PreTrainedModel, built: PreTrainedModel) -> str | N
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    plain, modes = bool | int | float | str | None, ("training", "gradient_checkpointing")
-    return {k: v for k, v in vars(module).items() if isinstance(v, plain) and k not in modes and not k.startswith("_")}
+    modes = ("training", "gradient_checkpointing")
+    return {k: v for k, v in vars(module).items() if _is_plain(v) and k not in modes and not k.startswith("_")}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):  # such as the window of a ModernBERT's layer, before transformers 5.3
+        return all(_is_plain(one) for one in value)
+    return isinstance(value, bool | int | float | str | None)
 
 
 def _find_known(model: nn.Module, kind: Kind) -> list[Group]:

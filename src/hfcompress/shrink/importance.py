@@ -34,6 +34,7 @@ def l1_scores(model: nn.Module, group: Group) -> Tensor:
     for part in group.slices:
         module: Any = model.get_submodule(part.module)
         weight = module.weight.detach()
+        weight = weight.cpu() if weight.device.type == "mps" else weight  # which has no float64
         # With what the heads or neurons run along first: nn.Linear stores outputs first, others inputs first.
         if part.outputs != isinstance(module, nn.Linear):
             weight = weight.T

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard, TypeVar
 from transformers import PreTrainedModel
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.architectures import LAYER_INDICES, PER_LAYER_SETTINGS
+from hfcompress.models.architectures import DEPTH_SETTINGS, LAYER_INDICES, LAYER_PATTERNS, PER_LAYER_SETTINGS
 from hfcompress.models.layers import layer_stack
 from hfcompress.models.shapes_in_config import get_configs, restore_configs, write_plan
 from hfcompress.validation import is_integer
@@ -68,6 +68,10 @@ def keep_layers(model: PreTrainedModel, stack_name: str, kept: Sequence[int], un
     try:
         with ExitStack() as own:
             configs = get_configs(model)
+            moved = list(kept) != list(range(len(kept)))
+            for config, key in product(configs, DEPTH_SETTINGS):
+                if moved and getattr(config, key, False):  # whether the layer holds it, or looks it up when it runs
+                    raise ValueError(f"{key}=True makes what a layer computes depend on its index.")
             restore_configs(configs, own)
             for config in configs:
                 config.num_hidden_layers = len(kept)
@@ -75,6 +79,8 @@ def keep_layers(model: PreTrainedModel, stack_name: str, kept: Sequence[int], un
                     values = getattr(config, key, None)
                     if isinstance(values, list | tuple) and len(values) == len(layers):
                         setattr(config, key, [values[index] for index in kept])
+                        if key in LAYER_PATTERNS:
+                            setattr(config, LAYER_PATTERNS[key], [[getattr(config, key), 1]])
             own.callback(stack.extend, layers)
             own.callback(stack._modules.clear)
             stack._modules.clear()

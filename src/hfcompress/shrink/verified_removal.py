@@ -68,6 +68,6 @@ def removed(model: PreTrainedModel, removal: Removal) -> Iterator[ExitStack]:
 
 
 def _dummy_logits(model: PreTrainedModel) -> Tensor:
-    """The logits of a dozen tokens, float64."""
+    """The logits of a dozen tokens, float64, on the CPU."""
     with evaluation_mode(model):
-        return get_logits(model(**dummy_inputs(model, 12))).double()
+        return get_logits(model(**dummy_inputs(model, 12))).cpu().double()  # MPS has no float64
