@@ -87,5 +87,5 @@ def test_native_bfloat16_does_not_warn(monkeypatch, tmp_path):
 
 
 def test_an_accelerator_does_not_warn(slow_bfloat16, monkeypatch, tmp_path):
-    monkeypatch.setattr(hfcompress.distill.arguments, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(DistillationArguments, "device", torch.device("cuda"))
     DistillationArguments(output_dir=str(tmp_path), teacher_dtype="bfloat16")

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from typing_extensions import TypedDict, override
 
-from hfcompress.compat import current_accelerator, mixed_precision
+from hfcompress.compat import mixed_precision
 from hfcompress.errors import CompressionError
 from hfcompress.losses import LabelLoss, TeacherLoss, check_label_loss, check_teacher_loss
 from hfcompress.validation import check_choice, check_count, check_fraction, check_number
@@ -54,8 +54,8 @@ class DistillationArguments(TrainingArguments):
         CompressionError: A value is out of range or unknown.
 
     Warns:
-        UserWarning: ``bf16`` or ``teacher_dtype="bfloat16"`` on a processor without native bfloat16, and no accelerator
-            is used.
+        UserWarning: ``bf16`` or ``teacher_dtype="bfloat16"`` where training runs on a processor without native
+            bfloat16.
 
     Example:
         >>> args = DistillationArguments(output_dir="out", alpha=0.7, teacher_loss="kl", temperature=2.0)
@@ -90,7 +90,7 @@ class DistillationArguments(TrainingArguments):
             check_count("relation_heads", self.relation_heads)
         self.layer_map = read_layer_map(self.layer_map)
         super().__post_init__()
-        if self.use_cpu or current_accelerator() is None:
+        if self.device.type == "cpu":
             if self.bf16 or self.bf16_full_eval:
                 warn_if_bfloat16_is_slow("bf16=True" if self.bf16 else "bf16_full_eval=True", stacklevel=3)
             if self.teacher_dtype == "bfloat16":
