@@ -36,6 +36,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress import prune_global_l1  # imported here, as torch's is, before the time is taken
+from hfcompress.compat import processor_features
 
 AMOUNTS = (0.1, 0.2, 0.5, 0.9)
 Case = dict[str, Any]
@@ -178,10 +179,11 @@ def _build_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def machine() -> str:
-    """Name the processor, its cores and the version of torch."""
+    """Name the processor, its features and cores, and the version of torch."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
-    return f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}"
+    features = f" ({', '.join(processor_features())})" if processor_features() else ""
+    return f"{cpu}, {os.cpu_count()} cores{features}, torch {torch.__version__}"
 
 
 def _reset_peak() -> float:

@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from examples.imdb.environment import silence_libraries
+from examples.imdb.environment import PRECISIONS, choose_precision, silence_libraries
 from examples.imdb.errors import UsageError
 from examples.imdb.files import read_or_compute
 from examples.imdb.settings import PRESETS, QUICK_SYSTEMS, SYSTEMS, Preset
@@ -47,7 +47,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     option("--loss", choices=("cross_entropy", "mse"), default="cross_entropy", help="of the classifiers")
     seeds = "of the draw, the new weights and the training (default: 0); everything is repeated with each"
     option("--seeds", "--seed", type=int, nargs="+", default=[0], metavar="SEED", help=seeds)
-    option("--precision", choices=("bf16", "float32"), default="bf16", help="of the training (autocast)")
+    precision = "of the training (default: auto, bf16 or fp16 where the device computes them natively, else float32)"
+    option("--precision", choices=PRECISIONS, default="auto", help=precision)
     default = f"default: all; with --preset quick the first {len(QUICK_SYSTEMS)}"
     systems = f"which to train, with the BERT that others start from ({default}): {', '.join(keys)}"
     option("--systems", nargs="+", choices=["all", *keys], metavar="SYSTEM", help=systems)
@@ -80,6 +81,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from examples.imdb.report import write_report
     from examples.imdb.systems import Run, train_and_test_system
 
+    arguments.precision = choose_precision(arguments.precision)
     preset = PRESETS[arguments.preset]
     preset = replace(preset, reviews=arguments.reviews or preset.reviews)
     names = {name: getattr(arguments, name) for name in MODELS}
@@ -87,8 +89,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     for seed in arguments.seeds:
         reviews = load_reviews(arguments.data, preset.reviews, preset.test_reviews, seed)
         starts = starting_models(arguments.models, names, list(reviews["train"]["text"]), preset.max_length)
-        folder, bf16 = arguments.output / f"seed-{seed}", arguments.precision == "bf16"
-        runs.append(Run(preset, starts, reviews, arguments.loss, bf16, seed, folder))
+        folder = arguments.output / f"seed-{seed}"
+        runs.append(Run(preset, starts, reviews, arguments.loss, arguments.precision, seed, folder))
     for start in runs[0].starts.values():
         start.make()  # a model that does not load is reported before hours of training
     _claim_folder(arguments, preset)

@@ -1,4 +1,4 @@
-"""What the programs find on this machine: its processor, packages that carry data, libraries that print."""
+"""What the programs find on this machine: its processor and precision, packages with data, libraries that print."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
+from examples.imdb.errors import UsageError
+
+PRECISIONS = ("auto", "bf16", "fp16", "float32")
+
 
 def package_folder(name: str) -> Path:
     """Return the folder of an installed package; importing it would run its code, and only its data is needed."""
@@ -18,14 +22,36 @@ def package_folder(name: str) -> Path:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Name the processor, its cores, the GPU and the system."""
+    """Name the processor, its features and cores, the GPU and the system."""
     import torch
+
+    from hfcompress.compat import processor_features
 
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.*\S)", info.read_text()) if info.exists() else []
     name = names[0] if names else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": name, "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}
+    cpu = {"cpu": name, "features": processor_features(), "cores": os.cpu_count()}
+    return cpu | {"gpu": gpu, "system": platform.platform()}
+
+
+def name_machine(machine: dict[str, Any]) -> str:
+    """Return a description of a machine as a phrase; older ones lack the features of the processor."""
+    features = machine.get("features")
+    cores = f"{machine['cores']} cores" + (f" ({', '.join(features)})" if features else "")
+    return ", ".join(part for part in (machine["cpu"], cores, machine["gpu"]) if part)
+
+
+def choose_precision(asked: str) -> str:
+    """Return the precision to train in, ``"bf16"``, ``"fp16"`` or ``"float32"``, and print it with the reason."""
+    from hfcompress.compat import current_accelerator, mixed_precision
+
+    if asked == "fp16" and current_accelerator() is None:
+        raise UsageError("--precision fp16 needs an accelerator, and there is none; use --precision auto.")
+    chosen, reason = mixed_precision() if asked == "auto" else (asked, "as asked")
+    chosen = "float32" if chosen == "no" else chosen
+    print(f"Precision of the training: {chosen} ({reason}).")
+    return chosen
 
 
 def silence_libraries() -> None:

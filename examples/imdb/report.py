@@ -12,7 +12,7 @@ from jinja2 import Template
 from tabulate import tabulate
 
 import hfcompress as hfc
-from examples.imdb.environment import describe_machine
+from examples.imdb.environment import describe_machine, name_machine
 from examples.imdb.figures import draw_costs, draw_epochs
 from examples.imdb.files import Result, read_json, write_json
 from examples.imdb.intervals import format_accuracy, mean_accuracy
@@ -70,6 +70,7 @@ def render_report(content: Result, pictures: list[str]) -> str:
         further=_tabulate(_further_rows(entries), "github"),
         missing=[system.title for system in SYSTEMS if system.title not in titles],
         tested=max(counts),
+        machine_name=name_machine(content["machine"]),
         untimed=any(entry["measured"] is None for entry in entries),
         accuracy=_mean(entries[0], "validation_accuracy"),
         cross_entropy=_mean(entries[0], "validation_cross_entropy"),

@@ -19,7 +19,14 @@ from transformers import TrainerCallback, set_seed
 
 import hfcompress as hfc
 from examples.imdb.data import encode, load_reviews
-from examples.imdb.environment import describe_machine, silence_libraries
+from examples.imdb.environment import (
+    PRECISIONS,
+    choose_precision,
+    describe_machine,
+    name_machine,
+    silence_libraries,
+)
+from examples.imdb.errors import UsageError
 from examples.imdb.files import Result, read_or_compute, write_json
 from examples.imdb.intervals import format_accuracy, wilson_interval
 from examples.imdb.models import Pair, Start, load, starting_models
@@ -43,6 +50,7 @@ class Experiment:
     work: Path
     reviews: DatasetDict
     starts: dict[str, Start]
+    precision: str
 
     def load_bert(self) -> Pair:
         """Load the fine-tuned BERT and its tokenizer."""
@@ -71,11 +79,11 @@ class Experiment:
             model, tokenizer = make()
             arguments = training_arguments(
                 self.work / name,
+                self.precision,
                 num_train_epochs=FURTHER_EPOCHS if epochs is None else epochs,
                 per_device_train_batch_size=16,
                 learning_rate=LEARNING_RATE,
                 lr_scheduler_type="linear",
-                bf16=True,
                 save_strategy="no",
                 seed=seed,
                 **{"alpha": 0.0, "label_loss": "cross_entropy"} | losses,
@@ -99,6 +107,7 @@ class Experiment:
                 "accuracy": tested["test_accuracy"],
                 "cross_entropy": tested["test_loss"],
                 "reviews": len(self.reviews["test"]),
+                "precision": self.precision,
             }
 
         return read_or_compute(self.work / f"{name}.json", compute)
@@ -115,10 +124,15 @@ def run_study(
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs", name), help="folder of page and picture")
     parser.add_argument("--work", type=Path, default=Path("results", name), help="folder of the finished runs")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the training (default: auto)")
     arguments = parser.parse_args()
     silence_libraries()
+    try:
+        precision = choose_precision(arguments.precision)
+    except UsageError as error:
+        parser.error(str(error))
     reviews = load_reviews("packaged", REVIEWS, TEST_REVIEWS, SEED)
-    experiment = Experiment(arguments.work, reviews, starting_models("packaged", {}, [], MAX_LENGTH))
+    experiment = Experiment(arguments.work, reviews, starting_models("packaged", {}, [], MAX_LENGTH), precision)
     bert = experiment.train_and_test("bert", experiment.starts["bert"].make, epochs=EPOCHS)
     results = {"machine": describe_machine()} | train(experiment, bert)
     write_json(arguments.output / "results.json", results)
@@ -132,6 +146,7 @@ def run_study(
 
 def render_page(name: str, results: Result, text: str, rows: list[dict[str, str]]) -> str:
     """Return the page of a study."""
+    machine = results["machine"]
     text = "\n\n".join(textwrap.fill(one, 120, break_on_hyphens=False) for one in text.split("\n\n"))
     return f"""{text}
 
@@ -139,8 +154,14 @@ def render_page(name: str, results: Result, text: str, rows: list[dict[str, str]
 
 ![Test accuracy of the runs](accuracy.png)
 
-{results["machine"]["cpu"]}, {results["machine"]["cores"]} cores. Program: `python -m examples.imdb.{name}`.
+{name_machine(machine)}; trained in {_precisions(results["runs"])}. Program: `python -m examples.imdb.{name}`.
 """
+
+
+def _precisions(runs: dict[str, Any]) -> str:
+    """Name the precision that the runs of a study were trained in; several, where it was resumed in another."""
+    each = [run for one in runs.values() for run in (one if isinstance(one, list) else [one])]
+    return " and ".join(sorted({run["precision"] for run in each}))
 
 
 def test_figures(run: Result) -> dict[str, str]:

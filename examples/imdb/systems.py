@@ -34,7 +34,7 @@ class Run:
     starts: dict[str, Start]
     reviews: DatasetDict
     loss: Literal["cross_entropy", "mse"]
-    bf16: bool
+    precision: str
     seed: int
     folder: Path
 
@@ -92,7 +92,7 @@ def _train(system: System, run: Run, folder: Path) -> Result:
 
 def _test(system: System, run: Run, folder: Path) -> Result:
     model, tokenizer = load_system(system.key, run)
-    arguments = training_arguments(folder / "predictions", alpha=0.0, label_loss="cross_entropy", bf16=run.bf16)
+    arguments = training_arguments(folder / "predictions", run.precision, alpha=0.0, label_loss="cross_entropy")
     trainer = hfc.DistillationTrainer(model=model, args=arguments, processing_class=tokenizer)
     return name_metrics("test", trainer.predict(_encode(run.reviews["test"], tokenizer, system, run)))
 
@@ -130,7 +130,7 @@ def _add_teacher_logits(rows: Dataset, texts: Dataset, run: Run) -> Dataset:
         texts,
         processing_class=tokenizer,
         max_length=run.preset.max_length,
-        bf16=run.bf16,
+        bf16=run.precision == "bf16",
         cache_dir=run.folder / "bert" / "teacher_logits",
     )
     return rows.add_column("teacher_logits", list(cached["teacher_logits"]))
@@ -150,6 +150,7 @@ def _arguments(system: System, run: Run, folder: Path) -> hfc.DistillationArgume
     epochs = preset.further_epochs if system.starts_from_bert else preset.epochs
     return training_arguments(
         folder,
+        run.precision,
         alpha=system.alpha if system.has_teacher else 0.0,
         teacher_loss="mse",
         label_loss="mse" if student or system.has_teacher else run.loss,
@@ -160,7 +161,6 @@ def _arguments(system: System, run: Run, folder: Path) -> hfc.DistillationArgume
         adam_epsilon=1e-8,
         weight_decay=0.01,
         max_grad_norm=0.0,  # the paper names no clipping
-        bf16=run.bf16,
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,

@@ -14,8 +14,11 @@ from transformers.trainer_utils import PredictionOutput
 import hfcompress as hfc
 
 
-def training_arguments(folder: Path, **settings: Any) -> hfc.DistillationArguments:
-    """Return the arguments that all trainings here share, on a GPU if there is one, and these settings."""
+def training_arguments(folder: Path, precision: str, **settings: Any) -> hfc.DistillationArguments:
+    """Return the arguments that all trainings here share, on a GPU if there is one, and these settings.
+
+    The precision is ``"bf16"`` or ``"fp16"``, which are mixed with float32, or ``"float32"``.
+    """
     gpu = torch.accelerator.is_available()
     return hfc.DistillationArguments(
         output_dir=str(folder),
@@ -24,6 +27,8 @@ def training_arguments(folder: Path, **settings: Any) -> hfc.DistillationArgumen
         report_to="none",
         use_cpu=not gpu,
         dataloader_pin_memory=gpu,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         **settings,
     )
 

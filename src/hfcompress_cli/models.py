@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from hfcompress.compat import current_accelerator
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import are_default_names
 
@@ -71,8 +72,7 @@ def find_model(name: str) -> str:
 def find_device(name: str | None) -> torch.device:
     """Return the device of that name; without one, the accelerator if there is one."""
     try:
-        device = torch.accelerator.current_accelerator(check_available=True) if name is None else torch.device(name)
-        device = device or torch.device("cpu")
+        device = (current_accelerator() or torch.device("cpu")) if name is None else torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise CompressionError(f"The device {name} cannot be used: {first_sentence(error)}") from error

@@ -2,12 +2,17 @@
 
 import json
 import math
+import warnings
 
 import pytest
+import torch
 from architectures import arguments
 from transformers import HfArgumentParser
 
-from hfcompress import CompressionError, DistillationArguments
+import hfcompress.distill.arguments
+from hfcompress import CompressionError, DistillationArguments, compat
+
+SLOW = compat.MixedPrecision("no", "bf16 is slow here")
 
 
 @pytest.mark.parametrize(
@@ -52,3 +57,35 @@ def test_arguments_are_read_from_a_command_line_and_json(tmp_path):
     assert json.loads(args.to_json_string())["layer_map"] == {"0": 0, "2": 6}
     again = DistillationArguments(output_dir=str(tmp_path), layer_map=json.loads(args.to_json_string())["layer_map"])
     assert again.layer_map == args.layer_map
+
+
+@pytest.fixture
+def slow_bfloat16(monkeypatch):
+    monkeypatch.setattr(hfcompress.distill.arguments, "mixed_precision", lambda device: SLOW)
+
+
+@pytest.mark.parametrize("setting", [{"bf16": True}, {"bf16_full_eval": True}, {"teacher_dtype": "bfloat16"}])
+def test_bfloat16_on_a_processor_without_it_warns(setting, slow_bfloat16, tmp_path):
+    ((name, value),) = setting.items()
+    with pytest.warns(UserWarning, match=f"^{name}={value!r} on the processor: bf16 is slow here.$") as warned:
+        DistillationArguments(output_dir=str(tmp_path), use_cpu=True, **setting)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__  # the caller's line
+
+
+@pytest.mark.parametrize("setting", [{}, {"teacher_dtype": "float16"}])
+def test_other_precisions_do_not_warn(setting, slow_bfloat16, tmp_path):
+    DistillationArguments(output_dir=str(tmp_path), use_cpu=True, **setting)
+
+
+def test_native_bfloat16_does_not_warn(monkeypatch, tmp_path):
+    native = compat.MixedPrecision("bf16", "native")
+    monkeypatch.setattr(hfcompress.distill.arguments, "mixed_precision", lambda device: native)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DistillationArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True, teacher_dtype="bfloat16")
+
+
+def test_an_accelerator_does_not_warn(slow_bfloat16, monkeypatch, tmp_path):
+    monkeypatch.setattr(DistillationArguments, "device", torch.device("cuda"))
+    DistillationArguments(output_dir=str(tmp_path), teacher_dtype="bfloat16")

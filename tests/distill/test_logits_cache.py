@@ -1,14 +1,16 @@
 """A teacher's logits from files: the same as online, computed once, and anew when anything changed."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from architectures import arguments, build, texts, word_tokenizer
 from datasets import Dataset, load_from_disk
 
+import hfcompress.distill.arguments
 import hfcompress.distill.logits_cache
-from hfcompress import CompressionError, DistillationArguments, DistillationTrainer, cache_teacher_logits
+from hfcompress import CompressionError, DistillationArguments, DistillationTrainer, cache_teacher_logits, compat
 
 
 @pytest.fixture
@@ -266,3 +268,16 @@ def test_data_with_teacher_logits_are_refused(tmp_path):
     data = Dataset.from_dict({"input_ids": [[1]], "teacher_logits": [[0.0, 1.0]]})
     with pytest.raises(CompressionError, match="have a column 'teacher_logits' already"):
         cache_teacher_logits(build(), data, cache_dir=tmp_path)
+
+
+def test_bfloat16_on_a_processor_without_it_warns_once(tokenizer, tmp_path, monkeypatch):
+    slow = compat.MixedPrecision("no", "bf16 is slow here")
+    monkeypatch.setattr(hfcompress.distill.arguments, "mixed_precision", lambda device: slow)
+    monkeypatch.setattr(hfcompress.distill.logits_cache, "current_accelerator", lambda: None)
+    settings = {"processing_class": tokenizer, "bf16": True, "cache_dir": tmp_path}
+    with pytest.warns(UserWarning, match="^bf16=True on the processor: bf16 is slow here.$") as warned:
+        cache_teacher_logits(build(num_labels=3), texts(), **settings)
+    assert [one.filename for one in warned] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is computed again
+        cache_teacher_logits(build(num_labels=3), texts(), **settings)

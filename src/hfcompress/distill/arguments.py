@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from typing_extensions import TypedDict, override
 
+from hfcompress.compat import mixed_precision
 from hfcompress.errors import CompressionError
 from hfcompress.losses import LabelLoss, TeacherLoss, check_label_loss, check_teacher_loss
 from hfcompress.validation import check_choice, check_count, check_fraction, check_number
@@ -33,7 +35,8 @@ class DistillationArguments(TrainingArguments):
         label_loss: ``"mse"`` of the probabilities or ``"cross_entropy"``.
         temperature: Softens both distributions of ``"kl"``; positive.
         teacher_dtype: Dtype to which the teacher is converted, in place, and in which it computes, for example
-            ``"bfloat16"``. If None it keeps its own, under autocast where the student is.
+            ``"bfloat16"`` where the device computes it natively. If None it keeps its own, under autocast where the
+            student is.
         text_column: Column with the raw text, read where the teacher has a tokenizer of its own.
         text_pair_column: Column with the second text of a pair, or None.
         teacher_max_length: Tokens at most of a text encoded for such a teacher; its tokenizer's limit if None.
@@ -49,6 +52,10 @@ class DistillationArguments(TrainingArguments):
 
     Raises:
         CompressionError: A value is out of range or unknown.
+
+    Warns:
+        UserWarning: ``bf16`` or ``teacher_dtype="bfloat16"`` where training runs on a processor without native
+            bfloat16.
 
     Example:
         >>> args = DistillationArguments(output_dir="out", alpha=0.7, teacher_loss="kl", temperature=2.0)
@@ -83,6 +90,11 @@ class DistillationArguments(TrainingArguments):
             check_count("relation_heads", self.relation_heads)
         self.layer_map = read_layer_map(self.layer_map)
         super().__post_init__()
+        if self.device.type == "cpu":
+            if self.bf16 or self.bf16_full_eval:
+                warn_if_bfloat16_is_slow("bf16=True" if self.bf16 else "bf16_full_eval=True", stacklevel=3)
+            if self.teacher_dtype == "bfloat16":
+                warn_if_bfloat16_is_slow("teacher_dtype='bfloat16'", stacklevel=3)
 
     @property
     def needs_teacher(self) -> bool:
@@ -114,6 +126,13 @@ class TrainerOptions(TypedDict, total=False):
     optimizers: tuple[Optimizer | None, LRScheduler | None]
     optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None
     preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None
+
+
+def warn_if_bfloat16_is_slow(setting: str, stacklevel: int) -> None:
+    """Warn where a setting means bfloat16 on a processor that does not compute it natively."""
+    precision = mixed_precision("cpu")
+    if precision.name != "bf16":
+        warnings.warn(f"{setting} on the processor: {precision.reason}.", UserWarning, stacklevel=stacklevel + 1)
 
 
 def read_layer_map(given: Any) -> dict[int, int] | None:

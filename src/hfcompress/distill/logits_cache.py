@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfcompress.compat import current_accelerator
+from hfcompress.distill.arguments import warn_if_bfloat16_is_slow
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, input_names, unwrap
 from hfcompress.models.inputs import Padder, check_lengths
@@ -57,7 +59,8 @@ def cache_teacher_logits(
         text_pair_column: Column with the second text of a pair.
         max_length: Tokens at most; the tokenizer's limit if None.
         batch_size: Examples in a forward pass.
-        bf16: Compute under bfloat16 autocast, as ``TrainingArguments(bf16=True)`` does.
+        bf16: Compute under bfloat16 autocast, as ``TrainingArguments(bf16=True)`` does. On a processor that does not
+            compute it natively this is slower than float32, and a warning names the factor.
         cache_dir: Where the folders are; ``hfcompress`` in the cache of `datasets` if None.
 
     Returns:
@@ -95,7 +98,7 @@ def cache_teacher_logits(
             "tokenizer": tokenizer_rules(processing_class),
         }
 
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=current_accelerator() is None)
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfcompress" if cache_dir is None else Path(cache_dir)
     folder = root / _digest(teacher, dataset.select_columns(read), settings)
     size = max(_SHARD, -(-len(dataset) // _SHARDS))
@@ -112,6 +115,8 @@ def cache_teacher_logits(
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     if own:
+        if bf16 and state.device.type == "cpu":
+            warn_if_bfloat16_is_slow("bf16=True", stacklevel=2)
         # Each text is encoded twice, so that hours of work cannot end at a text that is too long.
         check_lengths("the data", teacher, (len(row["input_ids"]) for start in own for row in encode(start)))
         teacher.to(state.device)

@@ -19,7 +19,8 @@ _TRAINING = """\
 Every field of hfcompress.DistillationArguments is an option, so all of
 transformers.TrainingArguments are; for example --alpha 0.7 --teacher-loss kl
 --temperature 2 --label-loss cross_entropy --num-train-epochs 5
---learning-rate 3e-5 --per-device-train-batch-size 16 --bf16 --seed 1.
+--learning-rate 3e-5 --per-device-train-batch-size 16 --seed 1, and --bf16
+where the device computes bfloat16 natively.
 Checkpoints are made only if asked (--save-strategy epoch), and stay only if
 they are given a folder (--output-dir FOLDER)."""
 
@@ -123,10 +124,10 @@ def run(arguments: argparse.Namespace) -> options.Results:
 
 
 def _add_training_arguments(light: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    import torch
     from transformers import HfArgumentParser
 
     from hfcompress import DistillationArguments
+    from hfcompress.compat import current_accelerator
 
     parser: argparse.ArgumentParser = HfArgumentParser(
         DistillationArguments,
@@ -137,7 +138,7 @@ def _add_training_arguments(light: argparse.ArgumentParser) -> argparse.Argument
         allow_abbrev=False,
         conflict_handler="resolve",  # columns of the text are in both; the fields win
     )
-    pin = torch.accelerator.is_available()  # otherwise pinning memory only brings a warning
+    pin = current_accelerator() is not None  # otherwise pinning memory only brings a warning
     bars = sys.stderr.isatty()
     parser.set_defaults(output_dir=None, save_strategy="no", dataloader_pin_memory=pin, disable_tqdm=not bars)
     return parser
