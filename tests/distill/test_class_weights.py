@@ -451,7 +451,9 @@ def test_weights_in_the_data_are_refused_before_training(form, wrong, tmp_path):
         row["weight"] = [row["weight"]] if isinstance(wrong, list) and form == "dataset" else row["weight"]
     made[5]["weight"] = wrong
     made = Dataset.from_list(made) if form == "dataset" else made
-    with pytest.raises(CompressionError, match=r"Row [05] \(from 0\) of the data has no weight in the column 'weight'"):
+    with pytest.raises(
+        CompressionError, match=r"Row [05] \(from 0\) of the training data has .* in the column 'weight'"
+    ):
         make(student, teacher, tmp_path, made)
 
 
@@ -461,7 +463,7 @@ def test_weights_in_other_data_are_refused_when_they_are_read(form, tmp_path):
     data = with_column(part(DATA, 0, 8))
     data["weight"][5] = -1
     trainer = make(student, teacher, tmp_path, form(data), args={"max_steps": 1}, eval_dataset=None)
-    with pytest.raises(CompressionError, match="Row 5 of a batch has no weight in the column 'weight'"):
+    with pytest.raises(CompressionError, match=r"Row 5 of a batch has .* in the column 'weight', which is no weight"):
         trainer.train()
 
 

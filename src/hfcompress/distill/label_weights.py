@@ -74,7 +74,7 @@ class LabelWeights:
             which = f"a batch has {'no' if given is None else 'the'} column {self.column!r}"
             raise CompressionError(
                 f"Of the data {which}, which holds the examples' weights; all need it, also in a data set's format. "
-                "Name another with weight_column=, or set it to None to weigh all examples the same."
+                "Name another with weight_column=, or set that to None to weigh all examples the same."
             )
         if given is not None and not self.checked:
             _check_weights(torch.as_tensor(given).tolist(), str(self.column), "of a batch")
@@ -214,7 +214,7 @@ def _check_column(dataset: Any, column: str) -> bool:
         return False
     if isinstance(dataset, IterableDataset):
         return False
-    _check_weights([_as_weight(value) for value in _read_column(dataset, column) or ()], column, "(from 0) of the data")
+    _check_weights(_read_column(dataset, column) or (), column, "(from 0) of the training data")
     return True
 
 
@@ -245,10 +245,11 @@ def _is_weight(value: float) -> bool:
     return value == 0 or _LEAST <= value <= _MOST
 
 
-def _check_weights(values: Sequence[float], column: str, where: str) -> None:
+def _check_weights(values: Sequence[Any], column: str, where: str) -> None:
     for row, value in enumerate(values):
-        if not _is_weight(value):
+        if not _is_weight(_as_weight(value)):
             raise CompressionError(
-                f"Row {row} {where} has no weight in the column {column!r} (read as {value}); it needs {_RANGE}. Name "
-                "another column with weight_column=, or set it to None to weigh all examples the same."
+                f"Row {row} {where} has {value!r} in the column {column!r}, which is no weight: {_RANGE}. Correct it, "
+                "name another column with weight_column=, or set that to None (on the command line to '') to weigh all "
+                "examples the same."
             )
