@@ -3,11 +3,12 @@
 import copy
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
-from architectures import arguments, build, rows, same_bits, state_of, word_tokenizer
+from architectures import WORDS, arguments, build, rows, same_bits, state_of, texts, word_tokenizer
 from datasets import ClassLabel, Dataset, Features, List, Value
 from plain_distillation import (
     DATA,
@@ -25,9 +26,10 @@ from plain_distillation import (
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from test_exact_mean import WithoutKeywords
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
-from transformers import DataCollatorWithPadding, HfArgumentParser
+from transformers import DataCollatorWithPadding, HfArgumentParser, default_data_collator
 
 from hfcompress import CompressionError, DistillationArguments
+from hfcompress.distill.label_weights import WeightCollator
 from hfcompress.losses import label_loss
 
 WEIGHTS = [0.5, 3.0, 1.25]
@@ -584,10 +586,28 @@ def test_the_loss_of_each_example_is_that_of_torch(smoothing):
     assert torch.equal(found, cross_entropy(logits, labels, weights, reduction="none", label_smoothing=smoothing))
 
 
-def test_the_collator_reads_weights_of_data_made_by_workers(tmp_path):
-    data = with_column(part(DATA, 0, 16))
-    student, teacher = student_and_teacher()
-    expected = copy.deepcopy(student)
-    train_plainly(expected, compute_logits(teacher, data), data)
-    train(student, teacher, tmp_path, data, dataloader_num_workers=1, dataloader_multiprocessing_context="spawn")
-    assert_same_weights(student, expected)
+def test_a_teacher_with_its_own_tokenizer_leaves_the_weights(tmp_path):
+    data, states = texts(16), []
+    own, other = word_tokenizer(), word_tokenizer(WORDS[::-1])
+    data = data.add_column("weight", [n % 3 for n in range(16)])
+    data = data.map(lambda row: own(row["text"]))
+    for tokenizer, column in ((other, None), (other, "teacher_logits")):
+        student, teacher = student_and_teacher()
+        cached = data
+        if column is not None:
+            ids = other(list(data["text"]), padding=True, return_tensors="pt")
+            cached = data.add_column(column, compute_logits(teacher, ids).tolist())
+        settings = {"class_weights": WEIGHTS, "per_device_train_batch_size": 8}
+        trainer = make(
+            student, teacher, tmp_path, cached, args=settings, processing_class=own, teacher_processing_class=tokenizer
+        )
+        trainer.train()
+        states.append(student)
+    assert_same_weights(*states)
+
+
+def test_the_collator_can_be_sent_to_workers():
+    collator = pickle.loads(pickle.dumps(WeightCollator(default_data_collator, "weight")))
+    found = collator([{"labels": 1, "weight": "0.5"}, {"labels": 0, "weight": 2}])
+    assert found["weight"].tolist() == [0.5, 2.0]
+    assert found["labels"].tolist() == [1, 0]

@@ -56,9 +56,9 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
     ``evaluate`` reports ``eval_loss``, the cross-entropy, comparable between models however they were trained, and
     ``eval_accuracy``; where all that it needs is there, ``eval_distillation_loss``, the training objective; and with
     the teacher's outputs ``eval_agreement``, how often both predict the same. Examples whose class is -1 or -100 count
-    only in what needs no label. ``predict`` returns the logits. The log has the terms too, without the factors ``alpha``
-    and so on, as means over the examples since the last log: ``teacher_term`` and ``label_term`` (``hidden_term``,
-    ``relation_term``).
+    only in what needs no label. ``predict`` returns the logits. The log has the terms too, not yet times
+    ``alpha`` and the like, as means over the examples since the last log: ``teacher_term`` and ``label_term``
+    (``hidden_term``, ``relation_term``).
 
     Class weights (``class_weights``) and example weights (``weight_column``) are for the label term alone: it is then
     the weighted mean over the examples of an update, in which a class of -1 or -100 has no weight. The evaluation is
