@@ -86,6 +86,8 @@ def label_loss(
     kind: LabelLoss = "mse",
     label_smoothing: float = 0.0,
     problem: Problem = "single_label_classification",
+    *,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Compute the supervised loss of each example: the logits against the labels.
 
@@ -98,12 +100,15 @@ def label_loss(
             -log of the label's probability; in multi-label classification the mean of the binary cross-entropies.
         label_smoothing: Share of the label spread evenly over all classes, or over 0 and 1 of each of several labels.
         problem: The problem type, see `hfcompress.losses`.
+        class_weights: A weight for each class, shape (classes,): each value is multiplied by that of its label. As in
+            `torch.nn.CrossEntropyLoss`, the smoothed part of ``"cross_entropy"`` is weighted class by class. In
+            multi-label classification the value is the weighted mean over the labels. Undefined in regression.
 
     Returns:
         Shape (batch,), float32.
 
     Raises:
-        CompressionError: The labels do not fit, ``kind`` is unknown, or it is undefined for the problem.
+        CompressionError: The labels or weights do not fit, ``kind`` is unknown, or it is undefined for the problem.
 
     Example:
         >>> import torch
@@ -112,14 +117,19 @@ def label_loss(
     """
     check_label_loss(kind, problem, label_smoothing)
     logits = logits.float()
+    if class_weights is not None:
+        _check_class_weights(logits, class_weights, problem)
     if problem == "single_label_classification":
         _check_indices(logits, labels)
         labels = labels.long()
         if kind == "cross_entropy":
-            return functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+            return functional.cross_entropy(
+                logits, labels, class_weights, reduction="none", label_smoothing=label_smoothing
+            )
         target = functional.one_hot(labels, logits.shape[-1]).float()
         target = target * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
-        return (logits.softmax(-1) - target).square().mean(-1)
+        values = (logits.softmax(-1) - target).square().mean(-1)
+        return values if class_weights is None else values * class_weights[labels]
     if labels.shape not in (logits.shape, logits.shape[:1] if logits.shape[-1:] == (1,) else logits.shape):
         raise CompressionError(
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}; "
@@ -130,8 +140,10 @@ def label_loss(
         return (logits - target).square().mean(-1)
     target = target * (1 - label_smoothing) + label_smoothing / 2
     if kind == "cross_entropy":
-        return functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
-    return (logits.sigmoid() - target).square().mean(-1)
+        values = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    else:
+        values = (logits.sigmoid() - target).square()
+    return values.mean(-1) if class_weights is None else values @ (class_weights / class_weights.sum())
 
 
 def hidden_state_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -294,6 +306,16 @@ def _check_tokens(student: Tensor, teacher: Tensor, mask: Tensor | None) -> None
     if mask is not None and mask.shape != student.shape[:2]:
         raise CompressionError(
             f"The mask of shape {tuple(mask.shape)} does not fit {tuple(student.shape[:2])}: one number per token."
+        )
+
+
+def _check_class_weights(logits: Tensor, class_weights: Tensor, problem: Problem) -> None:
+    if problem == "regression":
+        raise CompressionError("Class weights need classes, and a regression head has none; leave them out.")
+    if class_weights.shape != logits.shape[-1:]:
+        raise CompressionError(
+            f"Class weights of shape {tuple(class_weights.shape)} do not fit logits of shape {tuple(logits.shape)}; "
+            f"list {logits.shape[-1]}, one for each class."
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from hfcompress.losses import LabelLoss, Problem, label_loss
 
 _BINS = 15  # of the calibration error, as in Guo et al. 2017
-_MISSING_LABELS = (-1, -100)  # of examples without a label, by convention of data sets
+MISSING_LABELS = (-1, -100)  # of examples without a label, by convention of data sets
 
 
 def per_example_metrics(
@@ -43,7 +43,7 @@ def per_example_metrics(
     every, none = torch.ones(len(logits), device=logits.device), torch.zeros(len(logits), device=logits.device)
     labelled = none if labels is None else every
     if labels is not None and problem == "single_label_classification" and not labels.is_floating_point():
-        missing = torch.isin(labels, labels.new_tensor(_MISSING_LABELS))
+        missing = torch.isin(labels, labels.new_tensor(MISSING_LABELS))
         labelled, labels = (~missing).to(every.dtype), labels.masked_fill(missing, 0)
     kind: LabelLoss = "mse" if problem == "regression" else "cross_entropy"
     pairs = {"loss": (none if labels is None else label_loss(logits, labels, kind, problem=problem), labelled)}

@@ -22,9 +22,18 @@ from hfcompress_cli.models import first_sentence
 Row = dict[str, Any]
 
 
-def read_rows(source: str, columns: Sequence[str], label: str | None, *, rows: int | None, seed: int) -> list[Row]:
+def read_rows(
+    source: str,
+    columns: Sequence[str],
+    label: str | None,
+    *,
+    rows: int | None,
+    seed: int,
+    optional: Sequence[str] = (),
+) -> list[Row]:
     """Read texts, and labels if there is a column of them, from a file or a data set (``NAME`` or ``NAME:SPLIT``).
 
+    Optional columns are read too where there are any.
     Rows that lack either are left out, with a note on standard error. If there are more, ``rows`` are drawn at random.
     """
     if rows is not None:
@@ -37,7 +46,7 @@ def read_rows(source: str, columns: Sequence[str], label: str | None, *, rows: i
     if not path.is_file() and (reader or source.startswith((".", "/", "~"))):
         raise CompressionError(f"The file {source} does not exist.")
     try:
-        found = list(reader(path, wanted) if reader else _read_data_set(source, wanted))
+        found = list(reader(path, wanted, optional) if reader else _read_data_set(source, wanted, optional))
     except CompressionError:
         raise
     except Exception as error:  # of csv, json, or datasets and the libraries under it
@@ -55,16 +64,16 @@ def read_rows(source: str, columns: Sequence[str], label: str | None, *, rows: i
     return complete
 
 
-def _read_csv(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def _read_csv(path: Path, wanted: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # texts may be longer than the 128 kB that are the default
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         _check_columns(path, wanted, reader.fieldnames or [])
         for row in reader:
-            yield {name: row[name] for name in wanted}
+            yield {name: row[name] for name in (*wanted, *optional) if name in row}
 
 
-def _read_jsonl(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def _read_jsonl(path: Path, wanted: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -76,21 +85,21 @@ def _read_jsonl(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
             if not isinstance(row, dict):
                 raise CompressionError(f"Line {number} of {path} is not a JSON object, but {line.strip()[:40]!r}.")
             _check_columns(f"Line {number} of {path}", wanted, row)
-            yield {name: row[name] for name in wanted}
+            yield {name: row[name] for name in (*wanted, *optional) if name in row}
 
 
-def _read_parquet(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def _read_parquet(path: Path, wanted: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
     # Streamed, so that no copy stays in a cache; in batches of one size, because a group of rows may be empty.
     settings = {"data_files": glob.escape(str(path)), "streaming": True, "batch_size": 1000}
-    return _load(str(path), wanted, "parquet", split="train", **settings)
+    return _load(str(path), wanted, optional, "parquet", split="train", **settings)
 
 
-def _read_data_set(source: str, wanted: Sequence[str]) -> Iterator[Row]:
+def _read_data_set(source: str, wanted: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
     name, _, split = source.partition(":")
-    return _load(source, wanted, name, split=split or "train")
+    return _load(source, wanted, optional, name, split=split or "train")
 
 
-def _load(source: str, wanted: Sequence[str], name: str, **settings: Any) -> Iterator[Row]:
+def _load(source: str, wanted: Sequence[str], optional: Sequence[str], name: str, **settings: Any) -> Iterator[Row]:
     try:
         import datasets
     except ImportError as error:
@@ -101,7 +110,7 @@ def _load(source: str, wanted: Sequence[str], name: str, **settings: Any) -> Ite
     try:
         data = datasets.load_dataset(name, **settings)
         _check_columns(source, wanted, data.column_names)
-        yield from data.select_columns(list(wanted))
+        yield from data.select_columns([*wanted, *(one for one in optional if one in data.column_names)])
     finally:
         datasets.logging.set_verbosity(verbosity)
 

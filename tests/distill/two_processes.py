@@ -44,8 +44,11 @@ SCENARIOS = {
     "19 examples streamed": (19, 1, None),
     "19 examples streamed, accumulated": (19, 2, None),
     "19 examples with layers, accumulated and resumed": (19, 2, 1),
+    "21 examples weighted, accumulated and resumed": (21, 2, 1),
+    "19 examples weighted, streamed, accumulated": (19, 2, None),
 }
 LAYERS = {"hidden_weight": 0.3, "relation_weight": 0.7}  # with a wider teacher: a projection learns beside the student
+WEIGHTED = {"class_weights": [0.5, 3.0, 1.25], "label_loss": "cross_entropy"}
 
 
 class Drawing(DistillationTrainer):
@@ -75,7 +78,10 @@ def distill(scenario, folder, processes):
     prune_global_l1(student, 0.5)
     folder = Path(folder) / scenario.replace(" ", "_")
 
-    data = rows(batch(examples, num_labels=3))
+    data = batch(examples, num_labels=3)
+    if "weighted" in scenario:
+        data["weight"] = torch.linspace(0, 2, examples)
+    data = rows(data)
     train_data = Dataset.from_list(data).to_iterable_dataset() if "streamed" in scenario else data
 
     def trainer(model, steps, gradients):
@@ -93,6 +99,7 @@ def distill(scenario, folder, processes):
             save_steps=resume_from or 1,
             ddp_timeout=60,
             **(LAYERS if with_layers else {}),
+            **(WEIGHTED if "weighted" in scenario else {}),
         )
         callbacks = [KeepSparsity(), gradients]
         kind = Drawing if "drawn" in scenario else DistillationTrainer

@@ -15,6 +15,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallbac
 from typing_extensions import TypedDict, override
 
 from hfcompress.compat import mixed_precision
+from hfcompress.distill.label_weights import WEIGHT_COLUMN, read_class_weights
 from hfcompress.errors import CompressionError
 from hfcompress.losses import LabelLoss, TeacherLoss, check_label_loss, check_teacher_loss
 from hfcompress.validation import check_choice, check_count, check_fraction, check_number
@@ -49,6 +50,11 @@ class DistillationArguments(TrainingArguments):
         relation_layer: The teacher's layer for it; in large teachers better an upper middle one (MiniLMv2, section 4).
         relation_heads: Into how many relation heads the attention is split; a divisor of its width in both models. If
             None the greatest that also divides the teacher's attention heads.
+        class_weights: Weights of the classes in the label term, in the student's order: a list, that as JSON, or
+            ``"balanced"``, the number of labelled examples / (classes * examples of the class). An update's label term
+            is the weighted mean of its examples' losses. Of a multi-label head the weights are those of the labels.
+        weight_column: Column with the examples' weights in the label term, by which those of their classes are
+            multiplied; without such a column all are 1. None, or an empty text, reads none.
 
     Raises:
         CompressionError: A value is out of range or unknown.
@@ -76,6 +82,12 @@ class DistillationArguments(TrainingArguments):
     relation_weight: float = field(default=0.0, metadata={"help": "Weight of the attention relations' loss."})
     relation_layer: int = field(default=-1, metadata={"help": "The teacher's layer whose relations are learned."})
     relation_heads: int | None = field(default=None, metadata={"help": "Relation heads."})
+    class_weights: list[float] | str | None = field(
+        default=None, metadata={"help": "Weights of the classes in the label term: balanced, or a list as JSON."}
+    )
+    weight_column: str | None = field(
+        default=WEIGHT_COLUMN, metadata={"help": "Column with the examples' weights in the label term."}
+    )
 
     @override
     def __post_init__(self) -> None:
@@ -89,6 +101,8 @@ class DistillationArguments(TrainingArguments):
         if self.relation_heads is not None:
             check_count("relation_heads", self.relation_heads)
         self.layer_map = read_layer_map(self.layer_map)
+        self.class_weights = read_class_weights(self.class_weights)
+        self.weight_column = self.weight_column or None  # a command line gives text alone
         super().__post_init__()
         if self.device.type == "cpu":
             if self.bf16 or self.bf16_full_eval:

@@ -50,7 +50,7 @@ def choose_teacher_input(
     Raises:
         CompressionError: It cannot read the student's ids, and the data have neither text nor logits.
     """
-    columns = _known_columns(dataset)
+    columns = known_columns(dataset)
     cached = columns is not None and "teacher_logits" in columns
     if teacher_tokenizer is None:
         sizes = [getattr(get_config(model), "vocab_size", None) for model in (student, teacher)]
@@ -73,7 +73,7 @@ def choose_teacher_input(
     return "text"
 
 
-def _known_columns(dataset: Any) -> list[str] | None:
+def known_columns(dataset: Any) -> list[str] | None:
     """Return the columns of a data set as far as they are known before it is read."""
     if isinstance(dataset, Sequence):
         return list(dataset[0]) if len(dataset) and isinstance(dataset[0], Mapping) else None

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import Unpack, override
 
 from hfcompress.distill.arguments import DistillationArguments, TrainerOptions
 from hfcompress.distill.exact_mean import EXAMPLE_WEIGHTS, ExactMeanTrainer, Terms, weighted_sum
+from hfcompress.distill.label_weights import LabelWeights, WeightCollator, make_label_weights
 from hfcompress.distill.layer_losses import ForwardRecorder, LayerLosses, ModelOutputs
 from hfcompress.distill.projection import ProjectionTrainer
 from hfcompress.distill.teacher_inputs import TeacherCollator, choose_teacher_input
@@ -22,7 +24,9 @@ from hfcompress.distill.teachers import Teachers
 from hfcompress.errors import CompressionError
 from hfcompress.losses import check_label_loss, check_teacher_loss, label_loss, teacher_loss
 from hfcompress.metrics import mean_metrics, per_example_metrics
-from hfcompress.models.classifier import get_problem_type, input_names
+from hfcompress.models.classifier import get_config, get_problem_type, input_names
+
+_LABEL_WEIGHTS = "label_weights"  # added to each training batch
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class StudentBatch:
     inputs: dict[str, Any]  # what the student reads
     labels: Tensor | None
     weights: Tensor | None  # in training, 0 for examples that are repeated at the end of an epoch, else 1: (batch,)
+    label_weights: Tensor | None  # in training, by example: over the mean of the update's, class weights included there
     teacher_logits: Tensor | None  # those in the data, in the order of the teacher's classes: (batch, classes)
     teacher_inputs: Mapping[str, Any] | None  # its own, or all in the batch; None where it can read neither
 
@@ -51,8 +56,13 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
     ``evaluate`` reports ``eval_loss``, the cross-entropy, comparable between models however they were trained, and
     ``eval_accuracy``; where all that it needs is there, ``eval_distillation_loss``, the training objective; and with
     the teacher's outputs ``eval_agreement``, how often both predict the same. Examples whose class is -1 or -100 count
-    only in what needs no label. ``predict`` returns the logits. The log has the terms too, unweighted, as means over
-    the examples since the last log: ``teacher_term`` and ``label_term`` (``hidden_term``, ``relation_term``).
+    only in what needs no label. ``predict`` returns the logits. The log has the terms too, not yet times
+    ``alpha`` and the like, as means over the examples since the last log: ``teacher_term`` and ``label_term``
+    (``hidden_term``, ``relation_term``).
+
+    Class weights (``class_weights``) and example weights (``weight_column``) are for the label term alone: it is then
+    the weighted mean over the examples of an update, in which a class of -1 or -100 has no weight. The evaluation is
+    unweighted.
 
     With several labels an example (``problem_type="multi_label_classification"``) the probabilities are sigmoids,
     ``eval_loss`` is the binary cross-entropy, and accuracy and agreement count labels. With a regression head both
@@ -109,9 +119,12 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         chosen = {choose_teacher_input(self.model, one, *source) for one in teachers}
         self._reads_text, self._reads_ids = "text" in chosen, chosen <= {"ids"}  # its own ids, or the student's
         self._teacher_only = frozenset[str]().union(*map(input_names, teachers)) - input_names(self.model)
+        self._label_weights = self._make_label_weights()
         self._build_layer_losses()
         if self._teachers is not None:
             self._teachers.freeze(args.device, getattr(torch, args.teacher_dtype) if args.teacher_dtype else None)
+        if args.weight_column is not None:
+            self.data_collator = WeightCollator(self.data_collator, args.weight_column)
         if self._reads_text:
             self.data_collator = TeacherCollator(
                 self.data_collator, teacher_processing_class, self._text_columns, args.teacher_max_length
@@ -154,6 +167,7 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             raise CompressionError(
                 "The student has no parameter to train; if it is a copy of a frozen teacher, call requires_grad_(True)."
             )
+        self._label_weights = self._make_label_weights()  # of other data perhaps
         if self._layer_settings != self.args.layer_settings:
             self._build_layer_losses()
             if not self._optimizer_given:
@@ -166,16 +180,64 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         # The Trainer overlooks the student's in a compiled model, or one without loss.
         own = ["labels", *input_names(self.model), "teacher_logits", *sorted(self._teacher_only)]
         texts = self._text_columns if self._reads_text else []
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *own, *texts]))
+        weights = [self.args.weight_column] if self.args.weight_column is not None else []
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *own, *texts, *weights]))
+
+    def _make_label_weights(self) -> LabelWeights:
+        """Make the weights of the labels for the data that there are now."""
+        args, column = self.args, self.args.weight_column
+        names = "labels", "label", "label_ids", "teacher_logits", *self._text_columns
+        if column in names or column in input_names(self.model) | self._teacher_only:
+            raise CompressionError(
+                f"weight_column={column!r} names another input of the training; name the column with the examples' "
+                "weights, or set it to None to weigh all examples the same."
+            )
+        classes = getattr(get_config(self.model), "num_labels", None)
+        dataset = self.train_dataset if args.alpha < 1 else None
+        return make_label_weights(args.class_weights, column, self._problem, classes, dataset, args.device)
+
+    @override
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Tensor]:
+        """Collect the batches of one update, count their examples over all processes, and weigh their labels."""
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        if self.args.alpha == 1:
+            return batches, count
+        for batch in batches:
+            self._label_weights.check(batch)
+        return self._weigh_labels(batches, count), count
+
+    def _weigh_labels(self, batches: Sequence[dict[str, Any]], count: Tensor | None) -> list[dict[str, Any]]:
+        """Add by example its weight over the mean weight of the update, so that the label term is the weighted mean.
+
+        Args:
+            batches: The batches of an update in this process.
+            count: Examples of the update over all processes; if None the batches are an update by themselves.
+        """
+        found, total = [], torch.zeros((), device=self.args.device)
+        examples = torch.zeros_like(total)
+        for batch in batches:
+            ones = torch.ones(find_batch_size(batch), device=total.device)
+            labels, weights, with_class = self._label_weights.take(batch, ones)
+            total = total + (with_class * batch.get(EXAMPLE_WEIGHTS, ones)).sum()
+            examples = examples + ones.sum()
+            found.append((batch if labels is None else batch | {"labels": labels}, weights))
+        if count is not None:
+            total, examples = self.accelerator.reduce(total, reduction="sum"), count
+        scale = torch.where(total > 0, examples / total, 0.0)  # where all weights are 0, the label term is 0
+        return [batch | {_LABEL_WEIGHTS: weights * scale} for batch, weights in found]
 
     def _take_apart(self, inputs: Mapping[str, Any]) -> StudentBatch:
         inputs = dict(inputs)
+        if self.args.weight_column is not None:
+            inputs.pop(self.args.weight_column, None)
         labels, weights = inputs.pop("labels", None), inputs.pop(EXAMPLE_WEIGHTS, None)
+        label_weights = inputs.pop(_LABEL_WEIGHTS, None)
         cached, encoded = inputs.pop("teacher_logits", None), inputs.pop("teacher_inputs", None)
         return StudentBatch(
             inputs={name: value for name, value in inputs.items() if name not in self._teacher_only},
             labels=labels,
             weights=weights,
+            label_weights=label_weights,
             teacher_logits=cached if isinstance(cached, Tensor) else None,
             # The ids of another vocabulary would be noise to the teacher.
             teacher_inputs=encoded if encoded is not None or not self._reads_ids else inputs,
@@ -204,6 +266,8 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         Raises:
             CompressionError: Labels or the teacher's outputs are needed and missing.
         """
+        if EXAMPLE_WEIGHTS not in inputs and self.args.alpha < 1:  # from elsewhere: an update by itself
+            (inputs,) = self._weigh_labels([dict(inputs)], None)
         batch = self._take_apart(inputs)
         outputs = self._student_recorder(model, batch.inputs)
         teacher = self.teacher_outputs(batch) if self.args.needs_teacher else None
@@ -221,9 +285,12 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         if args.alpha < 1:
             if batch.labels is None:
                 raise CompressionError(f"alpha={args.alpha} needs labels; a batch has none. Add them or set alpha=1.")
+            by_class = None if batch.label_weights is None else self._label_weights.by_class
             smoothing = args.label_smoothing_factor
-            loss = label_loss(outputs.logits, batch.labels, args.label_loss, smoothing, self._problem)
-            terms["label_term"] = (1 - args.alpha, loss)
+            loss = label_loss(
+                outputs.logits, batch.labels, args.label_loss, smoothing, self._problem, class_weights=by_class
+            )
+            terms["label_term"] = (1 - args.alpha, loss if batch.label_weights is None else loss * batch.label_weights)
         if teacher is not None and self._layer_losses is not None:
             terms |= self._layer_losses(outputs, teacher, batch.inputs.get("attention_mask"))
         return terms

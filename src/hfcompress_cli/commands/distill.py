@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
         args = _make_training_arguments(arguments, training)
         set_seed(args.seed)
         columns, label = options.text_columns(arguments), None if args.alpha == 1 else arguments.label_column
-        read = partial(read_rows, columns=columns, label=label, rows=arguments.rows, seed=args.seed)
+        weights = [] if label is None or args.weight_column is None else [args.weight_column]
+        read = partial(read_rows, columns=columns, label=label, rows=arguments.rows, seed=args.seed, optional=weights)
         rows = read(arguments.data)
         if arguments.eval_data is None:
             rows, held_out = split_rows(rows, arguments.held_out, args.seed)
@@ -94,11 +95,13 @@ def run(arguments: argparse.Namespace) -> options.Results:
         }
         tokenizers = {"teacher": teacher_tokenizer, "student": tokenizer}
         known = input_names(student) | input_names(teacher) | {"labels"}
-        texts = columns if own_ids else []  # which the teacher then reads
+        kept = {*(columns if own_ids else []), *weights}  # the texts, which the teacher then reads
 
         def encode_rows(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             pairs = zip(encode(part, columns, label, student, tokenizer, length), part, strict=True)
-            return [{n: row[n] for n in row if n in known} | {n: own[n] for n in texts} for row, own in pairs]
+            return [
+                {n: row[n] for n in row if n in known} | {n: own[n] for n in kept & own.keys()} for row, own in pairs
+            ]
 
         try:
             trainer = hfc.DistillationTrainer(
