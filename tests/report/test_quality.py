@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, batch, build, rows, same_bits, state_of, word_tokenizer
+from architectures import ARCHITECTURES, arguments, batch, build, rows, same_bits, state_of, word_tokenizer
 from datasets import Dataset
 from matplotlib import pyplot as plt
 from scipy import stats
@@ -14,7 +14,15 @@ from test_comparison import Page, row
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from hfcompress import Comparison, CompressionError, compare, measure, save_compressed
+from hfcompress import (
+    Comparison,
+    CompressionError,
+    DistillationArguments,
+    DistillationTrainer,
+    compare,
+    measure,
+    save_compressed,
+)
 from hfcompress.report.intervals import SignFlip, wilson_interval
 
 MULTI, REGRESSION = "multi_label_classification", "regression"
@@ -99,8 +107,9 @@ def test_several_labels_may_be_written_in_many_ways():
     wanted = measure(model, with_labels(labels), **QUICK)
     plain = rows(with_labels(labels.int()))
     renamed = [{"label" if key == "labels" else key: value for key, value in one.items()} for one in plain]
-    ways = [plain, renamed, Dataset.from_list(plain), with_labels(labels.bool()), with_labels(labels.half())]
-    for given in ways:
+    data = Dataset.from_list(plain)
+    ways = [plain, renamed, data, data.with_format("torch"), data.with_format("numpy")]
+    for given in (*ways, with_labels(labels.bool()), with_labels(labels.half())):
         found = measure(model, given, **QUICK)
         assert (found.accuracy, found.f1_macro, found.f1_macro_interval) == (
             wanted.accuracy,
@@ -113,7 +122,9 @@ def test_numbers_may_be_written_in_many_ways():
     model = number()
     labels = some_numbers(model)
     wanted = measure(model, with_labels(labels), **QUICK).mse
-    for given in (rows(with_labels(labels)), with_labels(labels[:, None]), with_labels(labels.double())):
+    data = Dataset.from_list(rows(with_labels(labels)))
+    ways = [list(data), data, data.with_format("torch"), data.with_format("numpy")]
+    for given in (*ways, with_labels(labels[:, None]), with_labels(labels.double())):
         assert measure(model, given, **QUICK).mse == pytest.approx(wanted)
     stars = torch.arange(COUNT) % 5
     found = measure(model, with_labels(stars), **QUICK).mse
@@ -128,6 +139,22 @@ def test_a_model_of_one_label_counts_examples():
     assert found.accuracy == pytest.approx(metrics.accuracy_score(labels, predictions))
     assert found.exact_match == pytest.approx(found.accuracy)
     assert found.f1_micro == pytest.approx(metrics.f1_score(labels, predictions))
+
+
+@pytest.mark.parametrize(("kind", "known"), [("several", ("accuracy", "cross_entropy")), ("number", ("mse",))])
+def test_the_figures_are_those_that_the_trainer_reports(kind, known, tmp_path):
+    model_of, labels_of = (several, some_labels) if kind == "several" else (number, some_numbers)
+    student, teacher, labels = paired(model_of, labels_of)
+    args = arguments(DistillationArguments, tmp_path, alpha=0.5)
+    data = rows(with_labels(labels))
+    trainer = DistillationTrainer(model=student, teacher=teacher, args=args, train_dataset=data, eval_dataset=data)
+    evaluated = trainer.evaluate()
+    found = measure(student, with_labels(labels), reference=teacher, **QUICK)
+    for name in known:
+        reported = evaluated["eval_accuracy" if name == "accuracy" else "eval_loss"]
+        assert getattr(found, name) == pytest.approx(reported, rel=1e-5)
+    if kind == "several":
+        assert found.agreement == pytest.approx(evaluated["eval_agreement"], rel=1e-5)
 
 
 def test_pairs_of_texts_are_measured_as_they_are_read():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import evaluation_mode, get_logits, label_order, max_tokens, unwrap
+from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, label_order, max_tokens, unwrap
 from hfcompress.models.inputs import Batch, Examples, dummy_inputs, read_examples
 from hfcompress.models.profiling import count_flops, peak_bytes, synchronize
 from hfcompress.models.tensors import check_has_values, distinct, memory_bytes, stored_bytes
@@ -246,10 +246,11 @@ def _measure_quality(
     own_labels = {
         name: check_labels(name, own.labels, problem) for name, own in examples.items() if own.labels is not None
     }
+    one_output = getattr(get_config(models[first]), "num_labels", None) == 1  # whatever its name is
     figures: dict[str, dict[str, Any]] = {}
     outputs: dict[str, tuple[Tensor, Tensor]] = {}  # logits and labels, with the classes in the first model's order
     for name in labelled:
-        order = label_order(models[first], models[name])
+        order = None if one_output else label_order(models[first], models[name])
         if order is not None and inputs[name] is inputs[first]:
             raise CompressionError(
                 f"The models {first!r} and {name!r} have their classes in different orders, so the same labels mean "
@@ -264,7 +265,8 @@ def _measure_quality(
         outputs[name] = logits, labels
         if reference is not None:
             same = _read_examples("reference", reference, inputs[name], tokenizers[name])
-            expected, order = _predict("reference", reference, same, batch_size), label_order(models[name], reference)
+            expected = _predict("reference", reference, same, batch_size)
+            order = None if one_output else label_order(models[name], reference)
             expected = expected if order is None else expected[:, order]
         elif name != first and first in outputs and torch.equal(outputs[first][1], labels):
             expected = outputs[first][0]
