@@ -1,17 +1,28 @@
-"""Metrics against scikit-learn and plain loops."""
+"""Metrics against scikit-learn, SciPy and plain loops."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import stats
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 from torch.nn.functional import cross_entropy
 
-from hfcompress.metrics import calibration_error, f1_score, mean_metrics, per_example_metrics
+from hfcompress.metrics import (
+    calibration_error,
+    example_scores,
+    f1_score,
+    mean_metrics,
+    multi_label_figures,
+    per_example_metrics,
+    regression_figures,
+)
 
 
 @settings(max_examples=25)
@@ -127,3 +138,112 @@ def test_the_loss_without_labels_is_the_objective():
 def test_means_are_over_the_known_examples_of_all_batches():
     first, second = torch.tensor([[1.0, 1.0], [9.0, 0.0]]), torch.tensor([[4.0, 1.0], [4.0, 1.0]])
     assert mean_metrics({"loss": [first, second]}) == {"loss": 3.0}
+
+
+# Several labels, and numbers
+
+SHAPES = arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=8)
+some_labels = SHAPES.flatmap(
+    lambda shape: st.tuples(*(arrays.arrays(float, shape, elements=st.sampled_from([0.0, 1.0])) for _ in range(2)))
+)
+# Few different numbers, for ties and constants, at several sizes.
+NUMBERS = st.builds(lambda n, scale: n * scale, st.integers(-4, 4), st.sampled_from([1.0, 1.0, 1e-6, 1e6]))
+some_numbers = arrays.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=8).flatmap(
+    lambda shape: st.tuples(*(arrays.arrays(float, shape, elements=NUMBERS) for _ in range(2)))
+)
+same = {"rel": 1e-9, "abs": 1e-12, "nan_ok": True}
+
+
+def as_numbers(figures, index=0):
+    return {name: float(value[index]) for name, value in figures.items()}
+
+
+def wanted_of_labels(labels, predictions):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's mean of no label
+        f1 = {name: metrics.f1_score(labels, predictions, average=name, zero_division=np.nan) for name in AVERAGES}
+    accuracies = {
+        "accuracy": metrics.accuracy_score(labels.ravel(), predictions.ravel()),
+        "exact_match": metrics.accuracy_score(labels, predictions),
+    }
+    return accuracies | {f"f1_{name}": value for name, value in f1.items()}
+
+
+AVERAGES = ("micro", "macro")
+
+
+@given(some_labels)
+def test_figures_of_several_labels_are_scikit_learns(drawn):
+    labels, predictions = drawn
+    if labels.shape[1] == 1:  # scikit-learn takes one column for classes
+        labels, predictions = np.hstack([labels, labels]), np.hstack([predictions, predictions])
+    found = as_numbers(multi_label_figures(torch.from_numpy(predictions - 0.5), torch.from_numpy(labels)))
+    assert found == pytest.approx(wanted_of_labels(labels, predictions), **same)
+    assert metrics.hamming_loss(labels, predictions) == pytest.approx(1 - found["accuracy"])
+
+
+def test_macro_f1_leaves_out_labels_that_do_not_occur():
+    labels = torch.tensor([[1.0, 0, 0], [1, 0, 0]])
+    logits = torch.tensor([[1.0, -1, -1], [1, -1, 1]])
+    assert float(multi_label_figures(logits, labels)["f1_macro"]) == 0.5  # 1, left out, 0
+    nothing = multi_label_figures(-torch.ones(2, 3), torch.zeros(2, 3))
+    assert [math.isnan(nothing[name]) for name in ("f1_micro", "f1_macro", "accuracy")] == [True, True, False]
+
+
+def wanted_of_numbers(labels, outputs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SciPy's of constants
+        pearson = [stats.pearsonr(x, y)[0] for x, y in zip(labels.T, outputs.T, strict=True)]
+        spearman = [stats.spearmanr(x, y)[0] for x, y in zip(labels.T, outputs.T, strict=True)]
+    return {
+        "mse": metrics.mean_squared_error(labels, outputs),
+        "pearson": np.mean(pearson),
+        "spearman": np.mean(spearman),
+    }
+
+
+@given(some_numbers)
+def test_figures_of_numbers_are_scipys(drawn):
+    labels, outputs = drawn
+    found = as_numbers(regression_figures(torch.from_numpy(outputs), torch.from_numpy(labels)))
+    wanted = wanted_of_numbers(labels, outputs)
+    assert found == pytest.approx(wanted, **same | {"rel": 1e-6})
+
+
+@settings(max_examples=50)
+@given(some_numbers, st.integers(0, 1000))
+def test_figures_of_a_resample_are_those_of_its_rows(drawn, seed):
+    count = len(drawn[0])
+    chosen = np.random.default_rng(seed).integers(0, count, (3, count))
+    weights = torch.from_numpy(np.stack([np.bincount(row, minlength=count) for row in chosen])).double()
+    labels, outputs = (torch.from_numpy(np.sign(one) + (one > 2)) for one in drawn)
+    positive = (labels > 0).double()
+    resampled = regression_figures(outputs, labels, weights) | multi_label_figures(outputs, positive, weights)
+    for index, row in enumerate(chosen):
+        alone = regression_figures(outputs[row], labels[row]) | multi_label_figures(outputs[row], positive[row])
+        wanted = as_numbers(alone)
+        occurs, occurs_here = (((outputs[part] > 0) | (labels[part] > 0)).any(0) for part in (slice(None), row))
+        if not torch.equal(occurs, occurs_here):
+            wanted["f1_macro"] = math.nan
+        assert as_numbers(resampled, index) == pytest.approx(wanted, **same)
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.0, 0.1, -1e6])
+def test_what_differs_by_rounding_alone_has_no_correlation(constant):
+    outputs = torch.full((6, 1), constant)
+    outputs[::2] = torch.nextafter(outputs[::2], torch.tensor(math.inf)) if constant else 0.0
+    labels = torch.arange(6.0)[:, None]
+    for found in (regression_figures(outputs, labels), regression_figures(labels, outputs)):
+        assert math.isnan(found["pearson"])
+        assert math.isnan(found["spearman"])
+        assert found["mse"] >= 0
+
+
+def test_scores_of_examples_have_the_mean_of_the_figure():
+    logits, labels = random_logits(), random_logits(seed=1)
+    scores = example_scores(logits, labels, "regression")
+    assert float(scores.mean()) == pytest.approx(float(regression_figures(logits, labels)["mse"]))
+    labels = (labels > 0).double()
+    assert float(example_scores(logits, labels, MULTI).mean()) == pytest.approx(
+        float(multi_label_figures(logits, labels)["accuracy"])
+    )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hfcompress.losses import LabelLoss, Problem, label_loss
 
 _BINS = 15  # of the calibration error, as in Guo et al. 2017
 MISSING_LABELS = (-1, -100)  # of examples without a label, by convention of data sets
+_ROUNDING = 8 * torch.finfo(torch.float32).eps  # numbers that differ by less, relative to their size, are equal
+_NO_VARIANCE = 1e-14  # relative to the mean square: what is left of a variance of 0 in float64
 
 
 def per_example_metrics(
@@ -48,10 +52,10 @@ def per_example_metrics(
     kind: LabelLoss = "mse" if problem == "regression" else "cross_entropy"
     pairs = {"loss": (none if labels is None else label_loss(logits, labels, kind, problem=problem), labelled)}
     if problem != "regression":
-        predictions = _predict(logits, problem)
+        predictions = predict(logits, problem)
         correct = none if labels is None else _equal(predictions, labels.reshape(predictions.shape))
         pairs["accuracy"] = correct, labelled
-        same = None if teacher_logits is None else _equal(predictions, _predict(teacher_logits, problem))
+        same = None if teacher_logits is None else _equal(predictions, predict(teacher_logits, problem))
         pairs["agreement"] = (none, none) if same is None else (same, every)
     if objective is None or (labels is None and objective_needs_labels):
         pairs["distillation_loss"] = none, none
@@ -80,7 +84,7 @@ def _mean_known(pairs: Tensor) -> float | None:
     return float(values[known == 1].mean()) if known.any() else None
 
 
-def _predict(logits: Tensor, problem: Problem) -> Tensor:
+def predict(logits: Tensor, problem: Problem) -> Tensor:
     """Return the predicted class of each example, or for each label 1.0 where it is predicted and 0.0 where not."""
     return logits.argmax(-1) if problem == "single_label_classification" else (logits > 0).to(logits.dtype)
 
@@ -132,3 +136,123 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     bins = (confidence * _BINS).ceil().long().clamp(1, _BINS) - 1  # a bin includes its upper end
     gaps = torch.zeros(_BINS, dtype=torch.double).index_add(0, bins, correct - confidence)
     return float(gaps.abs().sum() / len(labels))
+
+
+def example_scores(logits: Tensor, labels: Tensor, problem: Problem) -> Tensor:
+    """Return by example the fraction of its labels that are predicted, or in regression the mean squared error.
+
+    Args:
+        logits: Shape (examples, outputs).
+        labels: Same shape: 1 or 0 per label, or in regression numbers.
+        problem: ``"multi_label_classification"`` or ``"regression"``.
+
+    Example:
+        >>> labels = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> example_scores(torch.tensor([[2.0, -2.0], [2.0, -2.0]]), labels, "multi_label_classification").tolist()
+        [1.0, 0.5]
+    """
+    if problem == "regression":
+        return (logits.double() - labels.double()).square().mean(-1)
+    return (predict(logits, problem) == labels).double().mean(-1)
+
+
+def multi_label_figures(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
+    """Return the accuracies and F1 scores of a multi-label classifier, NaN where one is undefined.
+
+    ``accuracy`` is the fraction of labels that are predicted correctly, ``exact_match`` the fraction of examples with
+    all labels correct: scikit-learn's ``1 - hamming_loss`` and ``accuracy_score``. The F1 scores are its ``f1_score``
+    with ``zero_division=np.nan``: a label that no example has and none is predicted to have is left out of
+    ``f1_macro``. In a sample without one of the other labels ``f1_macro`` is undefined.
+
+    Args:
+        logits: Shape (examples, labels); a label is predicted where its logit is above 0.
+        labels: Same shape: 1 or 0.
+        weights: How often each example counts, shape (samples, examples); each once if None.
+
+    Returns:
+        By figure a tensor of shape (samples,).
+
+    Example:
+        >>> logits, labels = torch.tensor([[2.0, -2.0], [2.0, -2.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> {name: round(float(value), 3) for name, value in multi_label_figures(logits, labels).items()}
+        {'accuracy': 0.75, 'exact_match': 0.5, 'f1_micro': 0.8, 'f1_macro': 0.5}
+    """
+    weights = _each_once(logits) if weights is None else weights
+    labels, predictions = labels.double(), predict(logits, "multi_label_classification").double()
+    scores = example_scores(logits, labels, "multi_label_classification")
+    hits, both = weights @ (predictions * labels), weights @ (predictions + labels)
+    return {
+        "accuracy": _weighted_mean(scores, weights),
+        "exact_match": _weighted_mean((predictions == labels).all(-1).double(), weights),
+        "f1_micro": 2 * hits.sum(-1) / both.sum(-1),
+        "f1_macro": (2 * hits / both)[:, (predictions + labels).any(0)].mean(-1),
+    }
+
+
+def regression_figures(outputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
+    """Return the mean squared error and the correlations of a regression, NaN where one is undefined.
+
+    With several outputs a correlation is the mean of those of the outputs. It is undefined where outputs or labels are
+    all equal, to the rounding of float32.
+
+    Args:
+        outputs: Shape (examples, outputs).
+        labels: Same shape.
+        weights: How often each example counts, shape (samples, examples); each once if None.
+
+    Returns:
+        By figure (``mse``, ``pearson``, ``spearman``) a tensor of shape (samples,).
+
+    Example:
+        >>> outputs, labels = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[1.0], [2.0], [3.0]])
+        >>> {name: round(float(value), 3) for name, value in regression_figures(outputs, labels).items()}
+        {'mse': 0.333, 'pearson': 0.982, 'spearman': 1.0}
+    """
+    weights = _each_once(outputs) if weights is None else weights
+    pairs = [(_standardize(x), _standardize(y)) for x, y in zip(outputs.T, labels.T, strict=True)]
+    return {
+        "mse": _weighted_mean(example_scores(outputs, labels, "regression"), weights),
+        "pearson": torch.stack([_pearson(x, y, weights) for x, y in pairs]).mean(0),
+        "spearman": torch.stack([_spearman(x, y, weights) for x, y in pairs]).mean(0),
+    }
+
+
+def _each_once(logits: Tensor) -> Tensor:
+    return torch.ones(1, len(logits), dtype=torch.double)
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    return weights @ values / weights.sum(-1)
+
+
+def _standardize(values: Tensor) -> Tensor:
+    """Move numbers to a mean of 0 and a largest distance of 1; to 0 where they differ by rounding alone."""
+    values = values.double()
+    if values.max() - values.min() <= _ROUNDING * values.abs().max():
+        return torch.zeros_like(values)
+    centred = values - values.mean()
+    return centred / centred.abs().max()
+
+
+def _pearson(first: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+    products = torch.stack([first, other, first * first, other * other, first * other], dim=1)
+    x, y, xx, yy, xy = (weights @ products / weights.sum(-1, keepdim=True)).unbind(1)
+    variances = xx - x * x, yy - y * y
+    defined = (variances[0] > _NO_VARIANCE * xx) & (variances[1] > _NO_VARIANCE * yy)
+    correlation = (xy - x * y) / (variances[0] * variances[1]).sqrt()
+    return correlation.clamp(-1, 1).masked_fill(~defined, math.nan)
+
+
+def _spearman(first: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+    x, y = _ranks(first, weights), _ranks(other, weights)
+    weighted = weights * x
+    covariance, variances = (weighted * y).sum(-1), ((weighted * x).sum(-1), (weights * y * y).sum(-1))
+    return (covariance / (variances[0] * variances[1]).sqrt()).clamp(-1, 1)  # 0 / 0 where all ranks are equal
+
+
+def _ranks(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the ranks of numbers, less their mean, in each sample; equal numbers have the mean of their ranks."""
+    _, group, sizes = torch.unique(values, return_inverse=True, return_counts=True)
+    ends = weights.index_select(1, group.argsort()).cumsum(1).index_select(1, sizes.cumsum(0) - 1)
+    starts = pad(ends, (1, 0))[:, :-1]  # how many are in the groups before, and with those in the group itself: ends
+    return ((starts + ends - weights.sum(-1, keepdim=True)) / 2).index_select(1, group)

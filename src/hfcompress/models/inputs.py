@@ -180,7 +180,8 @@ def _read_rows(owner: str, model: nn.Module, inputs: Any, padder: Padder) -> Exa
     check_lengths(owner, model, lengths)
     label = next((column for column in LABELS if column in columns), None)
     try:
-        labels = None if label is None else torch.as_tensor([row[label] for row in rows], device=padder.device)
+        values = None if label is None else [torch.as_tensor(row[label]).tolist() for row in rows]
+        labels = None if values is None else torch.as_tensor(values, device=padder.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CompressionError(f"The column {label!r} of {owner} holds no numbers: {error}") from error
     return Examples(lengths, labels, lambda indices: padder([encoded[index] for index in indices]))

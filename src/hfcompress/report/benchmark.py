@@ -5,25 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import product
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
-from hfcompress.metrics import calibration_error, f1_score
 from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, label_order, max_tokens, unwrap
 from hfcompress.models.inputs import Batch, Examples, dummy_inputs, read_examples
 from hfcompress.models.profiling import count_flops, peak_bytes, synchronize
 from hfcompress.models.tensors import check_has_values, distinct, memory_bytes, stored_bytes
 from hfcompress.models.weights import select_matrices
 from hfcompress.report.comparison import Comparison
-from hfcompress.report.intervals import mcnemar, wilson_interval
 from hfcompress.report.measurements import ForwardPass, Measurement
+from hfcompress.report.quality import check_labels, common_problem, compare_with_reference, score
 from hfcompress.report.sparsity import make_report
 from hfcompress.validation import check_count
 
@@ -47,9 +44,9 @@ def measure(
     Args:
         model: A Hugging Face classifier.
         inputs: Inputs of the model: tensors with one row an example, as a tokenizer returns them with
-            ``return_tensors="pt"``; or a data set, a sequence of rows each with ``input_ids``. With class indices under
-            ``"labels"``, the quality of the predictions for all examples is measured. Without inputs, and without a
-            length, only the size is measured.
+            ``return_tensors="pt"``; or a data set, a sequence of rows each with ``input_ids``. With ``"labels"``, the
+            quality of the predictions for all examples is measured: class indices, for a multi-label model 1 or 0 for
+            each label, for a regression model numbers. Without inputs, and without a length, only the size is measured.
         batch_size: Examples of the timed batch, or several numbers to time several batches.
         length: Tokens of each timed text, or several numbers; the texts are dummy inputs without padding. If None, the
             first rows of the inputs are timed, with their padding.
@@ -64,7 +61,7 @@ def measure(
 
     Raises:
         CompressionError: The inputs are empty, of different lengths, longer than the model reads or not readable; a
-            label is not a class of the model; a number is not positive; or the model is on the meta device.
+            label is not one for the model's problem type; a number is not positive; or the model is on the meta device.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -91,7 +88,8 @@ def compare(
     """Measure several models side by side, in turns, so that a change of the machine's speed affects all of them.
 
     Each round times every model once, in the reverse order of the previous round. Ratios are to the first model, with
-    whose predictions those of the others are compared (agreement, McNemar's test). The models are not changed.
+    whose predictions those of the others are compared (agreement, and McNemar's test of classes or a permutation test
+    of several labels or numbers). The models are not changed.
 
     Args:
         models: Models by name.
@@ -106,7 +104,8 @@ def compare(
         The measurements by name.
 
     Raises:
-        CompressionError: There are no models, one of them has no inputs, or as for `measure`.
+        CompressionError: There are no models, one of them has no inputs, those with labels have different problem
+            types, or as for `measure`.
 
     Example:
         ``print(compare({"BERT": model, "pruned 20 %": pruned}, tokenizer(texts, padding=True, return_tensors="pt")))``
@@ -211,17 +210,7 @@ def _check_model(name: str, model: nn.Module, longest: int) -> None:
 
 
 def _read_examples(name: str, model: nn.Module, inputs: Inputs, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-    """Read inputs; their labels, if there are any, must be class indices."""
-    examples = read_examples(f"the inputs for {name!r}", model, inputs, tokenizer)
-    labels = examples.labels
-    if labels is None:
-        return examples
-    if labels.dim() != 1 or labels.is_floating_point() or int(labels.long().min()) < 0:
-        raise CompressionError(
-            f"The labels of the inputs for {name!r} must be class indices, one an example, to measure accuracy; leave "
-            "them out to measure size and speed only."
-        )
-    return replace(examples, labels=labels.long())
+    return read_examples(f"the inputs for {name!r}", model, inputs, tokenizer)
 
 
 def _measure_size(model: nn.Module) -> dict[str, Any]:
@@ -252,28 +241,38 @@ def _measure_quality(
 ) -> dict[str, dict[str, Any]]:
     """Return the figures of quality of each model whose examples have labels."""
     first = next(iter(models))
+    labelled = {name: models[name] for name, own in examples.items() if own.labels is not None}
+    problem = common_problem(labelled if reference is None or not labelled else labelled | {"reference": reference})
+    own_labels = {
+        name: check_labels(name, own.labels, problem) for name, own in examples.items() if own.labels is not None
+    }
+    one_output = getattr(get_config(models[first]), "num_labels", None) == 1  # whatever its name is
     figures: dict[str, dict[str, Any]] = {}
     outputs: dict[str, tuple[Tensor, Tensor]] = {}  # logits and labels, with the classes in the first model's order
-    for name, own in examples.items():
-        if own.labels is None:
-            continue
-        order = label_order(models[first], models[name])
+    for name in labelled:
+        order = None if one_output else label_order(models[first], models[name])
         if order is not None and inputs[name] is inputs[first]:
             raise CompressionError(
                 f"The models {first!r} and {name!r} have their classes in different orders, so the same labels mean "
                 "different classes to them; pass inputs={name: inputs of the model}, each with its own labels."
             )
-        logits, labels = _predict(name, models[name], own, batch_size), own.labels.cpu()
-        figures[name] = _score(name, models[name], logits, labels)
+        logits, labels = _predict(name, models[name], examples[name], batch_size), own_labels[name].cpu()
+        figures[name] = score(name, logits, labels, problem)
         if order is not None:
-            logits, labels = logits[:, order], torch.tensor(order).argsort()[labels]
+            single = problem == "single_label_classification"
+            labels = torch.tensor(order).argsort()[labels] if single else labels[:, order]
+            logits = logits[:, order]
         outputs[name] = logits, labels
         if reference is not None:
             same = _read_examples("reference", reference, inputs[name], tokenizers[name])
-            expected, order = _predict("reference", reference, same, batch_size), label_order(models[name], reference)
-            figures[name] |= _compare_predictions(expected if order is None else expected[:, order], logits, labels)
+            expected = _predict("reference", reference, same, batch_size)
+            order = None if one_output else label_order(models[name], reference)
+            expected = expected if order is None else expected[:, order]
         elif name != first and first in outputs and torch.equal(outputs[first][1], labels):
-            figures[name] |= _compare_predictions(outputs[first][0], logits, labels)
+            expected = outputs[first][0]
+        else:
+            continue
+        figures[name] |= compare_with_reference(name, expected, logits, labels, problem)
     return figures
 
 
@@ -293,42 +292,6 @@ def _forward(name: str, model: nn.Module, batch: Batch) -> Any:
         return model(**batch)
     except ValueError as error:  # such as GPT-2's without a padding token
         raise CompressionError(f"The model {name!r} does not read the inputs: {error}") from error
-
-
-def _score(name: str, model: nn.Module, logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Return the figures of quality of one model alone."""
-    problem = getattr(get_config(model), "problem_type", None)
-    if problem in ("multi_label_classification", "regression"):
-        raise CompressionError(
-            f"The inputs for {name!r} have class indices as labels, but the model's problem_type is {problem!r}; leave "
-            "out the labels to measure size and speed only."
-        )
-    if logits.dim() != 2 or logits.shape[1] < 2 or int(labels.max()) >= logits.shape[1]:
-        raise CompressionError(
-            f"The labels of the inputs for {name!r} go up to {int(labels.max())}, and the model's logits are of shape "
-            f"{tuple(logits.shape)}: one logit for each of two or more classes is needed; leave out the labels to "
-            "measure size and speed only."
-        )
-    broken = int((~logits.isfinite()).any(-1).sum())
-    if broken:
-        raise CompressionError(f"The model {name!r} returns NaN or infinity for {broken} of {len(logits)} examples.")
-    predictions = logits.argmax(-1)
-    correct = int((predictions == labels).sum())
-    return {
-        "examples": len(labels),
-        "accuracy": correct / len(labels),
-        "accuracy_interval": wilson_interval(correct, len(labels)),
-        "f1": f1_score(predictions, labels, logits.shape[1]),
-        "cross_entropy": float(cross_entropy(logits, labels)),
-        "calibration_error": calibration_error(logits.softmax(-1), labels),
-    }
-
-
-def _compare_predictions(reference: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Return the figures of quality beside the logits of a reference."""
-    first, other = reference.argmax(-1), logits.argmax(-1)
-    agreement = int((first == other).sum()) / len(labels)
-    return {"agreement": agreement, "mcnemar": mcnemar(first == labels, other == labels)}
 
 
 def _time_rounds(models: Mapping[str, nn.Module], batches: Mapping[str, Batch], repeats: int) -> dict[str, list[float]]:

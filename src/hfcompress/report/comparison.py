@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _FIGURES = (
     *("parameters", "nonzeros", "bytes_in_memory", "bytes", "bytes_packed"),
     *("flops", "latency_ms", "throughput", "peak_bytes"),
-    *("accuracy", "f1", "cross_entropy", "calibration_error"),
+    *("accuracy", "f1", "cross_entropy", "calibration_error", "exact_match", "f1_micro", "f1_macro", "mse"),
 )
 
 
@@ -77,8 +77,9 @@ class Comparison(Report):
     def plot(self) -> tuple[Figure, tuple[Axes, ...]]:
         """Draw accuracy against milliseconds and against bytes, with intervals and the Pareto front.
 
-        Bytes are those of a packed file; a hollow mark shows the dense file where it is larger. Models without accuracy
-        are left out, and so is the first picture if no model was timed.
+        Of a multi-label model it is the label accuracy, of a regression the mean squared error, of which less is
+        better. Bytes are those of a packed file; a hollow mark shows the dense file where it is larger. Models without
+        accuracy are left out, and so is the first picture if no model was timed.
 
         Returns:
             The figure and its axes, from left to right.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from hfcompress.report.intervals import McNemar, median_interval
+from hfcompress.losses import Problem
+from hfcompress.report.intervals import McNemar, SignFlip, median_interval
 from hfcompress.report.tables import Report, Table
 
 MB = 1e6
 _Form = Callable[[Any], str]
+_LABEL_FIGURES = {"exact match": "exact_match", "micro F1": "f1_micro", "macro F1": "f1_macro"}
+_CORRELATIONS = {"Pearson": "pearson", "Spearman": "spearman"}
 _SPEEDUP_CONFIDENCE = 0.99  # rounds are not quite independent of each other, so 95 % would claim too much
 
 
@@ -90,14 +93,31 @@ class Measurement(Report):
         threads: Number of CPU threads that torch uses.
         passes: Forward passes, one for each batch size and length.
         examples: Number of labelled examples that the following figures are about.
-        accuracy: Fraction of correct predictions.
-        accuracy_interval: 95 % Wilson interval of the accuracy.
+        problem_type: Of the model that was measured with labels; it says which of the following figures there are.
+        accuracy: Fraction of correct predictions; of a multi-label model the fraction of correct labels, as
+            `DistillationTrainer` has it, where ``exact_match`` counts examples.
+        accuracy_interval: 95 % interval of the accuracy: Wilson's, or of labels by the bootstrap over examples.
         f1: F1 score of class 1 where there are two classes, else the mean over the classes (macro).
-        cross_entropy: Mean of -log of the label's probability, in nats.
+        cross_entropy: Mean of -log of the label's probability, in nats; of a multi-label model over the labels too.
         calibration_error: Expected calibration error in 15 bins (Guo et al. 2017).
-        agreement: Fraction of the examples with the same prediction as the reference, which is the first model of a
-            comparison.
-        mcnemar: Whether the accuracy differs significantly from that of the reference.
+        exact_match: Fraction of the examples with all labels correct (subset accuracy), multi-label.
+        exact_match_interval: 95 % Wilson interval of it.
+        f1_micro: F1 score of all labels together, multi-label.
+        f1_micro_interval: 95 % bootstrap interval of it.
+        f1_macro: Mean of the F1 scores of the labels, multi-label; without those that are neither given nor predicted.
+        f1_macro_interval: 95 % bootstrap interval of it.
+        mse: Mean squared error, regression. Lower is better.
+        mse_interval: 95 % bootstrap interval of it.
+        pearson: Correlation of outputs and labels, regression.
+        pearson_interval: 95 % bootstrap interval of it.
+        spearman: Correlation of their ranks, regression.
+        spearman_interval: 95 % bootstrap interval of it.
+        agreement: Fraction of the examples, or of the labels of a multi-label model, with the same prediction as the
+            reference, which is the first model of a comparison.
+        reference_difference: Mean absolute difference of the outputs from those of the reference, regression.
+        mcnemar: Whether the accuracy differs significantly from that of the reference, for single labels.
+        sign_flip: Whether the label accuracy (multi-label) or the squared error (regression) does.
+        undefined: Names of the figures above that are None because they have no value for these examples.
     """
 
     parameters: int
@@ -119,6 +139,27 @@ class Measurement(Report):
     calibration_error: float | None = None
     agreement: float | None = None
     mcnemar: McNemar | None = None
+    problem_type: Problem | None = None
+    exact_match: float | None = None
+    exact_match_interval: tuple[float, float] | None = None
+    f1_micro: float | None = None
+    f1_micro_interval: tuple[float, float] | None = None
+    f1_macro: float | None = None
+    f1_macro_interval: tuple[float, float] | None = None
+    mse: float | None = None
+    mse_interval: tuple[float, float] | None = None
+    pearson: float | None = None
+    pearson_interval: tuple[float, float] | None = None
+    spearman: float | None = None
+    spearman_interval: tuple[float, float] | None = None
+    reference_difference: float | None = None
+    sign_flip: SignFlip | None = None
+    undefined: tuple[str, ...] = ()
+
+    @property
+    def paired_test(self) -> McNemar | SignFlip | None:
+        """The test of the difference from the reference."""
+        return self.mcnemar or self.sign_flip
 
     @property
     def batch_size(self) -> int | None:
@@ -153,9 +194,10 @@ class Measurement(Report):
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain Python values that JSON can hold."""
         first = ("batch_size", "flops", "latency_ms", "latency_iqr_ms", "throughput", "peak_bytes")
-        test = None if self.mcnemar is None else asdict(self.mcnemar) | {"verdict": self.mcnemar.verdict}
+        tests = {"mcnemar": self.mcnemar, "sign_flip": self.sign_flip}
+        written = {name: test and asdict(test) | {"verdict": test.verdict} for name, test in tests.items()}
         figures = asdict(self) | {name: getattr(self, name) for name in first}
-        return figures | {"mcnemar": test, "passes": [one.to_dict() for one in self.passes]}
+        return figures | written | {"passes": [one.to_dict() for one in self.passes]}
 
     def _table(self) -> Table:
         return make_table({"model": self}, verbose=bool(self.passes))
@@ -220,12 +262,32 @@ def main_figures(models: Mapping[str, Measurement]) -> Table:
         "GFLOPs": _cells(ones, "flops", lambda flops: _three_digits(flops / 1e9)),
         "ms a batch": _cells(ones, "latency_ms", "{:.1f}".format),
         "speed-up": ["1.00x" if one is first and one.passes else str(speedup(first, one) or "-") for one in ones],
-        "accuracy": _cells(ones, "accuracy", "{:.3f}".format),
-        "95 % interval": _cells(ones, "accuracy_interval", "{0[0]:.3f} to {0[1]:.3f}".format),
-        "against first": _cells(ones, "mcnemar", lambda test: f"{test.verdict} (p {_p_value(test)})"),
+        **_quality_columns(ones),
+        "against first": _cells(ones, "paired_test", lambda test: f"{test.verdict} (p {_p_value(test)})"),
     }
     table = [[head, *cells] for head, cells in columns.items() if set(cells) != {"-"}]
     return Table(list(zip(*table, strict=True)), "<" + ">" * (len(table) - 1))
+
+
+def _quality_columns(ones: Sequence[Measurement]) -> dict[str, list[str]]:
+    """Return the columns of the figures of quality, by their heads."""
+    label, figure, _ = main_quality(ones)
+    form, of_ends = _FORMS[figure]
+    columns = {label: _cells(ones, figure, form), "95 % interval": _cells(ones, f"{figure}_interval", of_ends)}
+    others = _LABEL_FIGURES | _CORRELATIONS
+    return columns | {head: _cells(ones, name, "{:.3f}".format) for head, name in others.items()}
+
+
+def main_quality(ones: Sequence[Measurement]) -> tuple[str, str, bool]:
+    """Return the label and the attribute of the figure that pictures show, and whether a lower one is better."""
+    if all(one.accuracy is None for one in ones) and any(one.mse is not None for one in ones):
+        return "mean squared error", "mse", True
+    return accuracy_name(ones), "accuracy", False
+
+
+def accuracy_name(ones: Iterable[Measurement]) -> str:
+    """Return what the accuracy counts, for tables and pictures."""
+    return "label accuracy" if any(one.problem_type == "multi_label_classification" for one in ones) else "accuracy"
 
 
 def all_figures(models: Mapping[str, Measurement]) -> Table:
@@ -260,14 +322,33 @@ def all_figures(models: Mapping[str, Measurement]) -> Table:
         add(f"examples a second{batch}", "throughput", _three_digits, passes)
         add(f"peak memory in MB{batch}", "peak_bytes", lambda size: _three_digits(size / MB), passes)
     add("labelled examples", "examples", "{:,}".format, ratios=False)
-    add("accuracy", "accuracy", "{:.3f}".format)
-    add("accuracy, 95 % interval", "accuracy_interval", "{0[0]:.3f} to {0[1]:.3f}".format, ratios=False)
+    accuracy, interval = accuracy_name(ones), "{0[0]:.3f} to {0[1]:.3f}".format
+    add(accuracy, "accuracy", "{:.3f}".format)
+    add(f"{accuracy}, 95 % interval", "accuracy_interval", interval, ratios=False)
+    for label, name in _LABEL_FIGURES.items():
+        add(label, name, "{:.3f}".format)
+        add(f"{label}, 95 % interval", f"{name}_interval", interval, ratios=False)
     for label, name in (("F1", "f1"), ("cross-entropy", "cross_entropy"), ("calibration error", "calibration_error")):
         add(label, name, "{:.3f}".format)
-    add("predictions like the reference", "agreement", "{:.1%}".format, ratios=False)
+    add("mean squared error", "mse", _three_digits)
+    add(
+        "mean squared error, 95 % interval",
+        "mse_interval",
+        lambda ends: " to ".join(map(_three_digits, ends)),
+        ratios=False,
+    )
+    for label, name in _CORRELATIONS.items():
+        add(label, name, "{:.3f}".format, ratios=False)
+        add(f"{label}, 95 % interval", f"{name}_interval", interval, ratios=False)
+    alike = "labels predicted like the reference" if accuracy == "label accuracy" else "predictions like the reference"
+    add(alike, "agreement", "{:.1%}".format, ratios=False)
+    add("mean distance from the reference", "reference_difference", _three_digits, ratios=False)
     only_one_right = "{0.only_first}, {0.only_this}".format
     add("only the reference right, only this one right", "mcnemar", only_one_right, ratios=False)
-    add("McNemar's test", "mcnemar", lambda test: f"{test.verdict}, p {_p_value(test)}", ratios=False)
+    add("McNemar's test", "mcnemar", _test_result, ratios=False)
+    for score in dict.fromkeys(one.sign_flip.score for one in ones if one.sign_flip):
+        tests = [one if one.sign_flip and one.sign_flip.score == score else None for one in ones]
+        add(f"permutation test of the {score}", "sign_flip", _test_result, tests, ratios=False)
     for name in ("device", "dtype", "threads"):
         add(name, name, str, ratios=False)
     return Table(rows, "<" + ">" * len(models))
@@ -300,18 +381,43 @@ def explain(models: Mapping[str, Measurement], *, verbose: bool) -> list[str]:
         notes.append("noise: the interval of the speed-up holds 1: a difference is not shown.")
     if any(label.endswith("few rounds") for label in labels):
         notes.append("few rounds: fewer than eight rounds cannot show a difference.")
-    if any(one.mcnemar for one in models.values()):
+    return notes + _explain_quality(list(models.values()), verbose=verbose)
+
+
+def _explain_quality(ones: Sequence[Measurement], *, verbose: bool) -> list[str]:
+    notes = []
+    if any(one.mcnemar for one in ones):
         notes.append(
             "Against first: McNemar's test of the predictions for the same examples; worse or better at p < 0.05, not "
             "corrected for several models."
+        )
+    for score in dict.fromkeys(one.sign_flip.score for one in ones if one.sign_flip):
+        notes.append(
+            f"Against first: paired permutation test (sign flips) of the {score} of the same examples; worse or better "
+            "at p < 0.05, not corrected for several models."
+        )
+    problems = {one.problem_type for one in ones}
+    if "multi_label_classification" in problems:
+        notes.append(
+            "Label accuracy: of all labels; exact match: of the examples with all labels correct. Intervals by the "
+            "bootstrap over examples, of exact match Wilson's. Macro F1 leaves out labels neither given nor predicted."
+        )
+    if "regression" in problems:
+        notes.append("Mean squared error: lower is better. Intervals by the bootstrap over examples.")
+    in_short = {f"{main_quality(ones)[1]}_interval", *_LABEL_FIGURES.values(), *_CORRELATIONS.values()}
+    if any(name in in_short or verbose for one in ones for name in one.undefined):
+        notes.append(
+            "undefined: there is no correlation where outputs or labels are all equal, no F1 score without a label "
+            "given or predicted, and no interval where resampling the examples changes nothing or leaves no figure."
         )
     return notes
 
 
 def _cells(records: Sequence[Any], name: str, form: _Form) -> list[str]:
-    """Write an attribute of each record; "-" where the record or the attribute is None."""
+    """Write an attribute of each record; "-" or "undefined" where the record or the attribute is None."""
     values = (record and getattr(record, name) for record in records)
-    return ["-" if value is None else form(value) for value in values]
+    absent = ("undefined" if name in getattr(record, "undefined", ()) else "-" for record in records)
+    return [missing if value is None else form(value) for value, missing in zip(values, absent, strict=True)]
 
 
 def _megabytes(size: int) -> str:
@@ -323,5 +429,20 @@ def _three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
-def _p_value(test: McNemar) -> str:
+def _three_digits_of_ends(ends: tuple[float, float]) -> str:
+    return f"{_three_digits(ends[0])} to {_three_digits(ends[1])}"
+
+
+# Of the figure that the main table shows with its interval.
+_FORMS: dict[str, tuple[_Form, _Form]] = {
+    "accuracy": ("{:.3f}".format, "{0[0]:.3f} to {0[1]:.3f}".format),
+    "mse": (_three_digits, _three_digits_of_ends),
+}
+
+
+def _test_result(test: McNemar | SignFlip) -> str:
+    return f"{test.verdict}, p {_p_value(test)}"
+
+
+def _p_value(test: McNemar | SignFlip) -> str:
     return f"{test.p_value:.3f}" if test.p_value >= 0.001 else "< 0.001"

@@ -1,4 +1,4 @@
-"""Draws sparsity, and accuracy against a cost, with matplotlib (the extra ``plots``)."""
+"""Draws sparsity, and quality against a cost, with matplotlib (the extra ``plots``)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _TEXT = 9
 
 @dataclass(frozen=True)
 class Point:
-    """A model in a picture of accuracy against a cost.
+    """A model in a picture of quality against a cost.
 
     Attributes:
         name: Name of the model.
         cost: Place on the horizontal axis.
-        accuracy: Place on the vertical axis.
-        accuracy_interval: Confidence interval of the accuracy.
+        quality: Place on the vertical axis.
+        quality_interval: Confidence interval of it.
         cost_interval: Confidence interval of the cost, or None if the cost is exact.
         other_cost: A second cost, drawn as a hollow mark, or None.
     """
 
     name: str
     cost: float
-    accuracy: float
-    accuracy_interval: tuple[float, float]
+    quality: float
+    quality_interval: tuple[float, float]
     cost_interval: tuple[float, float] | None = None
     other_cost: float | None = None
 
@@ -87,33 +87,35 @@ def draw_sparsity(
     return figure, axes
 
 
-def draw_points(axes: Axes, points: Sequence[Point], front: Sequence[str], label: str, hollow: str | None) -> None:
-    """Draw models by cost and accuracy, with their intervals and the Pareto front.
+def draw_points(
+    axes: Axes, points: Sequence[Point], front: Sequence[str], labels: tuple[str, str], hollow: str | None
+) -> None:
+    """Draw models by cost and quality, with their intervals and the Pareto front.
 
     Args:
         axes: Axes to draw on.
         points: The models.
         front: Names of the models on the front.
-        label: Label of the horizontal axis.
+        labels: Labels of the horizontal and the vertical axis.
         hollow: Legend of the second cost, or None.
     """
     for index, point in enumerate(points):
         marker = _MARKERS[index % len(_MARKERS)]
         style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "markersize": 8}
-        low, high = point.accuracy_interval
+        low, high = point.quality_interval
         left, right = point.cost_interval or (point.cost, point.cost)
         if point.other_cost is not None:
-            axes.plot([point.cost, point.other_cost], [point.accuracy] * 2, ":", linewidth=1, color=style["color"])
-            axes.plot([point.other_cost], [point.accuracy], marker, markerfacecolor="white", **style)
-        y_errors = [[point.accuracy - low], [high - point.accuracy]]
+            axes.plot([point.cost, point.other_cost], [point.quality] * 2, ":", linewidth=1, color=style["color"])
+            axes.plot([point.other_cost], [point.quality], marker, markerfacecolor="white", **style)
+        y_errors = [[point.quality - low], [high - point.quality]]
         x_errors = [[point.cost - left], [right - point.cost]]
         style |= {"fmt": marker, "capsize": 3, "alpha": 0.85, "label": _escape(point.name)}
-        axes.errorbar(point.cost, point.accuracy, y_errors, x_errors, **style)
-    steps = sorted((point.cost, point.accuracy) for point in points if point.name in front)
+        axes.errorbar(point.cost, point.quality, y_errors, x_errors, **style)
+    steps = sorted((point.cost, point.quality) for point in points if point.name in front)
     axes.step(*zip(*steps, strict=True), where="post", color="#888888", linewidth=1, zorder=0, label="Pareto front")
     if hollow is not None and any(point.other_cost is not None for point in points):
         axes.plot([], [], "o", color="#444444", markerfacecolor="white", markersize=8, label=hollow)
-    axes.set(xlabel=label, ylabel="accuracy, 95 % interval")
+    axes.set(xlabel=labels[0], ylabel=f"{labels[1]}, 95 % interval")
     axes.margins(x=0.08)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)

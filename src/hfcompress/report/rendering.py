@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hfcompress.errors import CompressionError
 from hfcompress.report.intervals import median_interval
-from hfcompress.report.measurements import MB, Measurement, all_figures, explain, main_figures
+from hfcompress.report.measurements import MB, Measurement, all_figures, explain, main_figures, main_quality
 from hfcompress.report.plots import Point, draw_points, pyplot, svg
 from hfcompress.report.tables import render
 
@@ -25,6 +25,7 @@ def page(models: Mapping[str, Measurement], title: str) -> str:
         title=title,
         summary=main_figures(models),
         picture=svg(draw(models)[0]) if _panels(models) else None,
+        quality=main_quality(list(models.values()))[0].capitalize(),
         all_figures=all_figures(models),
         notes=explain(models, verbose=True),
     )
@@ -38,9 +39,11 @@ def draw(models: Mapping[str, Measurement]) -> tuple[Figure, tuple[Axes, ...]]:
     figure, grid = pyplot().subplots(
         1, len(panels), figsize=(5.5 * len(panels), 4.8), sharey=True, squeeze=False, layout="constrained"
     )
+    quality, _, lower_is_better = main_quality(list(models.values()))
+    sign = -1 if lower_is_better else 1
     for axes, (label, points, hollow) in zip(grid[0], panels, strict=True):
-        front = pareto_front({point.name: (point.cost, point.accuracy) for point in points})
-        draw_points(axes, points, front, label, hollow)
+        front = pareto_front({point.name: (point.cost, sign * point.quality) for point in points})
+        draw_points(axes, points, front, (label, quality + (", lower is better" if lower_is_better else "")), hollow)
     for axes in grid[0][1:]:
         axes.set_ylabel("")
     handles, names = grid[0][-1].get_legend_handles_labels()  # the last picture has all models and the hollow mark
@@ -51,16 +54,19 @@ def draw(models: Mapping[str, Measurement]) -> tuple[Figure, tuple[Axes, ...]]:
 def _panels(models: Mapping[str, Measurement]) -> list[tuple[str, list[Point], str | None]]:
     """Return the label of the cost, the models and the meaning of a hollow mark, for each picture."""
     times, sizes, batches = [], [], []
+    _, figure, _ = main_quality(list(models.values()))
     for name, one in models.items():
-        if one.accuracy is None or one.accuracy_interval is None:
+        quality = getattr(one, figure)
+        if quality is None:
             continue
+        interval = getattr(one, f"{figure}_interval") or (quality, quality)
         if one.passes:
             timed = one.passes[0]
             ends = median_interval(timed.times_ms) or timed.quartiles_ms
-            times.append(Point(name, timed.latency_ms, one.accuracy, one.accuracy_interval, ends))
+            times.append(Point(name, timed.latency_ms, quality, interval, ends))
             batches.append(timed.label)
         dense = one.bytes / MB if one.bytes > _DENSE_IS_LARGER * one.bytes_packed else None
-        sizes.append(Point(name, one.bytes_packed / MB, one.accuracy, one.accuracy_interval, other_cost=dense))
+        sizes.append(Point(name, one.bytes_packed / MB, quality, interval, other_cost=dense))
     by_time = f"milliseconds a batch of {' or '.join(dict.fromkeys(batches))} tokens, 95 % interval"
     panels = [(by_time, times, None), ("MB on disk, packed", sizes, "the same, saved dense")]
     return [panel for panel in panels if panel[1]]
