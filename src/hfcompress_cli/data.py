@@ -15,7 +15,8 @@ from torch import nn
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import get_problem_type, label_names, max_tokens
+from hfcompress.models.classifier import get_problem_type, max_tokens
+from hfcompress.models.labels import label_names
 from hfcompress.validation import check_count, check_fraction
 from hfcompress_cli.models import first_sentence
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from hfcompress.compat import current_accelerator
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import are_default_names
+from hfcompress.models.labels import are_default_names, label_maps, label_names
 
 # Where none of these is in a folder, transformers makes an empty tokenizer.
 TOKENIZER_FILES = {"tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model"}
@@ -31,11 +32,11 @@ def load(
     model, missing = _from_pretrained(source)
     if labels_from is not None:
         given = labels_from.config
-        names = {"id2label": dict(given.id2label), "label2id": dict(given.label2id)}
+        names = label_maps(given, "teacher")
         if missing:
             settings = {"num_labels": given.num_labels, "problem_type": given.problem_type}
             model, missing = _from_pretrained(source, **settings, **names)
-        elif model.config.num_labels == given.num_labels and are_default_names(model.config.id2label):
+        elif model.config.num_labels == given.num_labels and are_default_names(label_names(model, "student")):
             model.config.update(names)
     if missing:
         message = f"{name} has no trained classification head ({', '.join(sorted(missing))})"
@@ -46,19 +47,18 @@ def load(
     if reads_texts:
         if tokenizer is None:
             raise CompressionError(f"{name} has no tokenizer; save one there with tokenizer.save_pretrained().")
-        set_padding(model, tokenizer)
+        set_pad_token(tokenizer, model)
     return model, tokenizer
 
 
-def set_padding(model: PreTrainedModel, tokenizer: Any) -> None:
-    """Make sure that texts of different lengths can be put into one batch: GPT-2 has no token for that."""
+def set_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
+    """Give a tokenizer without a padding token, such as GPT-2's, the one of the model or the end of a text."""
     if tokenizer.pad_token is None:
         index = model.config.pad_token_id
-        tokenizer.pad_token = tokenizer.eos_token if index is None else tokenizer.convert_ids_to_tokens(index)
+        known = isinstance(index, int) and 0 <= index < len(tokenizer)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(index) if known else tokenizer.eos_token
         if tokenizer.pad_token is None:
             raise CompressionError("The tokenizer has no token for padding and none for the end of a text; add one.")
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def find_model(name: str) -> str:
@@ -91,6 +91,7 @@ def first_sentence(error: BaseException) -> str:
 
 
 def _from_pretrained(source: str, **config: Any) -> tuple[PreTrainedModel, list[str]]:
+    config = _labels_alone(source) | config
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **config)
     except Exception as error:  # whatever a config that makes no sense leads to
@@ -99,6 +100,17 @@ def _from_pretrained(source: str, **config: Any) -> tuple[PreTrainedModel, list[
             what = f"The folder {source} does not load as a text classifier"
         raise CompressionError(f"{what}: {first_sentence(error)}") from error
     return model.eval(), list(info["missing_keys"])
+
+
+def _labels_alone(source: str) -> dict[str, Any]:
+    """Return both label maps where a config has ``label2id`` alone, which transformers overwrites when it loads it."""
+    try:
+        written, _ = PreTrainedConfig.get_config_dict(source)
+    except Exception:  # reported when the model is loaded
+        return {}
+    if written.get("id2label") is not None or not written.get("label2id"):
+        return {}
+    return label_maps(SimpleNamespace(id2label=None, label2id=written["label2id"]), f"model {source}")
 
 
 def _load_tokenizer(source: str) -> Any:

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
@@ -142,6 +143,30 @@ def test_a_head_with_unnamed_labels_takes_the_teachers(models, data, tmp_path, r
     config = load(tmp_path / "out").config
     assert config.id2label == {0: "NO", 1: "YES"}
     assert config.label2id == {"NO": 0, "YES": 1}
+
+
+@pytest.mark.parametrize("given", ["id2label", "label2id"])
+def test_a_teacher_may_have_one_label_map(given, body, models, data, tmp_path, run):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(models / "bert", teacher)
+    config = json.loads((teacher / "config.json").read_text())
+    config |= {"id2label": {"0": "YES", "1": "NO"}, "label2id": {"YES": "0", "NO": "1"}}
+    del config["label2id" if given == "id2label" else "id2label"]
+    (teacher / "config.json").write_text(json.dumps(config))
+    command = ["distill", teacher, "--student", body, "--data", data / "test.jsonl", *COLUMNS]
+    run(*command, "--max-steps", 1, "-o", tmp_path / "out")
+    assert load(tmp_path / "out").config.id2label == {0: "YES", 1: "NO"}
+
+
+def test_labels_that_contradict_each_other_end_the_command(models, data, tmp_path, run):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(models / "bert", teacher)
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | {"label2id": {"NO": 1, "YES": 0}}))
+    command = ["distill", teacher, "--student", models / "gpt2", "--data", data / "test.jsonl", *COLUMNS]
+    run(*command, "--max-steps", 1, "-o", tmp_path / "out", status=2)
+    assert "The labels of the teacher have no plain meaning" in run.error
+    assert not (tmp_path / "out").exists()
 
 
 def test_labels_of_another_teacher_are_refused_untrained(models, data, tmp_path, run):

@@ -35,6 +35,7 @@ def test_shrink_ranks_by_the_loss_on_rows_drawn(models, data, tmp_path, run):
     expected = load(models / "gpt2")
     hfc.prune_structured(expected, flops=0.7, importance="fisher", dataset=drawn)
     assert torch.allclose(load(tmp_path / "ranked")(IDS).logits, expected(IDS).logits, atol=1e-6)
+    assert load(tmp_path / "ranked").config.pad_token_id is None  # as before
 
 
 def test_a_model_shrunk_evenly_is_a_plain_one(models, tmp_path, run):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from architectures import build, same_bits, state_of
+from architectures import batch, build, rows, same_bits, state_of
 from plain_distillation import (
     DATA,
     LABELS,
@@ -135,6 +135,38 @@ def test_classes_of_a_student_from_model_init_are_put_in_order(tmp_path):
     trainer = make(None, permuted(teacher), tmp_path, args={"max_steps": 3}, model_init=lambda: copy.deepcopy(student))
     trainer.train()
     assert_same_weights(trainer.model, expected)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+@pytest.mark.parametrize("given", ["both", "id2label", "label2id"])
+def test_classes_numbered_by_text_are_put_in_order(given, who, tmp_path):
+    """Twelve, so that "10" comes before "2"; a plain loop over the names finds what the teacher says of each."""
+    names = [f"class {index}" for index in range(12)]
+    student, teacher = (name_labels(build(num_labels=12, seed=seed), names) for seed in (1, 2))
+    name_labels(teacher, names[5:] + names[:5])
+    data = batch(16, num_labels=12)
+    theirs = compute_logits(teacher, data)
+    expected = torch.stack([theirs[:, teacher.config.label2id[name]] for name in names], -1)
+    config = (student if who == "student" else teacher).config
+    labels = config.id2label
+    config.id2label = {str(index): labels[index] for index in sorted(labels, key=str)} if given != "label2id" else None
+    config.label2id = {name: str(index) for index, name in labels.items()} if given != "id2label" else None
+    trainer = make(student, teacher, tmp_path, eval_dataset=rows(data))
+    agreement = (compute_logits(student, data).argmax(-1) == expected.argmax(-1)).float().mean()
+    metrics = trainer.evaluate()
+    assert metrics["eval_agreement"] == pytest.approx(float(agreement))
+    wanted = objective(compute_logits(student, data), expected, data["labels"])
+    assert metrics["eval_distillation_loss"] == pytest.approx(float(wanted), rel=1e-5)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_labels_that_contradict_each_other_are_refused(who, tmp_path):
+    models = dict(zip(("student", "teacher"), student_and_teacher(), strict=True))
+    for model in models.values():
+        name_labels(model, ["good", "fair", "bad"])
+    models[who].config.label2id = {"good": 2, "fair": 1, "bad": 0}
+    with pytest.raises(CompressionError, match=rf"labels of the {who} have no plain meaning.*'good'.*'good': 2"):
+        make(models["student"], models["teacher"], tmp_path)
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])

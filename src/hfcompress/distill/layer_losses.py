@@ -29,6 +29,18 @@ class ModelOutputs:
     attention: Sequence[Tensor] = ()  # queries, keys and values of the recorded layer: (batch, tokens, width)
 
 
+def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    try:
+        return model(**inputs)
+    except ValueError as error:
+        if "padding token" not in str(error):
+            raise
+        raise CompressionError(
+            f"{type(unwrap(model)).__name__} does not read the batch: {error} Set its config.pad_token_id, pass the "
+            "tokenizer as processing_class=, or keep the attention_mask in the batch."
+        ) from error
+
+
 @dataclass(frozen=True)
 class ForwardRecorder:
     """Runs a model and records what its layers compute; the model stays as it is."""
@@ -43,7 +55,7 @@ class ForwardRecorder:
         with ExitStack() as hooks:
             for name in self.projections:
                 hooks.enter_context(inner.get_submodule(name).register_forward_hook(partial(_record, found, name)))
-            outputs = model(**inputs, **({"output_hidden_states": True} if self.hidden else {}))
+            outputs = _run(model, {**inputs, **({"output_hidden_states": True} if self.hidden else {})})
         attention = [found[name] for name in self.projections]
         if attention and torch.is_grad_enabled() and not any(vectors.requires_grad for vectors in attention):
             raise CompressionError(

@@ -18,7 +18,8 @@ from hfcompress.compat import current_accelerator
 from hfcompress.distill.arguments import warn_if_bfloat16_is_slow
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, input_names, unwrap
-from hfcompress.models.inputs import Padder, check_lengths
+from hfcompress.models.inputs import Padder, check_lengths, check_mask, unpadded_rows
+from hfcompress.models.padding import reading, unpadded_batches, without_padding
 from hfcompress.models.tensors import check_has_values
 from hfcompress.models.tokenizers import tokenizer_rules
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMN = "teacher_logits"
-_VERSION = 1  # of the files
+_VERSION = 2  # of the files
 _SHARD = 4096  # examples in a file at least
 _SHARDS = 1000  # files at most
 
@@ -107,12 +108,15 @@ def cache_teacher_logits(
     own = [start for start in list(files)[state.process_index :: state.num_processes] if not files[start].exists()]
 
     def encode(start: int) -> list[dict[str, Any]]:
-        rows = dataset.select(range(start, min(start + size, len(dataset))))
-        columns = rows.select_columns(read).with_format(None)[:]
+        part = dataset.select(range(start, min(start + size, len(dataset))))
+        columns = part.select_columns(read).with_format(None)[:]
         if processing_class is not None:
             columns = processing_class(*(columns[text] for text in texts), truncation=True, max_length=max_length)
-        columns = {name: values for name, values in columns.items() if name in inputs}
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        if processing_class is None:
+            check_mask("the data", teacher, rows)
+            padder.check(rows)
+        return unpadded_rows(teacher, rows, [name for name in columns if name in inputs])
 
     if own:
         if bf16 and state.device.type == "cpu":
@@ -121,7 +125,7 @@ def cache_teacher_logits(
         check_lengths("the data", teacher, (len(row["input_ids"]) for start in own for row in encode(start)))
         teacher.to(state.device)
         for start in tqdm(own, desc="teacher's logits", disable=not state.is_main_process):
-            _write(files[start], _compute_logits(teacher, encode(start), padder, batch_size, bf16))
+            _write(files[start], _compute_logits(teacher, encode(start), batch_size, bf16))
     state.wait_for_everyone()
     logits = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files.values()])
     result = datasets.concatenate_datasets([dataset.with_format(None), logits], axis=1)
@@ -129,14 +133,19 @@ def cache_teacher_logits(
     return result.with_format(form["type"], columns, form["output_all_columns"], **form["format_kwargs"])
 
 
-def _compute_logits(teacher: nn.Module, rows: list[dict[str, Any]], padder: Padder, size: int, bf16: bool) -> Tensor:
+def _compute_logits(teacher: nn.Module, rows: list[dict[str, Tensor]], size: int, bf16: bool) -> Tensor:
     """Return the teacher's logits of encoded rows, in their order: float32, on the CPU, shape (rows, classes)."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))  # batches need little padding
-    found = []
-    with evaluation_mode(teacher), torch.autocast(padder.device.type, torch.bfloat16, enabled=bf16):
-        for start in range(0, len(order), size):
-            batch = padder([rows[index] for index in order[start : start + size]])
-            found.append(get_logits(teacher(**batch)).float().cpu())
+    device, order, found = next(teacher.parameters()).device, [], []
+    with (
+        evaluation_mode(teacher),
+        without_padding(teacher),
+        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+    ):
+        for indices, batch in unpadded_batches(teacher, rows, size):
+            order += indices
+            with reading(teacher, batch):
+                outputs = teacher(**{name: value.to(device) for name, value in batch.items()})
+            found.append(get_logits(outputs).float().cpu())
     return torch.cat(found)[torch.tensor(order).argsort()]
 
 
@@ -168,7 +177,8 @@ def _digest(teacher: nn.Module, data: Dataset, settings: dict[str, Any]) -> str:
     config = get_config(teacher)
     if config is not None:
         transient = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
-        kept = {name: value for name, value in config.to_dict().items() if name not in transient}
+        names = ("id2label", "label2id")  # which change no logits
+        kept = {name: value for name, value in config.to_dict().items() if name not in (*transient, *names)}
         digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
     for name, tensor in teacher.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
@@ -33,8 +35,12 @@ class TeacherCollator:
         batch = dict(self.collator(own))
         if cached or any(text is None for column in texts for text in column):
             return batch
-        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
-        return batch | {"teacher_inputs": dict(encoded)}
+        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length, return_attention_mask=True)
+        # Padded by the mask alone: which id padding has is up to each teacher, and some tokenizers have none.
+        padded = {
+            name: pad_sequence([torch.tensor(row) for row in rows], batch_first=True) for name, rows in encoded.items()
+        }
+        return batch | {"teacher_inputs": padded}
 
 
 def choose_teacher_input(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,17 @@ from torch import Tensor, nn
 from hfcompress.distill.layer_losses import ForwardRecorder, ModelOutputs
 from hfcompress.errors import CompressionError
 from hfcompress.losses import mean_logits
-from hfcompress.models.classifier import are_default_names, get_problem_type, input_names, label_names, label_order
+from hfcompress.models.classifier import get_problem_type, input_names
+from hfcompress.models.labels import label_order
+from hfcompress.models.padding import (
+    fill_padding,
+    find_padding,
+    padded_with,
+    reading,
+    split_rows,
+    unpadded_batches,
+    without_padding,
+)
 from hfcompress.models.tensors import check_has_values, identities
 from hfcompress.validation import is_number
 
@@ -33,6 +44,7 @@ class Teachers:
         self._label_orders = [_check_pair(student, model) or slice(None) for model in models]
         self._weights = _normalize([1.0] * len(models) if weights is None else weights, len(models))
         self._problem = get_problem_type(student, "student")
+        self._runs = [_PaddedRun(model) for model in models]
         self.models = list(models)
         self.module = models[0] if len(models) == 1 else nn.ModuleList(models)
 
@@ -43,18 +55,73 @@ class Teachers:
 
     @torch.no_grad()
     def outputs(self, inputs: Mapping[str, Any], recorder: ForwardRecorder) -> ModelOutputs:
-        """Run each teacher on the inputs that it takes; return the mean, and of a single one also what is recorded."""
+        """Run each teacher on the inputs that it takes; return the mean, and of a single one also what is recorded.
+
+        The logits of a row do not depend on how the batch is padded.
+        """
         self.module.eval()
-        found, logits = [], []
-        for model, order in zip(self.models, self._label_orders, strict=True):
-            names = input_names(model)
-            found.append(recorder(model, {name: value for name, value in inputs.items() if name in names}))
-            logits.append(found[-1].logits[..., order])
+        found = [run(inputs, recorder) for run in self._runs]
+        logits = [one.logits[..., order] for one, order in zip(found, self._label_orders, strict=True)]
         return replace(found[0], logits=mean_logits(logits, self._weights, self._problem))
 
     def reorder(self, cached: Tensor) -> Tensor:
         """Put logits that were computed before, by the only teacher, into the order of the student's classes."""
         return cached[..., self._label_orders[0]] if len(self.models) == 1 else cached
+
+
+class _PaddedRun:
+    """Runs a teacher on padded batches; each row gets the logits that it would get alone.
+
+    Most architectures give them if the padding has the id that they take for padding. Whether this one does is found
+    out at the first batch of each side and length; where it does not (XLNet padded on the right, a convolution), rows
+    of one length are read together, without padding.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._names = model, input_names(model)
+        self._is_exact: dict[tuple[bool, bool, int], bool] = {}
+
+    def __call__(self, inputs: Mapping[str, Any], recorder: ForwardRecorder) -> ModelOutputs:
+        padding, model = find_padding(inputs), self._model
+        if padding is None:
+            with without_padding(model) if "attention_mask" in inputs else nullcontext():
+                return self._run(inputs, recorder)
+        key = bool(padding[:, 0].any()), bool(padding[:, -1].any()), padding.shape[1].bit_length()
+        exact, records, outputs = self._is_exact.get(key), recorder != ForwardRecorder(), None
+        if exact is not False or records:
+            filled, index = fill_padding(model, inputs)
+            with padded_with(model, index), nullcontext() if records else suppress(ValueError):
+                outputs = self._run(filled, recorder)
+        if exact and outputs is not None:
+            return outputs
+        alone = self._run_unpadded(inputs)
+        if exact is None and outputs is not None:
+            self._is_exact[key] = exact = _are_close(outputs.logits, alone, model)
+        if outputs is None:
+            return ModelOutputs(alone)
+        return outputs if exact else replace(outputs, logits=alone)
+
+    def _run(self, inputs: Mapping[str, Any], recorder: ForwardRecorder) -> ModelOutputs:
+        return recorder(self._model, {name: value for name, value in inputs.items() if name in self._names})
+
+    def _run_unpadded(self, inputs: Mapping[str, Any]) -> Tensor:
+        rows, order, found = split_rows(inputs), [], []
+        with without_padding(self._model):
+            for indices, batch in unpadded_batches(self._model, rows, len(rows)):
+                order += indices
+                with reading(self._model, batch):
+                    found.append(self._run(batch, ForwardRecorder()).logits)
+        return torch.cat(found)[torch.tensor(order).argsort()]
+
+
+def _are_close(padded: Tensor, alone: Tensor, model: nn.Module) -> bool:
+    """Whether logits are equal but for rounding, in the least precise dtype that the model computes in."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()} | {alone.dtype}
+    if torch.is_autocast_enabled(alone.device.type):
+        dtypes.add(torch.get_autocast_dtype(alone.device.type))
+    tolerance = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
+    scale = max(1.0, float(alone.float().abs().max()))
+    return bool((padded.float() - alone.float()).abs().max() <= tolerance * scale)
 
 
 def _normalize(weights: Sequence[float], count: int) -> list[float]:
@@ -82,10 +149,4 @@ def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     own, other = get_problem_type(student, "student"), get_problem_type(teacher, "teacher")
     if own != other:
         raise CompressionError(f"The student's problem_type is {own!r}, the teacher's {other!r}; they must match.")
-    labels, others = label_names(student), label_names(teacher)
-    differ = set(labels.values()) != set(others.values()) and not any(map(are_default_names, (labels, others)))
-    if labels and others and (len(labels) != len(others) or differ):
-        raise CompressionError(
-            f"The teacher has {len(others)} labels ({others}), the student {len(labels)} ({labels}); they must match."
-        )
-    return label_order(student, teacher)
+    return label_order(student, teacher, ("student", "teacher"), strict=True)

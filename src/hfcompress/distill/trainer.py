@@ -25,6 +25,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.losses import check_label_loss, check_teacher_loss, label_loss, teacher_loss
 from hfcompress.metrics import mean_metrics, per_example_metrics
 from hfcompress.models.classifier import get_config, get_problem_type, input_names
+from hfcompress.models.padding import align_padding
 
 _LABEL_WEIGHTS = "label_weights"  # added to each training batch
 
@@ -233,8 +234,9 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         labels, weights = inputs.pop("labels", None), inputs.pop(EXAMPLE_WEIGHTS, None)
         label_weights = inputs.pop(_LABEL_WEIGHTS, None)
         cached, encoded = inputs.pop("teacher_logits", None), inputs.pop("teacher_inputs", None)
+        own = {name: value for name, value in inputs.items() if name not in self._teacher_only}
         return StudentBatch(
-            inputs={name: value for name, value in inputs.items() if name not in self._teacher_only},
+            inputs=align_padding(self.model, own),
             labels=labels,
             weights=weights,
             label_weights=label_weights,

@@ -1,4 +1,4 @@
-"""A classifier as a whole: what is inside its wrappers, what it takes and returns, how its labels are named."""
+"""A classifier as a whole: what is inside its wrappers, what it takes and returns."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ def get_problem_type(model: nn.Module, role: str) -> Problem:
         CompressionError: The config names no problem that there is, or a choice of a single class.
     """
     config = get_config(model)
-    outputs = getattr(config, "num_labels", 2)
+    if getattr(config, "id2label", ()) is None:  # which num_labels is the length of
+        outputs = len(getattr(config, "label2id", None) or "12")
+    else:
+        outputs = getattr(config, "num_labels", 2)
     problem = getattr(config, "problem_type", None)
     if problem is None:
         problem = "regression" if outputs == 1 else "single_label_classification"
@@ -86,32 +89,6 @@ def get_problem_type(model: nn.Module, role: str) -> Problem:
         )
     check_problem(problem)
     return cast(Problem, problem)
-
-
-def label_names(model: nn.Module) -> dict[int, str]:
-    """Return the names of a model's classes by index; none without a config."""
-    config = get_config(model)
-    labels = dict(getattr(config, "id2label", None) or {})
-    named = {index: name for name, index in (getattr(config, "label2id", None) or {}).items()}
-    return named if are_default_names(labels) and set(named) == set(labels) else labels  # label2id may be set alone
-
-
-def are_default_names(labels: Mapping[int, str]) -> bool:
-    """Whether these are the names that transformers gives to classes without any."""
-    return set(labels.values()) == {f"LABEL_{index}" for index in range(len(labels))}
-
-
-def label_order(first: nn.Module, other: nn.Module) -> list[int] | None:
-    """Return where the classes of the first model are among those of another.
-
-    Returns:
-        An index of the other model for each class of the first; None if they are in the same places or have no names.
-    """
-    labels, others = label_names(first), label_names(other)
-    if labels == others or set(labels.values()) != set(others.values()) or are_default_names(labels):
-        return None
-    index = {name: class_id for class_id, name in others.items()}
-    return [index[labels[class_id]] for class_id in sorted(labels)]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_config, input_names, max_tokens, unwrap
+from hfcompress.models.padding import readable_padding, split_rows, trim, unpadded_batches
 
 Batch = dict[str, Tensor]
 LABELS = ("labels", "label")
@@ -27,12 +28,15 @@ class Examples:
     Attributes:
         lengths: How many tokens each has.
         labels: Their labels, or None if they have none.
-        take: Makes the batch of the examples with these indices, on the model's device, without labels.
+        take: Makes the batch of the examples with these indices, on the model's device, without labels; padded.
+        batches: Makes all batches of at most so many examples, without any padding: those of one length together, so
+            that no logits depend on what else is in the batch. Each comes with the indices of its examples.
     """
 
     lengths: list[int]
     labels: Tensor | None
     take: Callable[[Sequence[int]], Batch]
+    batches: Callable[[int], Iterator[tuple[list[int], Batch]]]
 
 
 class Padder:
@@ -61,6 +65,14 @@ class Padder:
         """Where the model is, and the batches will be."""
         return next(self._model.parameters()).device
 
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse rows of different lengths where there is no padding token."""
+        if self._collate is None and self.pad_token_id is None and len({len(row["input_ids"]) for row in rows}) > 1:
+            raise CompressionError(
+                f"The rows are of different lengths, and {type(unwrap(self._model)).__name__} has no "
+                "config.pad_token_id to pad them with; set it, or pass the tokenizer as processing_class=."
+            )
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Pad rows, each with ``input_ids`` and columns of the same length.
 
@@ -73,11 +85,7 @@ class Padder:
             lists = [{name: torch.as_tensor(value).tolist() for name, value in row.items()} for row in rows]
             batch = dict(self._collate(lists))
         else:
-            if self.pad_token_id is None and len({len(row["input_ids"]) for row in rows}) > 1:
-                raise CompressionError(
-                    f"The rows are of different lengths, and {type(unwrap(self._model)).__name__} has no "
-                    "config.pad_token_id to pad them with; set it, or pass the tokenizer as processing_class=."
-                )
+            self.check(rows)
             batch = {
                 name: pad_sequence(
                     [torch.as_tensor(row[name]) for row in rows],
@@ -86,7 +94,7 @@ class Padder:
                 )
                 for name in rows[0]
             }
-        return {name: value.to(self.device) for name, value in batch.items()}
+        return readable_padding(self._model, {name: value.to(self.device) for name, value in batch.items()})
 
 
 def read_examples(
@@ -104,8 +112,31 @@ def read_examples(
         CompressionError: There are no examples, they cannot be read as such, or they are longer than the model reads.
     """
     if isinstance(inputs, Mapping):
-        return _read_tensors(owner, model, inputs)
-    return _read_rows(owner, model, inputs, Padder(model, processing_class))
+        return _read_tensors(owner, model, inputs, processing_class)
+    return _read_rows(owner, model, inputs, processing_class)
+
+
+def check_mask(owner: str, model: nn.Module, rows: Iterable[Mapping[str, Any]], tokenizer: Any = None) -> None:
+    """Refuse rows that have padding at an end, and no attention mask to tell it from the text."""
+    config = get_config(model)
+    own = getattr(config, "pad_token_id", None)
+    index = getattr(tokenizer, "pad_token_id", None)
+    index = own if index is None else index
+    ends = getattr(config, "eos_token_id", None)
+    at_end = index == own and index in [
+        *(ends if isinstance(ends, list) else [ends]),
+        getattr(config, "bos_token_id", None),
+    ]
+    if index is None or at_end or "attention_mask" not in input_names(model):
+        return
+    for row in rows:
+        ids = row.get("input_ids", ())
+        if "attention_mask" not in row and len(ids) > 1 and index in (int(ids[0]), int(ids[-1])):
+            raise CompressionError(
+                f"A row of {owner} begins or ends with the padding token, {index}, and has no attention_mask, so that "
+                f"{type(unwrap(model)).__name__} would read it as text; pass the attention_mask, or rows without "
+                "padding."
+            )
 
 
 def check_lengths(owner: str, model: nn.Module, lengths: Iterable[int]) -> None:
@@ -143,7 +174,7 @@ def dummy_inputs(model: nn.Module, tokens: int = TOKENS, batch_size: int = 1) ->
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _read_tensors(owner: str, model: nn.Module, inputs: Mapping[str, Any]) -> Examples:
+def _read_tensors(owner: str, model: nn.Module, inputs: Mapping[str, Any], tokenizer: Any) -> Examples:
     device = next(model.parameters()).device
     tensors = {key: value.to(device) for key, value in inputs.items() if isinstance(value, Tensor)}
     labels = next((tensors.pop(key) for key in LABELS if key in tensors), None)
@@ -161,12 +192,17 @@ def _read_tensors(owner: str, model: nn.Module, inputs: Mapping[str, Any]) -> Ex
 
     def take(indices: Sequence[int]) -> Batch:
         chosen = torch.tensor(indices, device=device)
-        return {key: value[chosen] for key, value in tensors.items()}
+        return readable_padding(model, {key: value[chosen] for key, value in tensors.items()})
 
-    return Examples([tokens] * len(first), labels, take)
+    rows = split_rows(tensors)
+    if labels is not None:
+        check_mask(owner, model, rows, tokenizer)
+    if "input_ids" in tensors:
+        check_lengths(owner, model, (row["input_ids"].numel() for row in rows))
+    return Examples([tokens] * len(first), labels, take, lambda size: unpadded_batches(model, rows, size))
 
 
-def _read_rows(owner: str, model: nn.Module, inputs: Any, padder: Padder) -> Examples:
+def _read_rows(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
     rows = [dict(row) for row in inputs] if isinstance(inputs, Sequence) or hasattr(inputs, "__getitem__") else []
     columns = set.intersection(*(set(row) for row in rows)) if rows else set()
     read = [column for column in (rows[0] if rows else ()) if column in columns & input_names(model) - set(LABELS)]
@@ -178,10 +214,29 @@ def _read_rows(owner: str, model: nn.Module, inputs: Any, padder: Padder) -> Exa
     encoded = [{column: torch.as_tensor(row[column]) for column in read} for row in rows]
     lengths = [len(row["input_ids"]) for row in encoded]
     check_lengths(owner, model, lengths)
-    label = next((column for column in LABELS if column in columns), None)
+    label, padder = next((column for column in LABELS if column in columns), None), Padder(model, tokenizer)
     try:
         values = None if label is None else [torch.as_tensor(row[label]).tolist() for row in rows]
         labels = None if values is None else torch.as_tensor(values, device=padder.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CompressionError(f"The column {label!r} of {owner} holds no numbers: {error}") from error
-    return Examples(lengths, labels, lambda indices: padder([encoded[index] for index in indices]))
+    if labels is not None:
+        check_mask(owner, model, rows, tokenizer)
+    unpadded = unpadded_rows(model, rows, read)
+    check_lengths(owner, model, (len(row["input_ids"]) for row in unpadded))
+
+    def batches(size: int) -> Iterator[tuple[list[int], Batch]]:
+        for indices, batch in unpadded_batches(model, unpadded, size):
+            yield indices, {name: value.to(padder.device) for name, value in batch.items()}
+
+    return Examples(lengths, labels, lambda indices: padder([encoded[index] for index in indices]), batches)
+
+
+def unpadded_rows(model: nn.Module, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> list[Batch]:
+    """Return these columns of rows as tensors, without padding, and with an attention mask if the model takes one."""
+    needs_mask, made = "attention_mask" in input_names(model), []
+    for row in rows:
+        mask = row.get("attention_mask", [1] * len(row["input_ids"]))
+        own = trim({"attention_mask": torch.as_tensor(mask)} | {name: torch.as_tensor(row[name]) for name in columns})
+        made.append(own if needs_mask else {name: own[name] for name in columns})
+    return made

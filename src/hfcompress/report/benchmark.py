@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import product
 from typing import Any, cast
 
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, label_order, max_tokens, unwrap
+from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, max_tokens, unwrap
 from hfcompress.models.inputs import Batch, Examples, dummy_inputs, read_examples
+from hfcompress.models.labels import label_order
+from hfcompress.models.padding import reading, without_padding
 from hfcompress.models.profiling import count_flops, peak_bytes, synchronize
 from hfcompress.models.tensors import check_has_values, distinct, memory_bytes, stored_bytes
 from hfcompress.models.weights import select_matrices
@@ -52,8 +55,8 @@ def measure(
             first rows of the inputs are timed, with their padding.
         repeats: Number of timed passes of each batch, after three that warm up; fewer than eight cannot show a
             difference.
-        processing_class: Tokenizer that pads the rows of a data set. Without one, they are padded on the right with the
-            model's ``pad_token_id``.
+        processing_class: Tokenizer that pads the rows of a timed batch. Without one, they are padded on the right with
+            the model's ``pad_token_id``. The quality is measured without padding: rows of one length are read together.
         reference: Another model for the same inputs, with whose predictions those of the model are compared.
 
     Returns:
@@ -162,6 +165,24 @@ def _compare(
     readable = {name: model for name, model in models.items() if inputs[name] is not None}
     examples = {name: _read_examples(name, model, inputs[name], tokenizers[name]) for name, model in readable.items()}
 
+    with ExitStack() as padding:
+        for name, model in [*models.items(), *([] if reference is None else [("model", reference)])]:
+            if tokenizers[name] is not None:  # so that what has no config.pad_token_id can be padded
+                padding.enter_context(without_padding(model))
+        return _measure_all(models, inputs, tokenizers, examples, sizes, lengths, int(repeats), reference)
+
+
+def _measure_all(
+    models: Mapping[str, nn.Module],
+    inputs: Mapping[str, Inputs | None],
+    tokenizers: Mapping[str, PreTrainedTokenizerBase | None],
+    examples: Mapping[str, Examples],
+    sizes: Sequence[int],
+    lengths: Sequence[int | None],
+    repeats: int,
+    reference: nn.Module | None,
+) -> Comparison:
+    """Measure models whose examples were read."""
     figures = {name: _measure_size(model) for name, model in models.items()}
     for name, quality in _measure_quality(models, inputs, tokenizers, examples, max(sizes), reference).items():
         figures[name] |= quality
@@ -171,7 +192,7 @@ def _compare(
             batches = {name: own.take(range(min(size, len(own.lengths)))) for name, own in examples.items()}
         else:
             batches = {name: dummy_inputs(model, tokens, size) for name, model in models.items()}
-        times = _time_rounds(models, batches, int(repeats))
+        times = _time_rounds(models, batches, repeats)
         for name, batch in batches.items():
             flops, peak = count_flops(models[name], batch), peak_bytes(models[name], batch)
             rows, columns = (*batch.get("input_ids", next(iter(batch.values()))).shape, 1)[:2]
@@ -250,8 +271,10 @@ def _measure_quality(
     figures: dict[str, dict[str, Any]] = {}
     outputs: dict[str, tuple[Tensor, Tensor]] = {}  # logits and labels, with the classes in the first model's order
     for name in labelled:
-        order = None if one_output else label_order(models[first], models[name])
-        if order is not None and inputs[name] is inputs[first]:
+        shared = inputs[name] is inputs[first]
+        roles = (f"model {first!r}", f"model {name!r}")
+        order = None if one_output else label_order(models[first], models[name], roles, strict=shared)
+        if order is not None and shared:
             raise CompressionError(
                 f"The models {first!r} and {name!r} have their classes in different orders, so the same labels mean "
                 "different classes to them; pass inputs={name: inputs of the model}, each with its own labels."
@@ -266,7 +289,8 @@ def _measure_quality(
         if reference is not None:
             same = _read_examples("reference", reference, inputs[name], tokenizers[name])
             expected = _predict("reference", reference, same, batch_size)
-            order = None if one_output else label_order(models[name], reference)
+            roles = (f"model {name!r}", "reference")
+            order = None if one_output else label_order(models[name], reference, roles, strict=True)
             expected = expected if order is None else expected[:, order]
         elif name != first and first in outputs and torch.equal(outputs[first][1], labels):
             expected = outputs[first][0]
@@ -278,12 +302,12 @@ def _measure_quality(
 
 def _predict(name: str, model: nn.Module, examples: Examples, batch_size: int) -> Tensor:
     """Return the logits of all examples, in their order, on the CPU in float64."""
-    order = sorted(range(len(examples.lengths)), key=examples.lengths.__getitem__)  # little padding
+    order, logits = [], []
     with evaluation_mode(model):
-        logits = [
-            get_logits(_forward(name, model, examples.take(order[start : start + batch_size]))).cpu()
-            for start in range(0, len(order), batch_size)
-        ]
+        for indices, batch in examples.batches(batch_size):
+            order += indices
+            with reading(model, batch):
+                logits.append(get_logits(_forward(name, model, batch)).cpu())
     return torch.cat(logits)[torch.tensor(order).argsort()].double()
 
 
@@ -291,7 +315,8 @@ def _forward(name: str, model: nn.Module, batch: Batch) -> Any:
     try:
         return model(**batch)
     except ValueError as error:  # such as GPT-2's without a padding token
-        raise CompressionError(f"The model {name!r} does not read the inputs: {error}") from error
+        remedy = "" if "padding token" not in str(error) else " Pass the tokenizer, or set config.pad_token_id."
+        raise CompressionError(f"The model {name!r} does not read the inputs: {error}{remedy}") from error
 
 
 def _time_rounds(models: Mapping[str, nn.Module], batches: Mapping[str, Batch], repeats: int) -> dict[str, list[float]]:

@@ -95,7 +95,7 @@ def importance_scores(
 
 
 def labelled_batches(model: nn.Module, dataset: Any, batch_size: int) -> list[Batch]:
-    """Put the rows of a data set into padded batches on the model's device.
+    """Put the rows of a data set into batches on the model's device, those of one length together.
 
     Args:
         model: What reads them.
@@ -124,7 +124,6 @@ def labelled_batches(model: nn.Module, dataset: Any, batch_size: int) -> list[Ba
             raise CompressionError("The labels of dataset must be tensors, as its input_ids are.")
         count = len(examples.lengths)
         size = 1 if not can_pad else count if are_batches else batch_size
-        for start in range(0, count, size):
-            labels = examples.labels[start : start + size]
-            batches.append(examples.take(range(start, start + len(labels))) | {"labels": labels})
+        for indices, batch in examples.batches(size):
+            batches.append(batch | {"labels": examples.labels[indices]})
     return batches

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 
 from hfcompress.atomic_folder import replacing
 from hfcompress.errors import CompressionError
+from hfcompress.models.labels import label_maps
 from hfcompress.models.shape_plan import check_version, is_plan, make_plan
 from hfcompress.storage.model_card import CARD, is_our_card
 from hfcompress.storage.safetensors_file import is_packed, read_shapes
@@ -71,8 +72,8 @@ def write_labels(new: Path, config: PreTrainedConfig) -> None:
     transformers leaves out those of two labels, also where the default of the class is another number (BART: three),
     and cannot load what it saved then.
     """
-    if config.id2label:
-        labels = {"id2label": config.id2label, "label2id": config.label2id}
+    if labels := label_maps(config):
+        labels |= {} if config.label2id is not None else {"label2id": None}
         _write_json(new / CONFIG, _read_json(new / CONFIG) | labels)
 
 

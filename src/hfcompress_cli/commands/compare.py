@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     import hfcompress as hfc
     from hfcompress.report.plots import pyplot
     from hfcompress_cli.data import encode, read_rows
-    from hfcompress_cli.models import find_device, load, set_padding
+    from hfcompress_cli.models import find_device, load
     from hfcompress_cli.outputs import check_file, write_file
 
     names = arguments.models
@@ -48,14 +48,12 @@ def run(arguments: argparse.Namespace) -> options.Results:
     models, inputs, tokenizers = {}, {}, {}
     for name in names:
         model, tokenizer = load(name, trained=rows is not None, reads_texts=rows is not None)
-        if tokenizer is not None:
-            set_padding(model, tokenizer)  # without it GPT-2 reads no batch, even of dummy texts
+        tokenizers[name] = tokenizer  # with it GPT-2 reads batches, even of dummy texts
         if rows is not None:
-            tokenizers[name] = tokenizer
             inputs[name] = encode(rows, columns, label, model, tokenizer, arguments.max_length)
         models[name] = model.to(device)
     timing = {"batch_size": arguments.batch_size, "length": arguments.length, "repeats": arguments.repeats}
-    found = hfc.compare(models, inputs or None, processing_class=tokenizers or None, **timing)
+    found = hfc.compare(models, inputs or None, processing_class=tokenizers, **timing)
     if page is not None:
         write_file(page, found.to_html(), arguments.overwrite)
     several = any(len(one.passes) > 1 for one in found.rows.values())  # the short table shows one batch alone
