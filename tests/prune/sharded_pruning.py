@@ -166,13 +166,13 @@ def note_what_is_sent(mesh):
 # What is refused, in all processes alike
 
 
-def refusal(model, amount=0.5, **patterns):
+def refusal(model, amount=0.5, verb=prune_global_l1, **patterns):
     """Return the sentence, and whether all that this process holds stayed as it was."""
     held = [p.detach() for p in model.parameters()]
     held = [value.to_local() if isinstance(value, DTensor) else value for value in held]
     before = [value.clone() for value in held]
     try:
-        prune_global_l1(model, amount, **patterns)
+        verb(model, amount, **patterns)
     except CompressionError as error:
         same = all(torch.equal(one.nan_to_num(7), other.nan_to_num(7)) for one, other in zip(held, before, strict=True))
         return str(error), same
@@ -212,6 +212,10 @@ def refuse(mesh, rank, size):
         "amounts that differ": refusal(sharded(), 0.5 if rank else 0.4),
         "matrices that differ": refusal(sharded(), 10, exclude="0" if rank else "1"),
         "include in the last": refusal(sharded(), include="no such" if rank == size - 1 else "*"),
+        "report of nothing in the last": refusal(
+            sharded(),
+            verb=lambda model, _: sparsity_report(model, include="no such" if rank == size - 1 else None),
+        ),
         "equal nowhere": refusal(unequal),
         "columns": refusal(placed(Shard(1))),
         "partial": refusal(placed(Partial())),
@@ -238,10 +242,11 @@ def begin_with_zeros_in_one_process(mesh):
     model = stack(torch.ones(12, 6))
     with torch.no_grad():
         model[0].weight[0] = 0
+    by_rows(model, mesh)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         args, state = SimpleNamespace(auto_find_batch_size=False), SimpleNamespace(train_batch_size=2)
-        KeepSparsity().on_train_begin(args, state, None, model=by_rows(model, mesh))
+        KeepSparsity().on_train_begin(args, state, None, model=model)
     return [str(one.message) for one in caught]
 
 

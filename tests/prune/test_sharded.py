@@ -64,6 +64,7 @@ REFUSALS = {
     "amounts that differ": "The processes ask for 58 to 72 zeros; give the same amount",
     "matrices that differ": "The processes chose different matrices",
     "include in the last": "include pattern 'no such' matches no weight matrix",
+    "report of nothing in the last": "include pattern 'no such' matches no weight matrix",
     "equal nowhere": "1.weight is not sharded, and not the same in all processes",
     "columns": "1.weight is sharded over devices as (Shard(dim=1),)",
     "partial": "1.weight is sharded over devices as (Partial(sum),)",

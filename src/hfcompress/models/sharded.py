@@ -116,6 +116,12 @@ def shards_of(tensors: Iterable[Tensor]) -> Shards:
     return Shards()
 
 
+def shards_of_model(model: nn.Module) -> Shards:
+    """Return the processes over which a model is sharded, if it is."""
+    reshard(model)
+    return shards_of(model.parameters())
+
+
 def shard_ranks(tensor: Tensor) -> tuple[int, ...]:
     """Return the ranks of the processes over which a tensor is sharded by rows; none if it is not sharded."""
     shards = shards_of([tensor])

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from typing_extensions import override
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.sharded import local_values, shards_of
+from hfcompress.models.sharded import local_values, shards_of_model
 from hfcompress.models.weights import check_prunable, select_matrices
 from hfcompress.prune.magnitude import check_amount, prune_global_l1, zeros_asked
 from hfcompress.prune.scan import INTEGER_DTYPES
@@ -104,7 +104,7 @@ class KeepSparsity(TrainerCallback):
         """Read the zeros."""
         self._apply_after_restart(args, state)
         self.read(kwargs["model"])
-        if not shards_of(kwargs["model"].parameters()).sum([len(self._kept)]):
+        if not shards_of_model(kwargs["model"]).sum([len(self._kept)]):
             warnings.warn(
                 "KeepSparsity has nothing to keep: no prunable weight is zero; prune the model before training.",
                 stacklevel=2,

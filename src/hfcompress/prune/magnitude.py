@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.sharded import Shards, is_sharded_by_rows, local_values, reshard, shards_of
+from hfcompress.models.sharded import Shards, is_sharded_by_rows, local_values, shards_of_model
 from hfcompress.models.weights import Selection, WeightMatrix, check_prunable, select_matrices
 from hfcompress.prune.scan import INTEGER_DTYPES, key_tensor, key_value, split_chunks, split_pieces
 from hfcompress.prune.threshold import ThresholdMask, compute_masks
@@ -67,8 +67,7 @@ def prune_global_l1(
         >>> prune_global_l1(model, 0.2).zeros  # of 9216
         1843
     """
-    reshard(model)
-    shards = shards_of(model.parameters())
+    shards = shards_of_model(model)
     selection, count = shards.together(partial(_check, model, amount, include, exclude))
     _check_same(shards, selection, count)
     zeros: Counter[str] = Counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from hfcompress.models.architectures import block_kind
 from hfcompress.models.classifier import unwrap
-from hfcompress.models.sharded import has_known_placements, local_values, sum_local_counts
+from hfcompress.models.sharded import has_known_placements, local_values, shards_of_model, sum_local_counts
 from hfcompress.models.tensors import distinct, has_plain_values
 from hfcompress.models.weights import PRUNABLE_DTYPES, Selection, check_prunable, select_matrices
 from hfcompress.report.plots import draw_sparsity
@@ -233,9 +234,13 @@ def sparsity_report(
         >>> {kind: count.weights for kind, count in report.kinds.items()}
         {'attention': 4096, 'feed-forward': 4096, 'pooler': 1024}
     """
+    return make_report(model, shards_of_model(model).together(partial(_select, model, include, exclude)))
+
+
+def _select(model: nn.Module, include: Sequence[str] | str | None, exclude: Sequence[str] | str | None) -> Selection:
     selection = select_matrices(model, include, exclude)
     check_prunable(model, selection)
-    return make_report(model, selection)
+    return selection
 
 
 def make_report(
