@@ -18,7 +18,6 @@ from transformers import TrainerCallback
 
 import hfcompress.distill.logits_cache
 from hfcompress import (
-    CompressionError,
     DistillationArguments,
     DistillationTrainer,
     KeepSparsity,
@@ -170,15 +169,9 @@ def shard(architecture, keep_zeros):
             keep.apply()
         optimizer.zero_grad()
     after = zeros_of(model)
-    try:
-        prune_global_l1(model, 0.6)
-        refusal = None
-    except CompressionError as error:
-        refusal = str(error)
     return {
         "zeros": sum(int(mask.sum()) for mask in before.values()),
         "lost": sum(int((mask & ~after[name]).sum()) for name, mask in before.items()),
-        "refusal": refusal,
     }
 
 

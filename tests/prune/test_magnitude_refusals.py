@@ -78,13 +78,13 @@ def test_a_weight_of_a_tensor_subclass_is_refused_by_place():
     assert torch.equal(model[0].weight.as_subclass(torch.Tensor), torch.ones(2, 2))
 
 
-def test_sharded_weights_are_refused_by_place(tmp_path):
+def test_weights_sharded_by_columns_are_refused_by_place(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
         mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
         model = stack(torch.ones(2, 2))
         sharded = torch.distributed.tensor.distribute_tensor(
-            torch.ones(2, 2), mesh, [torch.distributed.tensor.Shard(0)]
+            torch.ones(2, 2), mesh, [torch.distributed.tensor.Shard(1)]
         )
         model[0].weight = nn.Parameter(sharded)
         with pytest.raises(CompressionError, match=r"0\.weight is sharded"):

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import unwrap
+from hfcompress.models.sharded import has_known_placements, local_values, reshard, shard_ranks
 from hfcompress.models.tensors import check_has_values, distinct
 
 PRUNABLE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -63,6 +64,7 @@ def select_matrices(
         CompressionError: A pattern matches nothing, or a weight is computed from another parameter.
     """
     include, exclude = _patterns(include, "include"), _patterns(exclude, "exclude")
+    reshard(model)
     inner = unwrap(model)
     body = getattr(inner, "base_model", inner)
     in_body = {id(module) for module in body.modules()}
@@ -100,7 +102,7 @@ def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = Fa
     Args:
         model: What the matrices were selected from.
         selection: The matrices.
-        sharded: Whether matrices sharded over devices are allowed.
+        sharded: Whether matrices sharded in any way are allowed, not only by rows over one group of processes.
     """
     if not selection.matrices:
         found = f" (not covered: {', '.join(selection.not_covered)})" if selection.not_covered else ""
@@ -108,15 +110,29 @@ def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = Fa
             f"{type(unwrap(model)).__name__} has no weight matrix to prune: nn.Linear or Conv1D in its body are "
             f"needed{found}; pass a model that has some, or name other layers with include=."
         )
+    first: tuple[str, tuple[int, ...]] | None = None  # sharded matrix, and the ranks of its processes
     for matrix in selection.matrices:
         where, weight = f"{matrix.name}.weight", matrix.weight
         check_has_values([(where, weight)])
         if is_lazy(weight):
             raise CompressionError(f"{where} is not initialized yet; run the lazy module once first.")
         if isinstance(weight, DTensor) and not sharded:
-            raise CompressionError(f"{where} is sharded over devices (DTensor); prune the model before it is sharded.")
-        plain = type(weight) is nn.Parameter and type(weight.data) is torch.Tensor and weight.layout is torch.strided
-        if weight.dtype not in PRUNABLE_DTYPES or not (plain or isinstance(weight, DTensor)):
+            if not has_known_placements(weight):
+                raise CompressionError(
+                    f"{where} is sharded over devices as {weight.placements}; weights are counted and pruned in shards "
+                    "only if these are blocks of rows along one axis of the mesh (Shard(0), as FSDP2 makes them), "
+                    "replicated along others; prune the model before it is sharded."
+                )
+            ranks = shard_ranks(weight)
+            first = first or ((where, ranks) if ranks else None)
+            if ranks and first and ranks != first[1]:
+                raise CompressionError(
+                    f"{first[0]} is sharded over the processes {first[1]}, but {where} over {ranks}; shard all over "
+                    "the same, or prune the model before it is sharded."
+                )
+        plain = isinstance(weight, DTensor) or type(weight) is nn.Parameter
+        plain = plain and type(local_values(weight)) is torch.Tensor and weight.layout is torch.strided
+        if weight.dtype not in PRUNABLE_DTYPES or not plain:
             raise CompressionError(
                 f"{where} is quantized or sparse ({type(weight).__name__}, {weight.dtype}, {weight.layout}); prune the "
                 "model as dense float32, float64, float16 or bfloat16 and convert it afterwards."

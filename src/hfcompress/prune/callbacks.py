@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
 from hfcompress.errors import CompressionError
+from hfcompress.models.sharded import local_values, shards_of_model
 from hfcompress.models.weights import check_prunable, select_matrices
 from hfcompress.prune.magnitude import check_amount, prune_global_l1, zeros_asked
 from hfcompress.prune.scan import INTEGER_DTYPES
@@ -81,7 +81,7 @@ class KeepSparsity(TrainerCallback):
         check_prunable(model, selection, sharded=True)
         self._kept = []
         for matrix in selection.matrices:
-            zeros = _local_values(matrix.weight) == 0
+            zeros = local_values(matrix.weight) == 0
             if zeros.any():
                 # A bit mask: all bits of a byte are set where the weight is trained, none where it is kept at zero.
                 self._kept.append((matrix.name, matrix.weight, zeros.to(torch.int8) - 1))
@@ -90,7 +90,7 @@ class KeepSparsity(TrainerCallback):
     def apply(self) -> None:
         """Set the weights that were zero when `read` was called to zero again, in place."""
         for _, weight, mask in self._kept:
-            values = _local_values(weight)
+            values = local_values(weight)
             integer = INTEGER_DTYPES[values.dtype.itemsize]
             rows = max(1, _CHUNK * len(values) // values.numel())
             for part, bits in zip(torch.split(values.view(integer), rows), torch.split(mask, rows), strict=True):
@@ -104,7 +104,7 @@ class KeepSparsity(TrainerCallback):
         """Read the zeros."""
         self._apply_after_restart(args, state)
         self.read(kwargs["model"])
-        if not self._kept:
+        if not shards_of_model(kwargs["model"]).sum([len(self._kept)]):
             warnings.warn(
                 "KeepSparsity has nothing to keep: no prunable weight is zero; prune the model before training.",
                 stacklevel=2,
@@ -129,7 +129,7 @@ class KeepSparsity(TrainerCallback):
     @override
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Write the zeros back, with a warning: some optimizers restore a copy of the weights at the end."""
-        counts = {name: int(_local_values(weight)[mask == 0].count_nonzero()) for name, weight, mask in self._kept}
+        counts = {name: int(local_values(weight)[mask == 0].count_nonzero()) for name, weight, mask in self._kept}
         revived = [name for name, count in counts.items() if count]
         if revived:
             warnings.warn(
@@ -294,9 +294,3 @@ class GradualPruning(KeepSparsity):
         before = sparsity_report(model, include=self.include, exclude=self.exclude).zeros
         report = prune_global_l1(model, amount, include=self.include, exclude=self.exclude)
         return report, report.zeros - before
-
-
-def _local_values(weight: nn.Parameter) -> Tensor:
-    """Return the weights that this process holds, sharing memory with the parameter."""
-    values = weight.detach()
-    return values.to_local() if isinstance(values, DTensor) else values

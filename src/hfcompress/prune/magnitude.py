@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.weights import check_prunable, select_matrices
-from hfcompress.prune.scan import key_tensor, key_value, split_chunks, split_pieces
+from hfcompress.models.sharded import Shards, is_sharded_by_rows, local_values, shards_of_model
+from hfcompress.models.weights import Selection, WeightMatrix, check_prunable, select_matrices
+from hfcompress.prune.scan import INTEGER_DTYPES, key_tensor, key_value, split_chunks, split_pieces
 from hfcompress.prune.threshold import ThresholdMask, compute_masks
 from hfcompress.report.sparsity import SparsityReport, make_report
 from hfcompress.validation import check_count, check_fraction, is_integer
@@ -35,6 +38,9 @@ def prune_global_l1(
     Prunable are the ``nn.Linear`` and ``Conv1D`` matrices of ``model.base_model``; not the classification head,
     embeddings, norms, biases or adapters. Unstructured zeros make a dense model neither smaller nor faster.
 
+    A model sharded by FSDP2 gets the zeros that it would have unsharded; all of its processes must call this, and only
+    counts are sent between them. What is refused in one of them is refused in all.
+
     Args:
         model: A Hugging Face classifier in float32, float64, float16 or bfloat16, on any device. Changed in place.
         amount: A float in [0, 1): the fraction of the prunable weights that is zero afterwards, so that a second call
@@ -51,7 +57,8 @@ def prune_global_l1(
 
     Raises:
         CompressionError: ``amount`` is out of range, a pattern matches nothing, there is nothing to prune, or a weight
-            is NaN, infinite, quantized, sharded or on the meta device. The model is then unchanged.
+            is NaN, infinite, quantized, sharded otherwise than by rows, or on the meta device. The model is then
+            unchanged.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -60,16 +67,9 @@ def prune_global_l1(
         >>> prune_global_l1(model, 0.2).zeros  # of 9216
         1843
     """
-    check_amount(amount)
-    selection = select_matrices(model, include, exclude)
-    check_prunable(model, selection)
-    for matrix in selection.matrices:
-        if matrix.weight.is_inference() and not torch.is_inference_mode_enabled():
-            raise CompressionError(
-                f"{matrix.name}.weight was created in torch.inference_mode() and cannot be changed outside of it; "
-                "load the model without it."
-            )
-    count = zeros_asked(amount, sum(matrix.weight.numel() for matrix in selection.matrices))
+    shards = shards_of_model(model)
+    selection, count = shards.together(partial(_check, model, amount, include, exclude))
+    _check_same(shards, selection, count)
     zeros: Counter[str] = Counter()
     for mask in compute_masks(split_pieces(selection.matrices), count):
         _apply(mask)
@@ -100,6 +100,50 @@ def zeros_asked(amount: float | int, weights: int) -> int:
     if count > weights:
         raise CompressionError(f"amount={amount} is more than the {weights} prunable weights of the model.")
     return count
+
+
+def _check(
+    model: nn.Module, amount: float | int, include: Sequence[str] | str | None, exclude: Sequence[str] | str | None
+) -> tuple[Selection, int]:
+    """Return the matrices to prune and the number of zeros asked for; raise a `CompressionError` if these cannot be."""
+    check_amount(amount)
+    selection = select_matrices(model, include, exclude)
+    check_prunable(model, selection)
+    for matrix in selection.matrices:
+        if matrix.weight.is_inference() and not torch.is_inference_mode_enabled():
+            raise CompressionError(
+                f"{matrix.name}.weight was created in torch.inference_mode() and cannot be changed outside of it; "
+                "load the model without it."
+            )
+    return selection, zeros_asked(amount, sum(matrix.weight.numel() for matrix in selection.matrices))
+
+
+def _check_same(shards: Shards, selection: Selection, count: int) -> None:
+    """Raise a `CompressionError` unless all processes prune the same: a threshold of all is of no use otherwise."""
+    if shards.mesh is None:
+        return
+    names = ", ".join(matrix.name for matrix in selection.matrices)
+    chosen, counts = shards.extremes([zlib.crc32(names.encode()), count])
+    if chosen[0] != chosen[1]:
+        raise CompressionError(
+            "The processes chose different matrices to prune; give the same include= and exclude= in all of them."
+        )
+    if counts[0] != counts[1]:
+        raise CompressionError(
+            f"The processes ask for {counts[0]} to {counts[1]} zeros; give the same amount in all of them."
+        )
+    held = [matrix for matrix in selection.matrices if not is_sharded_by_rows(matrix.weight)]
+    for matrix, (smallest, largest) in zip(held, shards.extremes([*map(_checksum, held)]), strict=True):
+        if smallest != largest:
+            raise CompressionError(
+                f"{matrix.name}.weight is not sharded, and not the same in all processes; make it the same (by "
+                "torch.distributed.broadcast), shard it too, or leave the module out with exclude=."
+            )
+
+
+def _checksum(matrix: WeightMatrix) -> int:
+    values = local_values(matrix.weight).contiguous()
+    return int(values.view(INTEGER_DTYPES[values.dtype.itemsize]).sum())
 
 
 @torch.no_grad()

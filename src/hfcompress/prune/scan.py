@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfcompress.models.sharded import local_values
 from hfcompress.models.weights import WeightMatrix
 
 _PIECE = 1 << 22  # weights counted together, by one thread
@@ -32,7 +33,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive weights of a matrix, row after row: a view, not a copy."""
+    """Consecutive weights of a matrix, or of what this process holds of it, row after row: a view, not a copy."""
 
     matrix: WeightMatrix
     weight: Tensor
@@ -63,7 +64,7 @@ class RangeCounts:
         if self.bins is not None:
             return self.bins
         assert self.keys is not None
-        return _count_bins(self.keys, self.low, self.high)
+        return count_bins(self.keys, self.low, self.high)
 
     def around(self, key: int) -> tuple[int, int]:
         """Return how many keys are below a key of the range, and how many are equal; bins must hold one key each."""
@@ -74,8 +75,8 @@ class RangeCounts:
 
 
 def split_pieces(matrices: Iterable[WeightMatrix]) -> list[Piece]:
-    """Split matrices into pieces, in order."""
-    return [Piece(matrix, part) for matrix in matrices for part in _split(matrix.weight.detach(), _PIECE)]
+    """Split matrices into pieces, in order; each has one at least, an empty shard an empty one."""
+    return [Piece(matrix, part) for matrix in matrices for part in _split(local_values(matrix.weight), _PIECE)]
 
 
 def split_chunks(piece: Piece) -> Sequence[Tensor]:
@@ -95,15 +96,15 @@ def scan(pieces: Sequence[Piece], dtype: torch.dtype, low: int, high: int) -> li
     count = torch.get_num_threads()
     ends = np.cumsum([0, *(piece.weight.numel() for piece in pieces)])
     bounds = np.searchsorted(ends, np.linspace(0, ends[-1], count + 1))
+    bounds[-1] = len(pieces)  # empty ones at the end included
     shares = [pieces[first:last] for first, last in pairwise(bounds)]
     with ThreadPoolExecutor(count) as threads:
         scanned = list(threads.map(partial(_scan_share, dtype=dtype, low=low, high=high), shares))
     return [counts for share in scanned for counts in share]
 
 
-def sample(pieces: Sequence[Piece], dtype: torch.dtype, size: int) -> Array:
-    """Return the keys of about ``size`` weights, in short runs evenly spaced; of all weights if there are no more."""
-    step = max(1, sum(piece.weight.numel() for piece in pieces) // size)
+def sample(pieces: Sequence[Piece], dtype: torch.dtype, step: int) -> Array:
+    """Return the keys of about one in ``step`` weights, in short runs evenly spaced."""
     taken = []
     for piece in pieces:
         weight = piece.weight.reshape(-1)
@@ -115,6 +116,12 @@ def sample(pieces: Sequence[Piece], dtype: torch.dtype, size: int) -> Array:
 def bin_shift(low: int, high: int) -> int:
     """Return how many of the lowest bits of a key the bins of ``[low, high)`` ignore."""
     return max(0, (high - low - 1).bit_length() - _BIN_BITS)
+
+
+def count_bins(keys: Array, low: int, high: int) -> Array:
+    """Return the number of keys in each bin of ``[low, high)``, in which all must be."""
+    shift = bin_shift(low, high)
+    return np.bincount((keys - keys.dtype.type(low)) >> shift, minlength=((high - low - 1) >> shift) + 1)
 
 
 def common_dtype(pieces: Iterable[Piece]) -> torch.dtype:
@@ -139,9 +146,9 @@ def key_tensor(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _split(weight: Tensor, size: int) -> Sequence[Tensor]:
     """Split into about equal views of at most ``size``, flat; or between rows, if not contiguous in memory."""
-    if not weight.numel():
-        return ()
     flat = weight.view(-1) if weight.is_contiguous() else weight
+    if not weight.numel():
+        return (flat,)
     return torch.split(flat, math.ceil(len(flat) / math.ceil(weight.numel() / size)))
 
 
@@ -158,14 +165,14 @@ def _scan_share(pieces: Sequence[Piece], dtype: torch.dtype, low: int, high: int
         bits = piece.weight.to(dtype).contiguous().view(-1).view(INTEGER_DTYPES[dtype.itemsize]).numpy()
         below = inside = largest = 0
         listed = []
-        for chunk in np.array_split(bits, math.ceil(bits.size / _CHUNK)):
+        for chunk in np.array_split(bits, math.ceil(bits.size / _CHUNK) or 1):
             keys, lower, chosen = (buffer[: chunk.size] for buffer in buffers)
             np.bitwise_and(chunk, without_sign, out=keys)
             np.less(keys, low, out=lower)
             np.less(keys, high, out=chosen)
             np.not_equal(lower, chosen, out=chosen)
             below += int(np.count_nonzero(lower))
-            largest = max(largest, int(keys.max()))
+            largest = max(largest, int(keys.max(initial=0)))
             if high - low > 1:
                 listed.append(keys[chosen])
             else:
@@ -178,7 +185,8 @@ def _scan_on_device(weight: Tensor, dtype: torch.dtype, low: int, high: int) -> 
     keys = key_tensor(weight, dtype)
     lower, chosen = keys < low, (keys >= low) & (keys < high)
     inside = keys[chosen].cpu().numpy() if high - low > 1 else int(chosen.sum())
-    return _summarize(int(lower.sum()), inside, int(keys.max()), keys.numel(), low, high)
+    largest = int(keys.max()) if keys.numel() else 0
+    return _summarize(int(lower.sum()), inside, largest, keys.numel(), low, high)
 
 
 def _summarize(below: int, inside: Array | int, largest: int, weights: int, low: int, high: int) -> RangeCounts:
@@ -186,10 +194,5 @@ def _summarize(below: int, inside: Array | int, largest: int, weights: int, low:
     if isinstance(inside, int):  # the range is a single key
         return RangeCounts(low, high, below, inside, largest, None, np.array([inside]))
     if inside.size > max(weights // _LISTED, 1 << _BIN_BITS):
-        return RangeCounts(low, high, below, inside.size, largest, None, _count_bins(inside, low, high))
+        return RangeCounts(low, high, below, inside.size, largest, None, count_bins(inside, low, high))
     return RangeCounts(low, high, below, inside.size, largest, inside, None)
-
-
-def _count_bins(keys: Array, low: int, high: int) -> Array:
-    shift = bin_shift(low, high)
-    return np.bincount((keys - keys.dtype.type(low)) >> shift, minlength=((high - low - 1) >> shift) + 1)

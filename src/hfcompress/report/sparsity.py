@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
 from hfcompress.models.architectures import block_kind
 from hfcompress.models.classifier import unwrap
+from hfcompress.models.sharded import has_known_placements, local_values, shards_of_model, sum_local_counts
 from hfcompress.models.tensors import distinct, has_plain_values
 from hfcompress.models.weights import PRUNABLE_DTYPES, Selection, check_prunable, select_matrices
 from hfcompress.report.plots import draw_sparsity
@@ -80,7 +83,7 @@ class SparsityReport(Report):
     Attributes:
         layers: One entry a weight matrix in scope, in the order of ``model.named_modules()``.
         whole_model: All parameters of the model, whether in scope or not; a shared one counts once. Parameters that are
-            not plain tensors (quantized, sharded, without values) count as without zeros.
+            not plain tensors (quantized, sharded otherwise than by rows, without values) count as without zeros.
         not_covered: Names of the body's matrices in kinds of module that the library cannot prune and never changes.
         amount: The amount that `prune_global_l1` was asked for; None in a report of `sparsity_report`.
     """
@@ -215,11 +218,12 @@ def sparsity_report(
         exclude: Shell patterns for modules to leave out.
 
     Returns:
-        Zeros by matrix, by kind of block and in total; ``-0.0`` is a zero.
+        Zeros by matrix, by kind of block and in total; ``-0.0`` is a zero. Of a model sharded by FSDP2, those of all
+        shards, in every process; all processes must call this.
 
     Raises:
-        CompressionError: A pattern matches nothing, nothing is prunable, or a weight is quantized, sharded or on the
-            meta device.
+        CompressionError: A pattern matches nothing, nothing is prunable, or a weight is quantized, sharded otherwise
+            than by rows, or on the meta device.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -230,34 +234,46 @@ def sparsity_report(
         >>> {kind: count.weights for kind, count in report.kinds.items()}
         {'attention': 4096, 'feed-forward': 4096, 'pooler': 1024}
     """
+    return make_report(model, shards_of_model(model).together(partial(_select, model, include, exclude)))
+
+
+def _select(model: nn.Module, include: Sequence[str] | str | None, exclude: Sequence[str] | str | None) -> Selection:
     selection = select_matrices(model, include, exclude)
     check_prunable(model, selection)
-    return make_report(model, selection)
+    return selection
 
 
 def make_report(
     model: nn.Module, selection: Selection, zeros: Mapping[str, int] | None = None, amount: float | int | None = None
 ) -> SparsityReport:
-    """Make the report of selected matrices; their zeros, by name and 0 where a name is missing, are counted if None."""
+    """Make the report of selected matrices.
+
+    Their zeros, by name and 0 where a name is missing, are counted if None; of sharded ones, those in this process.
+    """
     inner = unwrap(model)
     body = {id(module) for module in getattr(inner, "base_model", inner).modules()}
-    layers = []
-    for name, weight in ((matrix.name, matrix.weight) for matrix in selection.matrices):
-        kind = block_kind(name) if id(model.get_submodule(name)) in body else "head"
-        count = _count_zeros(weight) if zeros is None else zeros.get(name, 0)
-        dtype = str(weight.dtype).removeprefix("torch.")
-        layers.append(LayerSparsity(name, tuple(weight.shape), dtype, weight.numel(), count, kind))
     seen: set[object] = set()
     list(distinct((matrix.weight for matrix in selection.matrices), seen))
     others = [parameter for parameter in distinct(model.parameters(), seen) if not is_lazy(parameter)]
-    selected = _total(layers)
-    weights = selected.weights + sum(parameter.numel() for parameter in others)
-    whole_model = ZeroCount(weights, selected.zeros + sum(map(_count_zeros, others)))
+    parameters = [*(matrix.weight for matrix in selection.matrices), *others]
+    if zeros is None:
+        counts = [_count_zeros(parameter) for parameter in parameters]
+    else:
+        counts = [*(zeros.get(matrix.name, 0) for matrix in selection.matrices), *map(_count_zeros, others)]
+    counts = sum_local_counts(parameters, counts)
+    layers = []
+    for (name, weight), count in zip(((m.name, m.weight) for m in selection.matrices), counts, strict=False):
+        kind = block_kind(name) if id(model.get_submodule(name)) in body else "head"
+        dtype = str(weight.dtype).removeprefix("torch.")
+        layers.append(LayerSparsity(name, tuple(weight.shape), dtype, weight.numel(), count, kind))
+    whole_model = ZeroCount(sum(parameter.numel() for parameter in parameters), sum(counts))
     return SparsityReport(tuple(layers), whole_model, selection.not_covered, amount)
 
 
 def _count_zeros(parameter: Tensor) -> int:
-    """Count the zeros of a parameter of any dtype; 0 where its values cannot be read."""
+    """Count the zeros of what this process holds of a parameter of any dtype; 0 where its values cannot be read."""
+    if isinstance(parameter, DTensor) and has_known_placements(parameter):
+        parameter = local_values(parameter)
     if not has_plain_values(parameter):
         return 0
     weight = parameter.detach()
