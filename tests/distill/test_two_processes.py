@@ -35,8 +35,9 @@ def test_two_processes_train_evaluate_and_resume_as_one(scenario, found, tmp_pat
 
 def test_two_processes_share_the_work_of_a_teacher(found):
     """Each computes what the other does not; both see all of it."""
-    calls, logits = zip(*found["shared"], strict=True)
-    assert calls == (3, 3)
+    rows, logits = zip(*found["shared"], strict=True)
+    assert sum(rows) == len(texts())
+    assert all(rows)
     expected = online(build(num_labels=3), word_tokenizer(), texts())
     for one in logits:
         torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-6)
