@@ -63,7 +63,8 @@ def read_rows(
             found = read_table(path, wanted, **table)
         else:
             found = _read_parquet(path, wanted) if is_file else _read_data_set(source, wanted)
-        for count, row in enumerate(found, start=1):
+        for row in found:
+            count += 1
             has_label = label is None or _has_label(row[label], keep_unlabelled)
             if has_label and all(_has_text(row, name) for name in columns):
                 complete.append(row)

@@ -180,7 +180,7 @@ def test_which_reading_of_labels_is_meant_can_be_said():
     assert class_indices(["0", "1.0"], classes, read_as="names") == [1, 0]
     assert class_indices(["0", "1.0"], classes, read_as="indices") == [0, 1]
     assert class_indices(["0", "3"], STARS, read_as="indices") == [0, 3]
-    with pytest.raises(CompressionError, match="The label '0' .* not one"):
+    with pytest.raises(CompressionError, match=r"The label '0' .* not one"):
         class_indices(["0", "3"], STARS, read_as="names")
 
 
@@ -310,7 +310,7 @@ def test_several_labels_are_ones_among_zeros():
     ("cell", "separator", "message"),
     [
         ("old;blue", ";", r"The label 'blue' .* 'red' \(2\) \(row 1\)"),
-        ("old;;new", ";", r"'old;;new' have a ';' without a label beside it \(row 1\)"),
+        ("old;;new", ";", r"'old;;new' of the data have ';' without a label beside it \(row 1\)"),
         ("old;new", None, "say with --label-separator"),
         ("old;new", "e", "--label-separator 'e' stands in the label 'new'"),
         ([0, 1, 1], None, "a 0 or 1 for each class, and as indices"),
@@ -336,8 +336,8 @@ def test_labels_of_a_model_with_one_output_are_numbers():
 
 @pytest.mark.parametrize("wrong", ["good", "0,5", "nan", "inf", "1_0", "true", True, "1e999", "NA"])
 def test_what_is_no_number_is_refused(wrong):
+    rows = [{"text": "film", "label": cell} for cell in (1, wrong)]
     with pytest.raises(CompressionError, match=r"is not a number such as 0.5, .* \(row 2\)"):
-        rows = [{"text": "film", "label": cell} for cell in (1, wrong)]
         encode(rows, ["text"], "label", build("bert", num_labels=1), make_tokenizer(), None)
 
 

@@ -91,7 +91,7 @@ def test_an_encoding_is_named_and_not_guessed(case, tmp_path):
 def test_settings_that_make_no_sense_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text(written(PLAIN))
     for settings in ({"delimiter": ";;"}, {"delimiter": ""}, {"delimiter": '"'}, {"encoding": "utf-99"}):
-        with pytest.raises(CompressionError, match="--delimiter|--encoding utf-99"):
+        with pytest.raises(CompressionError, match=r"--delimiter|--encoding utf-99"):
             read(tmp_path / "a.csv", **settings)
 
 
