@@ -53,8 +53,8 @@ def add_matrices(parser: argparse.ArgumentParser) -> None:
 def add_data(parser: VerbParser, help: str, *, rows: int | None = None, **data: Any) -> argparse._ArgumentGroup:
     """Add where texts and labels come from."""
     kinds = (
-        "DATA is a .csv, .tsv, .jsonl or .json file (each also as .gz), a .parquet file, or\n"
-        "the NAME of a data set on the hub, or NAME:SPLIT."
+        "DATA is a .csv, .tsv, .jsonl or .json file (each also as .gz), a .parquet\n"
+        "file, or the NAME of a data set on the hub, or NAME:SPLIT."
     )
     group = parser.add_argument_group("data", kinds)
     add = group.add_argument
