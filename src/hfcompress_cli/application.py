@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from hfcompress_cli import options
+from hfcompress_cli import launch, options
 from hfcompress_cli.commands import compare, distill, pack, prune, report, shrink
 
 _EXAMPLES = """\
@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: For ``--help``, ``--help-all``, ``--version`` and arguments that are not understood.
     """
+    return launch.run(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         return _run(_parser().parse_args(argv))
     except KeyboardInterrupt:
@@ -56,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if launch.is_launched() and arguments.verb != "distill":
+        message = "runs in one process; start it without accelerate launch or torchrun"
+        print(f"hfcompress {arguments.verb}: {message}.", file=sys.stderr)
+        return 2
     from hfcompress.errors import CompressionError
 
     try:

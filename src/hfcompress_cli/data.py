@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import json
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,13 @@ from torch import nn
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import get_problem_type, max_tokens
-from hfcompress.models.labels import label_names
+from hfcompress.models.classifier import max_tokens
 from hfcompress.validation import check_count, check_fraction
+from hfcompress_cli.labels import class_indices, read_labels
 from hfcompress_cli.models import first_sentence
+from hfcompress_cli.tables import Row, check_columns, is_table, read_table
 
-Row = dict[str, Any]
+__all__ = ["class_indices", "encode", "read_rows", "split_rows", "token_limit"]
 
 
 def read_rows(
@@ -31,62 +30,80 @@ def read_rows(
     rows: int | None,
     seed: int,
     optional: Sequence[str] = (),
+    keep_unlabelled: bool = False,
+    **table: Any,
 ) -> list[Row]:
     """Read texts, and labels if there is a column of them, from a file or a data set (``NAME`` or ``NAME:SPLIT``).
 
-    Optional columns are read too where there are any.
     Rows that lack either are left out, with a note on standard error. If there are more, ``rows`` are drawn at random.
+
+    Args:
+        source: The file or data set.
+        columns: Those of the texts.
+        label: That of the labels.
+        rows: How many to draw.
+        seed: For drawing them.
+        optional: Columns that are read too where there are any.
+        keep_unlabelled: Whether a cell without a label means that the text has none.
+        table: How files are read; see `read_table`.
     """
     if rows is not None:
         check_count("--rows", rows)
-    wanted = [*columns, *([] if label is None else [label])]
+    wanted = list(dict.fromkeys([*columns, *([] if label is None else [label])]))
     path = Path(source).expanduser()
-    reader = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}.get(path.suffix.lower())
-    if reader is None and path.exists():
-        raise CompressionError(f"The data {source} are neither a .csv nor a .jsonl nor a .parquet file.")
-    if not path.is_file() and (reader or source.startswith((".", "/", "~"))):
+    is_file = is_table(path) or path.suffix.lower() == ".parquet"
+    if not is_file and path.exists():
+        raise CompressionError(
+            f"The data {source} are neither a .csv nor a .jsonl nor a .parquet nor a .tsv nor a .json file; all but "
+            ".parquet may end in .gz."
+        )
+    if not path.is_file() and (is_file or source.startswith((".", "/", "~"))):
         raise CompressionError(f"The file {source} does not exist.")
+    complete, count = [], 0
     try:
-        found = list(reader(path, wanted, optional) if reader else _read_data_set(source, wanted, optional))
+        if is_table(path):
+            found = read_table(path, wanted, optional=optional, **table)
+        else:
+            found = _read_parquet(path, wanted, optional) if is_file else _read_data_set(source, wanted, optional)
+        for row in found:
+            count += 1
+            has_label = label is None or _has_label(row[label], keep_unlabelled)
+            if has_label and all(_has_text(row, name) for name in columns):
+                complete.append(row)
     except CompressionError:
         raise
-    except Exception as error:  # of csv, json, or datasets and the libraries under it
-        kind = "file" if reader else "data set"
+    except Exception as error:  # of gzip, json, or datasets and the libraries under it
+        kind = "file" if is_file else "data set"
         raise CompressionError(f"The {kind} {source} cannot be read: {first_sentence(error)}") from error
-    complete = [row for row in found if all(isinstance(row[name], str) and row[name].strip() for name in columns)]
-    if label is not None:  # NaN is not equal to itself
-        complete = [row for row in complete if row[label] not in (None, "") and row[label] == row[label]]
     if not complete:
-        raise CompressionError(f"The data {source} hold no row with {' and '.join(wanted)}; {len(found)} were read.")
-    if len(complete) < len(found):
-        print(f"{source}: {len(found) - len(complete)} of {len(found)} rows have no text or no label.", file=sys.stderr)
+        raise CompressionError(f"The data {source} hold no row with {' and '.join(wanted)}; {count} were read.")
+    if len(complete) < count:
+        print(f"{source}: {count - len(complete)} of {count} rows have no text or no label.", file=sys.stderr)
     if rows is not None and rows < len(complete):
         complete = random.Random(seed).sample(complete, rows)
     return complete
 
 
-def _read_csv(path: Path, wanted: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # texts may be longer than the 128 kB that are the default
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        _check_columns(path, wanted, reader.fieldnames or [])
-        for row in reader:
-            yield {name: row[name] for name in (*wanted, *optional) if name in row}
+def _has_text(row: Row, name: str) -> bool:
+    """Whether there is a text in a column; refuse anything else in its place."""
+    text = row[name]
+    if text is None or text != text:  # NaN is not equal to itself
+        return False
+    if not isinstance(text, str):
+        raise CompressionError(f"{row.place} has {text!r:.40} in the column {name!r}, which is not a text.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CompressionError(
+            f"{row.place} has half a surrogate pair in the column {name!r}, which is no character."
+        ) from error
+    return bool(text.strip())
 
 
-def _read_jsonl(path: Path, wanted: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise CompressionError(f"Line {number} of {path} is not JSON: {error}.") from error
-            if not isinstance(row, dict):
-                raise CompressionError(f"Line {number} of {path} is not a JSON object, but {line.strip()[:40]!r}.")
-            _check_columns(f"Line {number} of {path}", wanted, row)
-            yield {name: row[name] for name in (*wanted, *optional) if name in row}
+def _has_label(label: Any, keep_unlabelled: bool) -> bool:
+    if isinstance(label, str):
+        return keep_unlabelled or bool(label.strip())
+    return label is not None and bool(label == label)
 
 
 def _read_parquet(path: Path, wanted: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
@@ -110,23 +127,15 @@ def _load(source: str, wanted: Sequence[str], optional: Sequence[str], name: str
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs the errors that it raises
     try:
         data = datasets.load_dataset(name, **settings)
-        _check_columns(source, wanted, data.column_names)
-        yield from data.select_columns([*wanted, *(one for one in optional if one in data.column_names)])
+        check_columns(source, wanted, data.column_names)
+        chosen = [*wanted, *(one for one in optional if one in data.column_names and one not in wanted)]
+        for number, row in enumerate(data.select_columns(chosen), start=1):
+            yield Row.make(row.items(), f"Row {number} of {source}")
     finally:
         datasets.logging.set_verbosity(verbosity)
 
 
-def _check_columns(where: object, wanted: Sequence[str], found: Iterable[Any]) -> None:
-    found = [str(name) for name in found]
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise CompressionError(
-            f"{where} has no column {' and no '.join(map(repr, missing))} (found: {', '.join(found) or 'none'}); name "
-            "the columns with --text-column and --label-column."
-        )
-
-
-def split_rows(rows: Sequence[Row], held_out: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split_rows(rows: Sequence[Any], held_out: float, seed: int) -> tuple[list[Any], list[Any]]:
     """Hold out a fraction of the rows, drawn at random; return the others and those, at least one if any are asked."""
     check_fraction("--held-out", held_out, "the fraction of the rows to measure with")
     count = round(held_out * len(rows)) or int(held_out > 0)
@@ -137,9 +146,30 @@ def split_rows(rows: Sequence[Row], held_out: float, seed: int) -> tuple[list[Ro
 
 
 def encode(
-    rows: Sequence[Row], columns: Sequence[str], label: str | None, model: Any, tokenizer: Any, max_length: int | None
-) -> list[Row]:
-    """Turn texts into ids, and labels into the model's class indices under ``labels``; see `token_limit`."""
+    rows: Sequence[dict[str, Any]],
+    columns: Sequence[str],
+    label: str | None,
+    model: Any,
+    tokenizer: Any,
+    max_length: int | None,
+    *,
+    table: Sequence[dict[str, Any]] | None = None,
+    separator: str | None = None,
+    read_as: str | None = None,
+) -> list[dict[str, Any]]:
+    """Turn texts into ids, and labels into those of the model under ``labels``.
+
+    Args:
+        rows: What to encode.
+        columns: Those of the texts.
+        label: That of the labels.
+        model: Whose labels they are.
+        tokenizer: Of the model.
+        max_length: See `token_limit`.
+        table: All rows of the same data, because how a label is read depends on the others; ``rows`` if None.
+        separator: See `read_labels`.
+        read_as: See `read_labels`.
+    """
     if not rows:
         return []
     length = token_limit(model, tokenizer, max_length)
@@ -147,49 +177,14 @@ def encode(
     encoded = tokenizer(*texts, truncation=length is not None, max_length=length)
     made = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
     if label is not None:
-        problem = get_problem_type(model, "model")
-        if problem != "single_label_classification":
-            raise CompressionError(
-                f"The model has problem_type={problem!r}; the command line takes one class for each text. Use the "
-                "Python functions for other labels."
-            )
-        classes = {name: index for index, name in label_names(model).items()}
-        for one, index in zip(made, class_indices([row[label] for row in rows], classes), strict=True):
-            one["labels"] = index
+        table = rows if table is None else table
+        places = [getattr(row, "place", f"row {number}") for number, row in enumerate(table, start=1)]
+        cells = [row[label] for row in table]
+        read = read_labels(cells, model, places.__getitem__, separator=separator, read_as=read_as)
+        meaning = {id(row): one for row, one in zip(table, read, strict=True)}
+        for row, one in zip(rows, made, strict=True):
+            one["labels"] = meaning[id(row)]
     return made
-
-
-def class_indices(labels: Sequence[Any], classes: dict[str, int]) -> list[int]:
-    """Return the class that each label of a column means: all are names of classes, or all are indices.
-
-    Example:
-        >>> class_indices(["POSITIVE", "NEGATIVE"], {"NEGATIVE": 0, "POSITIVE": 1})
-        [1, 0]
-        >>> class_indices(["1", 1, 1.0, True, "true"], {"NEGATIVE": 0, "POSITIVE": 1})
-        [1, 1, 1, 1, 1]
-    """
-    named = [label for label in labels if str(label) in classes]
-    others = [label for label in labels if str(label) not in classes]
-    if not others:
-        return [classes[str(label)] for label in labels]
-    known = ", ".join(f"{name!r} ({index})" for name, index in classes.items())
-    for label in others:
-        if _as_number(label) not in classes.values():
-            raise CompressionError(f"The label {label!r} of the data is not one of the model's, which are {known}.")
-    if named:
-        raise CompressionError(
-            f"The labels of the data are names of the model's, such as {named[0]!r}, and indices, such as "
-            f"{others[0]!r}; write all of them in one way. The model has {known}."
-        )
-    return [int(_as_number(label)) for label in labels]
-
-
-def _as_number(label: Any) -> float:
-    word = str(label).lower()
-    try:
-        return float(word == "true") if word in ("true", "false") else float(label)
-    except (TypeError, ValueError):
-        return -1.0
 
 
 def token_limit(model: nn.Module, tokenizer: Any, asked: int | None, option: str = "--max-length") -> int | None:

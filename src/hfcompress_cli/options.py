@@ -52,7 +52,10 @@ def add_matrices(parser: argparse.ArgumentParser) -> None:
 
 def add_data(parser: VerbParser, help: str, *, rows: int | None = None, **data: Any) -> argparse._ArgumentGroup:
     """Add where texts and labels come from."""
-    kinds = "DATA is a .csv, .jsonl or .parquet file, or the NAME of a data set on the hub,\nor NAME:SPLIT."
+    kinds = (
+        "DATA is a .csv, .tsv, .jsonl or .json file (each also as .gz), a .parquet\n"
+        "file, or the NAME of a data set on the hub, or NAME:SPLIT."
+    )
     group = parser.add_argument_group("data", kinds)
     add = group.add_argument
     add("--data", metavar="DATA", help=help, **data)
@@ -62,6 +65,13 @@ def add_data(parser: VerbParser, help: str, *, rows: int | None = None, **data: 
     help = f"use N rows at most, drawn at random (default: {rows or 'all'})"
     add("--rows", type=int, default=rows, metavar="N", help=help)
     add("--max-length", type=int, metavar="N", help="tokens of a text at most (default: what the model can read)")
+    help = "what is between the labels of a cell, such as ';', where a text has several; an empty cell has none"
+    add("--label-separator", type=_separator, metavar="S", help=help)
+    help = "how labels are read where they could be both names of classes and indices"
+    add("--labels-are", choices=("names", "indices"), help=help)
+    add("--delimiter", metavar="C", help="what is between cells (default: a comma in .csv, a tab in .tsv)")
+    add("--encoding", metavar="NAME", help="of the file, such as cp1252 or utf-16 (default: utf-8)")
+    add("--no-quotes", action="store_true", help="read quotes in .csv and .tsv as characters like others")
     return group
 
 
@@ -70,11 +80,29 @@ def text_columns(arguments: argparse.Namespace) -> list[str]:
     return [name for name in (arguments.text_column, arguments.text_pair_column) if name is not None]
 
 
+def reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return how rows are read from --data."""
+    kept = arguments.label_separator is not None
+    table = {"delimiter": arguments.delimiter, "encoding": arguments.encoding, "quotes": not arguments.no_quotes}
+    return table | {"rows": arguments.rows, "keep_unlabelled": kept}
+
+
+def labels(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return how the labels of rows are read."""
+    return {"separator": arguments.label_separator, "read_as": arguments.labels_are}
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add the folder that is written."""
     group = parser.add_argument_group("output")
     group.add_argument("-o", "--output", metavar="OUT", required=True, help="folder to write, tokenizer included")
     group.add_argument("--overwrite", **OVERWRITE)
+
+
+def _separator(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name at least one character")
+    return text
 
 
 def layers(text: str) -> int | list[int]:

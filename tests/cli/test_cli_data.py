@@ -66,7 +66,8 @@ def test_a_data_set_is_read_by_its_name_and_split(monkeypatch):
         ("a.csv", "review,label\ngood,1\n", "no column 'text' .*found: review, label.*--text-column"),
         ("a.csv", "", "no column 'text' and no 'label' .*found: none"),
         ("a.csv", "text,label\n,1\n", "hold no row with text and label; 1 were read"),
-        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "Line 2 of .* has no column 'label'"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b", "more": 1}\n', "no column 'label' .found: text, more"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": ["b"], "label": 1}\n', "Line 2 of .* which is not a text"),
         ("a.jsonl", "{\n", "Line 1 of .* is not JSON"),
         ("a.jsonl", "[1]\n", "Line 1 of .* is not a JSON object"),
         ("a.parquet", "not parquet", "cannot be read"),
@@ -137,6 +138,57 @@ def test_labels_are_names_of_classes():
 
 def test_labels_are_indices_of_classes():
     assert class_indices([0, 2.0, False, "True"], {"NO": 0, "YES": 1, "MAYBE": 2}) == [0, 2, 0, 1]
+
+
+STARS = {"1": 0, "2": 1, "3": 2, "4": 3}
+READINGS = [
+    (["1.0", "2.0", "3.0", "4.0"], STARS, [0, 1, 2, 3]),
+    ([1.0, 4, "2"], STARS, [0, 3, 1]),
+    (["0.0", "3.0", 2], {"a": 0, "b": 1, "c": 2, "d": 3}, [0, 3, 2]),
+    (["TRUE", "FALSE", "true", False], {"True": 0, "False": 1}, [0, 1, 0, 1]),
+    ([True, False, "TRUE"], {"FALSE": 0, "TRUE": 1}, [1, 0, 1]),
+    (["true", "false"], {"TRUE": 1, "FALSE": 0, "other": 2}, [1, 0]),
+    (["a", "A"], {"A": 0, "a": 1}, [1, 0]),
+    ([" YES ", "no"], {"NO": 0, "YES": 1}, [1, 0]),
+    (["-1", "1", "0"], {"-1": 0, "0": 1, "1": 2}, [0, 2, 1]),
+    (["0", "1"], {"0": 0, "1": 1}, [0, 1]),
+    (["0", "1"], {"LABEL_0": 0, "LABEL_1": 1}, [0, 1]),
+    (["1.0"], {"1.0": 0, "2.0": 1}, "as a name is '1.0', as an index '2.0'"),
+    (["0", "1"], {"1": 0, "0": 1}, "two ways: '0' as a name is '0', as an index '1'"),
+    (["1", "0"], {"True": 0, "False": 1}, "two ways: '1' as a name is 'True', as an index 'False'"),
+    ([1, 2], STARS, "Say which with --labels-are names .* or --labels-are indices"),
+    ([1, 2, 3], {"1 star": 0, "2 stars": 1, "3 stars": 2, "4 stars": 3}, "'1' as a name is '1 star'"),
+    (["TRUE"], {"true": 0, "True": 1}, "can be read as 'true' and 'True'; spell it as one of them"),
+    (["1.00"], {"1": 0, "1.0": 1}, "can be read as '1' and '1.0'"),
+    (["true", "0"], {"True": 0, "False": 1}, "names of the model's, such as 'true', and indices, such as '0'"),
+    (["NA", "0"], {"a": 0, "b": 1}, "The label 'NA' .* is not one of the model's"),
+    (["1_0"], {str(n) + "x": n for n in range(11)}, "The label '1_0' .* is not one"),
+]
+
+
+@pytest.mark.parametrize(("labels", "classes", "expected"), READINGS)
+def test_labels_are_names_then_the_numbers_that_they_are(labels, classes, expected):
+    if isinstance(expected, list):
+        assert class_indices(labels, classes) == expected
+    else:
+        with pytest.raises(CompressionError, match=expected):
+            class_indices(labels, classes)
+
+
+def test_which_reading_of_labels_is_meant_can_be_said():
+    classes = {"1": 0, "0": 1}
+    assert class_indices(["0", "1.0"], classes, read_as="names") == [1, 0]
+    assert class_indices(["0", "1.0"], classes, read_as="indices") == [0, 1]
+    assert class_indices(["0", "3"], STARS, read_as="indices") == [0, 3]
+    with pytest.raises(CompressionError, match=r"The label '0' .* not one"):
+        class_indices(["0", "3"], STARS, read_as="names")
+
+
+def test_a_wrong_label_is_named_with_its_line(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\n"two\nlines",1\ngood,0\nbad,5\n')
+    rows = read_rows(str(tmp_path / "a.csv"), ["text"], "label", rows=None, seed=0)
+    with pytest.raises(CompressionError, match=r"The label '5' .* \(Line 5 of .*a.csv\)"):
+        encode(rows, ["text"], "label", build("bert"), make_tokenizer(), None)
 
 
 def test_labels_are_not_both_names_and_indices():
@@ -243,8 +295,65 @@ def test_without_any_limit_as_many_are_read_as_asked(unlimited):
         token_limit(unlimited, NoLimit(), 2)
 
 
-def test_a_model_that_is_not_a_choice_is_refused():
-    model = build("bert", problem_type="multi_label_classification")
-    rows = [{"text": "film", "label": 1}]
-    with pytest.raises(CompressionError, match="problem_type='multi_label_classification'"):
-        encode(rows, ["text"], "label", model, make_tokenizer(), None)
+def test_several_labels_are_ones_among_zeros():
+    model = build("bert", problem_type="multi_label_classification", num_labels=3)
+    model.config.update({"id2label": {0: "old", 1: "new", 2: "red"}, "label2id": {"old": 0, "new": 1, "red": 2}})
+    rows = [{"text": "film", "label": cell} for cell in ("red;old", "", "new; RED", "new")]
+    made = encode(rows, ["text"], "label", model, make_tokenizer(), None, separator=";")
+    assert [one["labels"] for one in made] == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 1.0, 0.0]]
+    lists = encode([{"text": "a", "label": ["red"]}, {"text": "a", "label": []}], ["text"], "label", model,
+                   make_tokenizer(), None)  # fmt: skip
+    assert [one["labels"] for one in lists] == [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("cell", "separator", "message"),
+    [
+        ("old;blue", ";", r"The label 'blue' .* 'red' \(2\) \(row 1\)"),
+        ("old;;new", ";", r"'old;;new' of the data have ';' without a label beside it \(row 1\)"),
+        ("old;new", None, "say with --label-separator"),
+        ("old;new", "e", "--label-separator 'e' stands in the label 'new'"),
+        ([0, 1, 1], None, "a 0 or 1 for each class, and as indices"),
+    ],
+)
+def test_several_labels_that_are_not_the_models(cell, separator, message):
+    model = build("bert", problem_type="multi_label_classification", num_labels=3)
+    model.config.update({"id2label": {0: "old", 1: "new", 2: "red"}, "label2id": {"old": 0, "new": 1, "red": 2}})
+    with pytest.raises(CompressionError, match=message):
+        encode([{"text": "a", "label": cell}], ["text"], "label", model, make_tokenizer(), None, separator=separator)
+
+
+def test_a_model_of_one_label_takes_no_separator():
+    with pytest.raises(CompressionError, match="leave out --label-separator"):
+        encode([{"text": "a", "label": "1"}], ["text"], "label", build("bert"), make_tokenizer(), None, separator=";")
+
+
+def test_labels_of_a_model_with_one_output_are_numbers():
+    rows = [{"text": "film", "label": cell} for cell in ("0.5", " -3", "1e-2", 2)]
+    made = encode(rows, ["text"], "label", build("bert", num_labels=1), make_tokenizer(), None)
+    assert [one["labels"] for one in made] == [0.5, -3.0, 0.01, 2.0]
+
+
+@pytest.mark.parametrize("wrong", ["good", "0,5", "nan", "inf", "1_0", "true", True, "1e999", "NA"])
+def test_what_is_no_number_is_refused(wrong):
+    rows = [{"text": "film", "label": cell} for cell in (1, wrong)]
+    with pytest.raises(CompressionError, match=r"is not a number such as 0.5, .* \(row 2\)"):
+        encode(rows, ["text"], "label", build("bert", num_labels=1), make_tokenizer(), None)
+
+
+def test_empty_cells_are_no_labels_only_if_that_is_asked(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("text,label\ngood,\nbad,a\n")
+    read = [
+        read_rows(str(tmp_path / "a.csv"), ["text"], "label", rows=None, seed=0, keep_unlabelled=kept)
+        for kept in (False, True)
+    ]
+    assert [len(one) for one in read] == [1, 2]
+
+
+def test_how_labels_are_read_is_decided_by_the_whole_table():
+    model = build("bert", num_labels=4, id2label={n: str(n + 1) for n in range(4)})
+    rows = [{"text": "a", "label": str(n)} for n in (1, 2, 3, 4)]
+    made = encode(rows[:2], ["text"], "label", model, make_tokenizer(), None, table=rows)
+    assert [one["labels"] for one in made] == [0, 1]
+    with pytest.raises(CompressionError, match="two ways: '1' as a name is '1', as an index '2'"):
+        encode(rows[:2], ["text"], "label", model, make_tokenizer(), None)

@@ -43,14 +43,15 @@ def run(arguments: argparse.Namespace) -> options.Results:
         check_file(page, arguments.overwrite)
         pyplot()  # that matplotlib is missing is reported before anything is measured
     device = find_device(arguments.device)
-    columns, label, most = options.text_columns(arguments), arguments.label_column, arguments.rows
-    rows = None if arguments.data is None else read_rows(arguments.data, columns, label, rows=most, seed=0)
+    columns, label, reading = options.text_columns(arguments), arguments.label_column, options.reading(arguments)
+    rows = None if arguments.data is None else read_rows(arguments.data, columns, label, seed=0, **reading)
     models, inputs, tokenizers = {}, {}, {}
     for name in names:
         model, tokenizer = load(name, trained=rows is not None, reads_texts=rows is not None)
         tokenizers[name] = tokenizer  # with it GPT-2 reads batches, even of dummy texts
         if rows is not None:
-            inputs[name] = encode(rows, columns, label, model, tokenizer, arguments.max_length)
+            length, labels = arguments.max_length, options.labels(arguments)
+            inputs[name] = encode(rows, columns, label, model, tokenizer, length, **labels)
         models[name] = model.to(device)
     timing = {"batch_size": arguments.batch_size, "length": arguments.length, "repeats": arguments.repeats}
     found = hfc.compare(models, inputs or None, processing_class=tokenizers, **timing)

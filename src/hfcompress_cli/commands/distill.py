@@ -6,14 +6,13 @@ Both are measured on rows that were held out, and the student is saved.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from functools import partial
+from contextlib import ExitStack
 from typing import Any
 
-from hfcompress_cli import options
+from hfcompress_cli import launch, options
 
 _TRAINING = """\
 Every field of hfcompress.DistillationArguments is an option, so all of
@@ -57,22 +56,25 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress_cli.models import load
     from hfcompress_cli.outputs import new_folder, save
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise hfc.CompressionError("distill runs in one process; for several, use hfcompress.DistillationTrainer.")
-    with (
-        new_folder(arguments.output, arguments.overwrite) as folder,
-        tempfile.TemporaryDirectory(dir=folder, prefix="training-") as training,
-    ):
-        args = _make_training_arguments(arguments, training)
+    main = launch.is_main()
+    with ExitStack() as written:
+        if main:
+            folder = written.enter_context(new_folder(arguments.output, arguments.overwrite))
+            training = written.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="training-"))
+        args = _make_training_arguments(arguments, training if main else ".")
+        if launch.is_launched():
+            args.output_dir = launch.share(args.output_dir)
         set_seed(args.seed)
         columns, label = options.text_columns(arguments), None if args.alpha == 1 else arguments.label_column
         weights = [] if label is None or args.weight_column is None else [args.weight_column]
-        read = partial(read_rows, columns=columns, label=label, rows=arguments.rows, seed=args.seed, optional=weights)
-        rows = read(arguments.data)
+        reading, reads_labels = options.reading(arguments) | {"optional": weights}, options.labels(arguments)
+        rows = read_rows(arguments.data, columns, label, seed=args.seed, **reading)
         if arguments.eval_data is None:
-            rows, held_out = split_rows(rows, arguments.held_out, args.seed)
+            table = eval_table = rows
+            rows, held_out = split_rows(table, arguments.held_out, args.seed)
         else:
-            held_out = read(arguments.eval_data)
+            table, held_out = rows, read_rows(arguments.eval_data, columns, label, seed=args.seed, **reading)
+            eval_table = held_out
         teacher, teacher_tokenizer = load(arguments.teacher, trained=True, reads_texts=True)
         if arguments.student is None:
             student, tokenizer = hfc.student_from_teacher(teacher, arguments.student_layers), teacher_tokenizer
@@ -89,16 +91,18 @@ def run(arguments: argparse.Namespace) -> options.Results:
             length = teacher_length = min((one for one in (length, teacher_length) if one is not None), default=None)
         # Encoded before the training, so that labels which the teacher does not have are refused before it.
         measured, known_label = (held_out, label) if held_out else (rows[:_TIMED], None)
+        of_both = {"teacher": (teacher, teacher_tokenizer, teacher_length), "student": (student, tokenizer, length)}
         inputs = {
-            "teacher": encode(measured, columns, known_label, teacher, teacher_tokenizer, teacher_length),
-            "student": encode(measured, columns, known_label, student, tokenizer, length),
+            name: encode(measured, columns, known_label, *one, table=eval_table, **reads_labels)
+            for name, one in of_both.items()
         }
         tokenizers = {"teacher": teacher_tokenizer, "student": tokenizer}
         known = input_names(student) | input_names(teacher) | {"labels"}
         kept = {*(columns if own_ids else []), *weights}  # the texts, which the teacher then reads
 
-        def encode_rows(part: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-            pairs = zip(encode(part, columns, label, student, tokenizer, length), part, strict=True)
+        def encode_rows(part: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+            encoded = encode(part, columns, label, *of_both["student"], table=table, **reads_labels)
+            pairs = zip(encoded, part, strict=True)
             return [
                 {n: row[n] for n in row if n in known} | {n: own[n] for n in kept & own.keys()} for row, own in pairs
             ]
@@ -109,14 +113,20 @@ def run(arguments: argparse.Namespace) -> options.Results:
                 args=args,
                 teacher=teacher,
                 teacher_processing_class=teacher_tokenizer,
-                train_dataset=encode_rows(rows),
-                eval_dataset=encode_rows(held_out) or None,
+                train_dataset=encode_rows(rows, table),
+                eval_dataset=encode_rows(held_out, eval_table) or None,
                 processing_class=tokenizer,
             )
+            if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+                raise hfc.CompressionError(
+                    "distill does not shard models (FSDP, DeepSpeed); launch it without, or use DistillationTrainer."
+                )
             trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
             metrics = trainer.evaluate() if held_out else {}
         except ValueError as error:  # transformers', about arguments that exclude each other
             raise hfc.CompressionError(str(error)) from error
+        if not main:
+            return "", {}
         comparison = hfc.compare({"teacher": teacher, "student": student}, inputs, processing_class=tokenizers)
         save(folder, student, tokenizer)
     text = f"{comparison}\ntrained on {len(rows):,} rows, measured on {len(held_out):,} others"

@@ -49,8 +49,9 @@ def run(arguments: argparse.Namespace) -> options.Results:
         if by_loss:
             model.to(find_device(arguments.device))
             columns, label = options.text_columns(arguments), arguments.label_column
-            rows = read_rows(arguments.data, columns, label, rows=arguments.rows, seed=0)
-            asked["dataset"] = encode(rows, columns, label, model, tokenizer, arguments.max_length)
+            rows = read_rows(arguments.data, columns, label, seed=0, **options.reading(arguments))
+            length, labels = arguments.max_length, options.labels(arguments)
+            asked["dataset"] = encode(rows, columns, label, model, tokenizer, length, **labels)
         report = hfc.prune_structured(model, **asked)
         save(folder, model, tokenizer)
     return str(report), report.to_dict()

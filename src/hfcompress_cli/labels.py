@@ -1,0 +1,184 @@
+"""What the cells of a label column mean to a model: classes, several classes, or numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import get_config, get_problem_type
+from hfcompress.models.labels import label_names
+
+Place = Callable[[int], str]  # of a cell, for messages
+
+
+def read_labels(
+    cells: Sequence[Any], model: nn.Module, place: Place, *, separator: str | None, read_as: str | None
+) -> list[Any]:
+    """Return what a label column means to a model: class indices, or as its problem type asks floats or lists of them.
+
+    Args:
+        cells: All of the column, because they are read in one way.
+        model: Its config has the names of the classes and the problem type.
+        place: Where the cell of an index stands.
+        separator: What stands between the labels of a cell.
+        read_as: ``"names"`` or ``"indices"``, where they could be both.
+    """
+    problem = get_problem_type(model, "model")
+    if separator is not None and problem != "multi_label_classification":
+        raise CompressionError(
+            f"The model has problem_type={problem!r}, so a text has one label; leave out --label-separator, or set the "
+            "problem_type in the model's config.json to multi_label_classification."
+        )
+    if problem == "regression":
+        if (outputs := get_config(model).num_labels) != 1:
+            raise CompressionError(f"The model predicts {outputs} numbers; use the Python functions for such labels.")
+        return [_read_number(cell, place(index)) for index, cell in enumerate(cells)]
+    classes = {name: index for index, name in label_names(model).items()}
+    if problem == "single_label_classification":
+        return class_indices(cells, classes, place, read_as=read_as)
+    if separator is not None and (holding := [name for name in classes if separator in name]):
+        raise CompressionError(f"--label-separator {separator!r} stands in the label {holding[0]!r}; name another.")
+    sets = [_split(cell, separator, len(classes), place(index)) for index, cell in enumerate(cells)]
+    owners = [index for index, parts in enumerate(sets) for _ in parts]
+    found = class_indices([part for one in sets for part in one], classes, lambda k: place(owners[k]), read_as=read_as)
+    made = [[0.0] * len(classes) for _ in cells]
+    for owner, index in zip(owners, found, strict=True):
+        made[owner][index] = 1.0
+    return made
+
+
+def class_indices(
+    labels: Sequence[Any], classes: dict[str, int], place: Place | None = None, *, read_as: str | None = None
+) -> list[int]:
+    """Return the class that each label of a column means: all are names of classes, or all are indices.
+
+    A label is a name as it is spelled, or but for upper and lower case, or as a number ("1.0" is the name "1"). Indices
+    are not read where the names could be meant by them: "1" and "2" of "1 star", "2 stars", "3 stars".
+
+    Args:
+        labels: All labels of the column.
+        classes: The class of each name.
+        place: Where the label of an index stands.
+        read_as: ``"names"`` or ``"indices"``, where they could be both.
+
+    Example:
+        >>> class_indices(["POSITIVE", "negative"], {"NEGATIVE": 0, "POSITIVE": 1})
+        [1, 0]
+        >>> class_indices(["1", 1, 1.0, True, "true"], {"NEGATIVE": 0, "POSITIVE": 1})
+        [1, 1, 1, 1, 1]
+        >>> class_indices(["1.0", "2.0"], {"1": 0, "2": 1})
+        [0, 1]
+        >>> class_indices(["TRUE", "FALSE"], {"True": 0, "False": 1})
+        [0, 1]
+    """
+    texts = {str(label).strip(): index for index, label in reversed(list(enumerate(labels)))}  # where each is first
+    texts = dict(sorted(texts.items(), key=lambda item: item[1]))
+    known = ", ".join(f"{name!r} ({index})" for name, index in classes.items())
+    indices = {float(index): index for index in classes.values()}
+    named = {} if read_as == "indices" else _match_names(texts, classes)
+    indexed = {} if read_as == "names" else {text: indices[n] for text in texts if (n := _number(text)) in indices}
+    for text, index in texts.items():
+        if text not in named and text not in indexed:
+            at = "" if place is None else f" ({place(index)})"
+            raise CompressionError(
+                f"The label {labels[index]!r} of the data is not one of the model's, which are {known}{at}."
+            )
+    others = [text for text in texts if text not in named]
+    if named and others:
+        raise CompressionError(
+            f"The labels of the data are names of the model's, such as {next(iter(named))!r}, and indices, such as "
+            f"{others[0]!r}; write all of them in one way, or say --labels-are indices if all are. The model has "
+            f"{known}."
+        )
+    read, other = (indexed, _match_hints(texts, classes)) if others else (named, indexed)
+    for text in texts:
+        if read_as is None and len(other) == len(texts) and other[text] != read[text] and _is_number(text):
+            names = {index: name for name, index in classes.items()}
+            by_name, by_index = (other, read) if others else (read, other)
+            raise CompressionError(
+                f"The labels of the data can be read in two ways: {text!r} as a name is {names[by_name[text]]!r}, as "
+                f"an index {names[by_index[text]]!r}. Say which with --labels-are names (write them as the model does) "
+                f"or --labels-are indices. The model has {known}."
+            )
+    return [read[str(label).strip()] for label in labels]
+
+
+def _match_names(texts: Sequence[str] | dict[str, int], classes: dict[str, int]) -> dict[str, int]:
+    """Return the class of each text that is a name, exactly, but for upper and lower case, or as a number."""
+    folded: dict[Any, set[int]] = {}
+    for name, index in classes.items():
+        for key in {name.strip().casefold(), *([float(name)] if _is_number(name) else [])}:
+            folded.setdefault(key, set()).add(index)
+    found = {}
+    for text in texts:
+        number = float(text) if _is_number(text) else None
+        indices = {classes[text]} if text in classes else folded.get(text.casefold()) or folded.get(number) or set()
+        if len(indices) > 1:
+            names = " and ".join(repr(name) for name, index in classes.items() if index in indices)
+            raise CompressionError(f"The label {text!r} of the data can be read as {names}; spell it as one of them.")
+        if indices:
+            found[text] = min(indices)
+    return found
+
+
+def _match_hints(texts: Sequence[str] | dict[str, int], classes: dict[str, int]) -> dict[str, int]:
+    """Return the class of each text that is the only number in a name, such as that of "2 stars"."""
+    hints: dict[float, int] = {}
+    for name, index in classes.items():
+        digits = re.findall(r"\d+", name)
+        number = _number(name) if _number(name) is not None or len(digits) != 1 else float(digits[0])
+        if number is None or number in hints:
+            return {}
+        hints[number] = index
+    return {text: hints[number] for text in texts if (number := _number(text)) in hints}
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text.strip(), re.ASCII | re.IGNORECASE) is not None
+
+
+def _number(text: str) -> float | None:
+    """Read a number; true is 1, false 0."""
+    if _is_number(text):
+        return float(text)
+    return {"true": 1.0, "false": 0.0}.get(text.strip().casefold())
+
+
+def _read_number(cell: Any, where: str) -> float:
+    number = float(str(cell)) if _is_number(str(cell)) else math.nan
+    if not math.isfinite(number):
+        raise CompressionError(
+            f"The label {cell!r} of the data is not a number such as 0.5, which the model predicts ({where})."
+        )
+    return number
+
+
+def _split(cell: Any, separator: str | None, outputs: int, where: str) -> list[Any]:
+    """Return the labels in a cell; none if it is empty."""
+    if isinstance(cell, list):
+        if len(cell) == outputs and all(one in (0, 1) for one in cell):
+            raise CompressionError(
+                f"The labels {cell} can be read as a 0 or 1 for each class, and as indices; write the names of the "
+                f"classes ({where})."
+            )
+        return cell
+    if not isinstance(cell, str):
+        return [cell]
+    if not cell.strip():
+        return []
+    if separator is None:
+        raise CompressionError(
+            "The model gives a text several labels; say with --label-separator what stands between those of a cell, "
+            "such as ';'."
+        )
+    parts = [part.strip() for part in cell.split(separator)]
+    if not all(parts):
+        raise CompressionError(
+            f"The labels {cell!r} of the data have {separator!r} without a label beside it ({where})."
+        )
+    return parts

@@ -1,0 +1,47 @@
+"""``hfcompress distill`` in two processes, as a launcher starts them, against one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from command_line import COLUMNS, load
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "accelerate": [
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+    ],
+}
+
+
+def launch(launcher, *arguments):
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "hfcompress_cli", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_write_what_one_does(launcher, models, data, tmp_path, run):
+    command = ["distill", models / "bert", "--student-layers", 2, "--data", data / "train.csv", *COLUMNS, "--json"]
+    command += ["--max-steps", 6, "--learning-rate", 0.01, "--optim", "sgd", "--use-cpu", "--seed", 3]
+    one = run(*command, "--per-device-train-batch-size", 8, "-o", tmp_path / "one")
+    done = launch(launcher, *command, "--per-device-train-batch-size", 4, "-o", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)
+    assert two["examples"] == one["examples"]
+    assert two["evaluation"]["eval_loss"] == pytest.approx(one["evaluation"]["eval_loss"], rel=1e-4)
+    assert done.stderr.count("Written to") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    for first, second in zip(load(tmp_path / "one").parameters(), load(tmp_path / "two").parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
+
+
+def test_what_one_process_refuses_is_said_once(models, tmp_path):
+    done = launch("torchrun", "prune", models / "bert", "--amount", 0.5, "-o", tmp_path / "out")
+    assert done.returncode != 0
+    assert done.stderr.count("hfcompress prune: runs in one process") == 1
+    assert list(tmp_path.iterdir()) == []
