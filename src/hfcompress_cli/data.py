@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from hfcompress.errors import CompressionError
+from hfcompress.models import tokenizers as limits
 from hfcompress.models.classifier import get_problem_type, label_names, max_tokens
 from hfcompress.validation import check_count, check_fraction
 from hfcompress_cli.models import first_sentence
@@ -184,10 +184,9 @@ def _as_number(label: Any) -> float:
 
 def token_limit(model: nn.Module, tokenizer: Any, asked: int | None, option: str = "--max-length") -> int | None:
     """Return how many tokens of a text to read: as asked, or as model and tokenizer can take; None for all."""
-    of_tokenizer = tokenizer.model_max_length if tokenizer.model_max_length < LARGE_INTEGER else None
-    of_model = max_tokens(model)
+    of_tokenizer, of_model = limits.token_limit(tokenizer), max_tokens(model)
     if asked is None:
-        return min((limit for limit in (of_model, of_tokenizer) if limit is not None), default=None)
+        return limits.token_limit(tokenizer, model)
     least, most = tokenizer.num_special_tokens_to_add() + 1, of_tokenizer if of_model is None else of_model
     if asked < least or (most is not None and asked > most):
         reads = f"at least {least}" if most is None else f"between {least} and the {most} tokens that the model reads"

@@ -12,9 +12,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hfcompress.models.architectures import block_kind
-from hfcompress.models.classifier import unwrap
 from hfcompress.models.tensors import distinct, has_plain_values
-from hfcompress.models.weights import PRUNABLE_DTYPES, Selection, check_prunable, select_matrices
+from hfcompress.models.weights import (
+    PRUNABLE_DTYPES,
+    Selection,
+    check_prunable,
+    effective_parameters,
+    find_body,
+    select_matrices,
+)
 from hfcompress.report.plots import draw_sparsity
 from hfcompress.report.tables import Report, Row, Table
 
@@ -239,8 +245,7 @@ def make_report(
     model: nn.Module, selection: Selection, zeros: Mapping[str, int] | None = None, amount: float | int | None = None
 ) -> SparsityReport:
     """Make the report of selected matrices; their zeros, by name and 0 where a name is missing, are counted if None."""
-    inner = unwrap(model)
-    body = {id(module) for module in getattr(inner, "base_model", inner).modules()}
+    body = find_body(model)
     layers = []
     for name, weight in ((matrix.name, matrix.weight) for matrix in selection.matrices):
         kind = block_kind(name) if id(model.get_submodule(name)) in body else "head"
@@ -249,7 +254,7 @@ def make_report(
         layers.append(LayerSparsity(name, tuple(weight.shape), dtype, weight.numel(), count, kind))
     seen: set[object] = set()
     list(distinct((matrix.weight for matrix in selection.matrices), seen))
-    others = [parameter for parameter in distinct(model.parameters(), seen) if not is_lazy(parameter)]
+    others = [parameter for parameter in distinct(effective_parameters(model), seen) if not is_lazy(parameter)]
     selected = _total(layers)
     weights = selected.weights + sum(parameter.numel() for parameter in others)
     whole_model = ZeroCount(weights, selected.zeros + sum(map(_count_zeros, others)))
