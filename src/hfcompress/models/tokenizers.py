@@ -64,6 +64,11 @@ def encode_texts(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTraine
         return inputs
     first = next(iter(inputs))
     parts = _texts_in(first)
+    if parts == 0 and not hasattr(first, "keys"):
+        raise CompressionError(
+            f"{owner} hold {type(first).__name__} examples, such as {first!r:.40}: pass a batch of tensors by name, "
+            "rows with input_ids, or texts."
+        )
     if parts == 0:
         return inputs
     if tokenizer is None:

@@ -211,15 +211,26 @@ def _head_inside(model: nn.Module) -> list[nn.Module]:
     if labels is None or not (own_class or "Classification" in type(model).__name__):
         return []
     ends = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == labels]
-    outside = [name for name in ends if not any(part.isdigit() for part in name.split(".")[:-1])]
+    lists = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    outside = [name for name in ends if not any(name.startswith(prefix) for prefix in lists)]
     heads: list[nn.Module] = []
     for name in outside or ends[-1:]:
-        root = next((path for path in _paths(name) if _HEAD_NAME.search(path.rpartition(".")[2])), name)
+        root = next((path for path in _paths(name) if is_head_name(path)), name)
         row = name.rpartition(".")[0]
         if root == name and row and isinstance(model.get_submodule(row), nn.Sequential):
             root = row
         heads += model.get_submodule(root).modules()
     return heads
+
+
+def is_head_name(path: str) -> bool:
+    """Whether a module has the name of a classification head.
+
+    Example:
+        >>> is_head_name("classifier"), is_head_name("model.lm_head"), is_head_name("decoder.heads")
+        (True, True, False)
+    """
+    return _HEAD_NAME.search(path.rpartition(".")[2]) is not None
 
 
 def quantized_weight(module: Any) -> Tensor:

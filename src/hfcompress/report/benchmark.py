@@ -307,7 +307,7 @@ def _predict(name: str, model: nn.Module, examples: Examples, batch_size: int) -
 def _forward(name: str, model: nn.Module, batch: Batch) -> Any:
     try:
         return model(**batch)
-    except ValueError as error:  # such as GPT-2's without a padding token
+    except (TypeError, ValueError) as error:  # such as GPT-2's without a padding token, or an input of another name
         raise CompressionError(f"The model {name!r} does not read the inputs: {error}") from error
 
 

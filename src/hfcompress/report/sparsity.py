@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hfcompress.models.architectures import block_kind
+from hfcompress.models.classifier import unwrap
 from hfcompress.models.tensors import distinct, has_plain_values
 from hfcompress.models.weights import (
     PRUNABLE_DTYPES,
@@ -19,6 +20,7 @@ from hfcompress.models.weights import (
     check_prunable,
     effective_parameters,
     find_body,
+    is_head_name,
     select_matrices,
 )
 from hfcompress.report.plots import draw_sparsity
@@ -245,10 +247,12 @@ def make_report(
     model: nn.Module, selection: Selection, zeros: Mapping[str, int] | None = None, amount: float | int | None = None
 ) -> SparsityReport:
     """Make the report of selected matrices; their zeros, by name and 0 where a name is missing, are counted if None."""
-    body = find_body(model)
+    body, plain = find_body(model), not hasattr(unwrap(model), "base_model")
     layers = []
     for name, weight in ((matrix.name, matrix.weight) for matrix in selection.matrices):
-        kind = block_kind(name) if id(model.get_submodule(name)) in body else "head"
+        # Of a plain module nothing says what its body is, so that all of it is in scope.
+        is_head = id(model.get_submodule(name)) not in body or (plain and any(map(is_head_name, name.split("."))))
+        kind = "head" if is_head else block_kind(name)
         count = _count_zeros(weight) if zeros is None else zeros.get(name, 0)
         dtype = str(weight.dtype).removeprefix("torch.")
         layers.append(LayerSparsity(name, tuple(weight.shape), dtype, weight.numel(), count, kind))
