@@ -134,7 +134,7 @@ def encode(
         return []
     length = token_limit(model, tokenizer, max_length)
     texts = ([row[name] for row in rows] for name in columns)
-    encoded = tokenizer(*texts, truncation=length is not None, max_length=length)
+    encoded = tokenizer(*texts, **limits.truncation(length))
     made = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
     if label is not None:
         problem = get_problem_type(model, "model")

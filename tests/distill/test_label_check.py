@@ -57,13 +57,13 @@ def test_ids_that_are_too_long_are_refused_by_name(student, teacher, tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize("limit", [int(1e30), -1, None, 32])
+@pytest.mark.parametrize("limit", [int(1e30), -1, 32])
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2", "bloom", "xlnet"])
 def test_a_teacher_gets_no_more_tokens_than_it_reads(limit, architecture, tmp_path):
     tokenizer = word_tokenizer()
     tokenizer.model_max_length = limit
     teacher = build(architecture, seed=1).eval()
-    reads = {"roberta": 63, "xlnet": 100}.get(architecture, 64) if limit != 32 else 32
+    reads = {"roberta": 63, "bloom": 100, "xlnet": 100}.get(architecture, 64) if limit != 32 else 32
     seen = []
     teacher.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True

@@ -1,5 +1,7 @@
 """Where a model's body ends: the classification head is never pruned, wherever it is."""
 
+import copy
+
 import pytest
 import torch
 from architectures import WITH_NEURONS, build
@@ -58,14 +60,14 @@ def test_in_no_classifier_is_the_head_in_scope():
 class CrossEncoder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.encoder = AutoModel.from_config(CONFIG)
+        self.encoder = AutoModel.from_config(copy.deepcopy(CONFIG))
         self.classifier = nn.Linear(32, 3)
 
 
 class AroundClassifier(nn.Module):
     def __init__(self):
         super().__init__()
-        self.model = AutoModelForSequenceClassification.from_config(CONFIG)
+        self.model = AutoModelForSequenceClassification.from_config(copy.deepcopy(CONFIG))
 
 
 class OtherPrefix(PreTrainedModel):
@@ -74,7 +76,7 @@ class OtherPrefix(PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.classifier = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, config.num_labels))
-        self.encoder = AutoModel.from_config(config)
+        self.encoder = AutoModel.from_config(copy.deepcopy(config))
 
 
 class ClassifierAsBody(PreTrainedModel):
@@ -83,10 +85,10 @@ class ClassifierAsBody(PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.model = AutoModelForSequenceClassification.from_config(config)
+        self.model = AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
 
 
-@pytest.mark.parametrize("wrap", [CrossEncoder, AroundClassifier, lambda: OtherPrefix(CONFIG)])
+@pytest.mark.parametrize("wrap", [CrossEncoder, AroundClassifier, lambda: OtherPrefix(copy.deepcopy(CONFIG))])
 @pytest.mark.parametrize("parallel", [False, True])
 def test_of_a_wrapper_the_model_inside_is_pruned(wrap, parallel):
     model = wrap()
@@ -100,7 +102,7 @@ def test_of_a_wrapper_the_model_inside_is_pruned(wrap, parallel):
 
 
 def test_a_classifier_as_the_body_keeps_its_head():
-    layers = hfc.prune_global_l1(ClassifierAsBody(CONFIG), 0.5).layers
+    layers = hfc.prune_global_l1(ClassifierAsBody(copy.deepcopy(CONFIG)), 0.5).layers
     assert [layer.name.removeprefix("model.") for layer in layers] == body_matrices(build("bert"))
 
 

@@ -46,7 +46,7 @@ def test_texts_are_truncated_to_what_the_model_reads(limit, architecture, reads)
 def test_compare_encodes_the_texts_for_each_model():
     tokenizers = {"one": word_tokenizer(), "other": word_tokenizer(marked=True)}
     result = hfc.compare({name: build() for name in tokenizers}, TEXTS[:1], repeats=1, processing_class=tokenizers)
-    assert [result[name].passes[0].tokens for name in tokenizers] == [3, 4]
+    assert [result.rows[name].passes[0].tokens for name in tokenizers] == [3, 4]
 
 
 REFUSED = {

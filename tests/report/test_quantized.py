@@ -61,8 +61,8 @@ def test_float16_weights_count_two_bytes():
 def test_compare_takes_an_int8_model_beside_the_full_one():
     model = build().eval()
     result = hfc.compare({"full": model, "int8": int8(model)}, batch(8), repeats=1)
-    assert result["int8"].bytes < 0.6 * result["full"].bytes
-    assert result["int8"].agreement is not None
+    assert result.rows["int8"].bytes < 0.6 * result.rows["full"].bytes
+    assert result.rows["int8"].agreement is not None
 
 
 def test_its_logits_are_cached_by_its_weights(tmp_path):

@@ -20,7 +20,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, input_names, unwrap
 from hfcompress.models.inputs import Padder, check_lengths
 from hfcompress.models.tensors import check_has_values, packed_tensors, plain_parts
-from hfcompress.models.tokenizers import token_limit, tokenizer_rules
+from hfcompress.models.tokenizers import token_limit, tokenizer_rules, truncation
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -112,8 +112,7 @@ def cache_teacher_logits(
         columns = rows.select_columns(read).with_format(None)[:]
         if processing_class is not None:
             longest = token_limit(processing_class) if max_length is None else max_length
-            cut = {"truncation": longest is not None, "max_length": longest}
-            columns = processing_class(*(columns[text] for text in texts), **cut)
+            columns = processing_class(*(columns[text] for text in texts), **truncation(longest))
         columns = {name: values for name, values in columns.items() if name in inputs}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

@@ -52,6 +52,11 @@ def token_limit(tokenizer: PreTrainedTokenizerBase, model: nn.Module | None = No
     return min([int(limit) for limit in limits] + ([] if read is None else [read]), default=None)
 
 
+def truncation(limit: int | None) -> dict[str, Any]:
+    """Return the arguments by which a tokenizer truncates to a limit, or not at all, whatever limit it has itself."""
+    return {"truncation": limit is not None, "max_length": LARGE_INTEGER if limit is None else limit}
+
+
 def encode_texts(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
     """Encode inputs that are texts, or pairs of texts, truncated to what tokenizer and model take; return others as is.
 
@@ -82,8 +87,7 @@ def encode_texts(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTraine
         kind = "a text" if parts == 1 else "a pair of texts"
         raise CompressionError(f"Number {wrong} of {owner} is {rows[wrong]!r:.40}, not {kind} like the first.")
     columns = [[str(row) for row in rows]] if parts == 1 else [list(column) for column in zip(*rows, strict=True)]
-    limit = token_limit(tokenizer, model)
-    encoded = tokenizer(*columns, truncation=limit is not None, max_length=limit)
+    encoded = tokenizer(*columns, **truncation(token_limit(tokenizer, model)))
     return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
 
