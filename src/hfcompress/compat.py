@@ -106,6 +106,17 @@ def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> list[str]:
     return kept + [*(model._keep_in_fp32_modules or ())] * (str(dtype) == "torch.float16")
 
 
+def quantized_products() -> list[Any]:
+    """Return the operations by which models of ``quantize_dynamic`` multiply, of which torch counts no FLOPs.
+
+    Up to torch 2.13 at least torch has them, where it was built with a quantized engine.
+    """
+    import torch
+
+    names = ("linear_dynamic", "linear_relu_dynamic", "linear_dynamic_fp16", "linear_relu_dynamic_fp16")
+    return [getattr(torch.ops.quantized, name) for name in names if hasattr(torch.ops.quantized, name)]
+
+
 def uncounted_products() -> list[Any]:
     """Return the operations, multiplying each expert's tokens by its weights, of which torch counts no FLOPs.
 

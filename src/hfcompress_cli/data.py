@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from hfcompress.errors import CompressionError
+from hfcompress.models import tokenizers as limits
 from hfcompress.models.classifier import max_tokens
 from hfcompress.validation import check_count, check_fraction
 from hfcompress_cli.labels import class_indices, read_labels
@@ -174,7 +174,7 @@ def encode(
         return []
     length = token_limit(model, tokenizer, max_length)
     texts = ([row[name] for row in rows] for name in columns)
-    encoded = tokenizer(*texts, truncation=length is not None, max_length=length)
+    encoded = tokenizer(*texts, **limits.truncation(length))
     made = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
     if label is not None:
         table = rows if table is None else table
@@ -189,10 +189,9 @@ def encode(
 
 def token_limit(model: nn.Module, tokenizer: Any, asked: int | None, option: str = "--max-length") -> int | None:
     """Return how many tokens of a text to read: as asked, or as model and tokenizer can take; None for all."""
-    of_tokenizer = tokenizer.model_max_length if tokenizer.model_max_length < LARGE_INTEGER else None
-    of_model = max_tokens(model)
+    of_tokenizer, of_model = limits.token_limit(tokenizer), max_tokens(model)
     if asked is None:
-        return min((limit for limit in (of_model, of_tokenizer) if limit is not None), default=None)
+        return limits.token_limit(tokenizer, model)
     least, most = tokenizer.num_special_tokens_to_add() + 1, of_tokenizer if of_model is None else of_model
     if asked < least or (most is not None and asked > most):
         reads = f"at least {least}" if most is None else f"between {least} and the {most} tokens that the model reads"

@@ -40,7 +40,8 @@ class DistillationArguments(TrainingArguments):
             student is.
         text_column: Column with the raw text, read where the teacher has a tokenizer of its own.
         text_pair_column: Column with the second text of a pair, or None.
-        teacher_max_length: Tokens at most of a text encoded for such a teacher; its tokenizer's limit if None.
+        teacher_max_length: Tokens at most of a text encoded for such a teacher; if None, as many as its tokenizer makes
+            and it reads.
         hidden_weight: Weight of the hidden states' term: TinyBERT's. Where student and teacher differ in width, the
             student's are projected by a matrix that learns with it and stays with the trainer.
         layer_map: Which of the teacher's hidden states each of the student's is compared with, 0 being the embeddings;

@@ -10,13 +10,15 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from hfcompress.distill.arguments import DistillationArguments, read_layer_map
 from hfcompress.distill.exact_mean import Terms
 from hfcompress.errors import CompressionError
 from hfcompress.losses import hidden_state_loss, relation_loss
-from hfcompress.models.classifier import get_config, get_logits, unwrap
+from hfcompress.models.classifier import get_config, get_logits, returning_mappings, unwrap
+from hfcompress.models.inputs import check_lengths
 from hfcompress.models.layers import attention_projections
 
 
@@ -55,7 +57,14 @@ class ForwardRecorder:
         with ExitStack() as hooks:
             for name in self.projections:
                 hooks.enter_context(inner.get_submodule(name).register_forward_hook(partial(_record, found, name)))
-            outputs = _run(model, {**inputs, **({"output_hidden_states": True} if self.hidden else {})})
+            try:
+                with returning_mappings(model):
+                    outputs = _run(model, {**inputs, **({"output_hidden_states": True} if self.hidden else {})})
+            except (IndexError, RuntimeError) as error:  # of a table of positions, for a text that is too long
+                ids = inputs.get("input_ids")
+                if isinstance(ids, Tensor) and ids.dim() == 2 and not should_reduce_batch_size(error):
+                    check_lengths("the batch", model, ids.shape[1:])
+                raise
         attention = [found[name] for name in self.projections]
         if attention and torch.is_grad_enabled() and not any(vectors.requires_grad for vectors in attention):
             raise CompressionError(

@@ -20,8 +20,8 @@ from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, input_names, unwrap
 from hfcompress.models.inputs import Padder, check_lengths, check_mask, unpadded_rows
 from hfcompress.models.padding import reading, unpadded_batches, without_padding
-from hfcompress.models.tensors import check_has_values
-from hfcompress.models.tokenizers import tokenizer_rules
+from hfcompress.models.tensors import check_has_values, packed_tensors, plain_parts
+from hfcompress.models.tokenizers import token_limit, tokenizer_rules, truncation
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,7 +58,8 @@ def cache_teacher_logits(
         processing_class: The teacher's tokenizer, which encodes the text; without it the ids in the data are read.
         text_column: Column with the text.
         text_pair_column: Column with the second text of a pair.
-        max_length: Tokens at most; the tokenizer's limit if None.
+        max_length: Tokens at most; the tokenizer's limit if None. What is longer then than the teacher reads is refused
+            before the first forward pass.
         batch_size: Examples in a forward pass.
         bf16: Compute under bfloat16 autocast, as ``TrainingArguments(bf16=True)`` does. On a processor that does not
             compute it natively this is slower than float32, and a warning names the factor.
@@ -111,7 +112,8 @@ def cache_teacher_logits(
         part = dataset.select(range(start, min(start + size, len(dataset))))
         columns = part.select_columns(read).with_format(None)[:]
         if processing_class is not None:
-            columns = processing_class(*(columns[text] for text in texts), truncation=True, max_length=max_length)
+            longest = token_limit(processing_class) if max_length is None else max_length
+            columns = processing_class(*(columns[text] for text in texts), **truncation(longest))
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         if processing_class is None:
             check_mask("the data", teacher, rows)
@@ -180,9 +182,13 @@ def _digest(teacher: nn.Module, data: Dataset, settings: dict[str, Any]) -> str:
         names = ("id2label", "label2id")  # which change no logits
         kept = {name: value for name, value in config.to_dict().items() if name not in (*transient, *names)}
         digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-    for name, tensor in teacher.state_dict().items():
+    tensors = [(name, value) for name, value in teacher.state_dict().items() if isinstance(value, Tensor)]
+    tensors += [(f"packed {number}", tensor) for number, tensor in enumerate(packed_tensors(teacher))]
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        for part in plain_parts(tensor.detach()):
+            values: Any = part.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            digest.update(values)
     for table in data.with_format("arrow").iter(batch_size=1000):
         # Taken row by row, the values lie in buffers of their own; a slice would bring its offset along.
         for batch in table.take(list(range(len(table)))).combine_chunks().to_batches():

@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import get_config
-from hfcompress.models.tokenizers import same_tokenizer
+from hfcompress.models.classifier import get_config, max_tokens, unwrap
+from hfcompress.models.tokenizers import same_tokenizer, token_limit
 
 
 @dataclass
@@ -35,7 +35,8 @@ class TeacherCollator:
         batch = dict(self.collator(own))
         if cached or any(text is None for column in texts for text in column):
             return batch
-        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length, return_attention_mask=True)
+        cut = {"truncation": self.max_length is not None, "max_length": self.max_length}
+        encoded = self.tokenizer(*texts, **cut, return_attention_mask=True)
         # Padded by the mask alone: which id padding has is up to each teacher, and some tokenizers have none.
         padded = {
             name: pad_sequence([torch.tensor(row) for row in rows], batch_first=True) for name, rows in encoded.items()
@@ -86,3 +87,24 @@ def known_columns(dataset: Any) -> list[str] | None:
     form = getattr(dataset, "format", None)
     transformed = isinstance(form, Mapping) and form.get("type") == "custom"  # by set_transform
     return None if transformed else getattr(dataset, "column_names", None)
+
+
+def longest_text(
+    teachers: Sequence[nn.Module], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> int | None:
+    """Return how many tokens of a text the teachers are given at most; None for all.
+
+    Raises:
+        CompressionError: ``max_length`` is more than a teacher reads.
+    """
+    limits = [limit for limit in (token_limit(tokenizer, teacher) for teacher in teachers) if limit is not None]
+    if max_length is None:
+        return min(limits, default=None)
+    for teacher in teachers:
+        limit = max_tokens(teacher)
+        if limit is not None and max_length > limit:
+            raise CompressionError(
+                f"teacher_max_length={max_length} is more than the {limit} tokens that the teacher, "
+                f"{type(unwrap(teacher)).__name__}, reads; lower it, or leave it out."
+            )
+    return max_length

@@ -26,6 +26,7 @@ from hfcompress.models.padding import (
     without_padding,
 )
 from hfcompress.models.tensors import check_has_values, identities
+from hfcompress.models.weights import is_quantized
 from hfcompress.validation import is_number
 
 
@@ -79,10 +80,13 @@ class _PaddedRun:
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._names = model, input_names(model)
+        self._is_quantized = any(map(is_quantized, model.modules()))
         self._is_exact: dict[tuple[bool, bool, int], bool] = {}
 
     def __call__(self, inputs: Mapping[str, Any], recorder: ForwardRecorder) -> ModelOutputs:
         padding, model = find_padding(inputs), self._model
+        if self._is_quantized and recorder == ForwardRecorder():
+            return ModelOutputs(self._run_unpadded(inputs))
         if padding is None:
             with without_padding(model) if "attention_mask" in inputs else nullcontext():
                 return self._run(inputs, recorder)

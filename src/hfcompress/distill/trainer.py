@@ -16,16 +16,18 @@ from typing_extensions import Unpack, override
 
 from hfcompress.distill.arguments import DistillationArguments, TrainerOptions
 from hfcompress.distill.exact_mean import EXAMPLE_WEIGHTS, ExactMeanTrainer, Terms, weighted_sum
+from hfcompress.distill.label_check import LabelCheckingCollator
 from hfcompress.distill.label_weights import LabelWeights, WeightCollator, make_label_weights
 from hfcompress.distill.layer_losses import ForwardRecorder, LayerLosses, ModelOutputs
 from hfcompress.distill.projection import ProjectionTrainer
-from hfcompress.distill.teacher_inputs import TeacherCollator, choose_teacher_input
+from hfcompress.distill.teacher_inputs import TeacherCollator, choose_teacher_input, longest_text
 from hfcompress.distill.teachers import Teachers
 from hfcompress.errors import CompressionError
 from hfcompress.losses import check_label_loss, check_teacher_loss, label_loss, teacher_loss
 from hfcompress.metrics import mean_metrics, per_example_metrics
 from hfcompress.models.classifier import get_config, get_problem_type, input_names
 from hfcompress.models.padding import align_padding
+from hfcompress.models.weights import check_not_quantized
 
 _LABEL_WEIGHTS = "label_weights"  # added to each training batch
 
@@ -106,6 +108,7 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         super().__init__(model, args, *positional, **kwargs)
         if self.compute_loss_func is not None:
             raise CompressionError("compute_loss_func cannot be used: alpha, teacher_loss and label_loss set the loss.")
+        check_not_quantized(self.model, "trained")
         self._problem = get_problem_type(self.model, "student")
         if args.alpha > 0:
             check_teacher_loss(args.teacher_loss, self._problem)
@@ -121,14 +124,18 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         self._reads_text, self._reads_ids = "text" in chosen, chosen <= {"ids"}  # its own ids, or the student's
         self._teacher_only = frozenset[str]().union(*map(input_names, teachers)) - input_names(self.model)
         self._label_weights = self._make_label_weights()
+        teacher_length = None
+        if self._reads_text and teacher_processing_class is not None:
+            teacher_length = longest_text(teachers, teacher_processing_class, args.teacher_max_length)
         self._build_layer_losses()
         if self._teachers is not None:
             self._teachers.freeze(args.device, getattr(torch, args.teacher_dtype) if args.teacher_dtype else None)
+        self.data_collator = LabelCheckingCollator(self.data_collator)
         if args.weight_column is not None:
             self.data_collator = WeightCollator(self.data_collator, args.weight_column)
         if self._reads_text:
             self.data_collator = TeacherCollator(
-                self.data_collator, teacher_processing_class, self._text_columns, args.teacher_max_length
+                self.data_collator, teacher_processing_class, self._text_columns, teacher_length
             )
 
     @property

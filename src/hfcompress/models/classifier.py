@@ -40,8 +40,31 @@ def input_names(model: nn.Module) -> frozenset[str]:
 
 
 def get_logits(outputs: Any) -> Tensor:
-    """Return the logits among a model's outputs, whether they are a mapping or a tuple."""
-    logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    """Return the logits among a model's outputs: a mapping, an object or a tuple that holds them, or they themselves.
+
+    Of a tuple they are the first tensor with a row for each example: the loss, where there is one, is a scalar.
+
+    Raises:
+        CompressionError: There are none.
+
+    Example:
+        >>> loss, logits = torch.tensor(0.5), torch.zeros(4, 2)
+        >>> [get_logits(outputs).shape[0] for outputs in ({"logits": logits}, (loss, logits), (logits,), logits)]
+        [4, 4, 4, 4]
+    """
+    logits = outputs
+    if isinstance(outputs, Mapping):
+        logits = outputs.get("logits")
+    elif hasattr(outputs, "logits"):
+        logits = outputs.logits
+    elif isinstance(outputs, tuple | list):
+        logits = next((one for one in outputs if isinstance(one, Tensor) and one.dim()), None)
+    if not isinstance(logits, Tensor):
+        found = f"{type(outputs).__name__} of {', '.join(outputs)}" if isinstance(outputs, Mapping) else outputs
+        raise CompressionError(
+            f"The model returns no logits, but a {found if isinstance(found, str) else type(found).__name__}: a "
+            "classifier returns them as 'logits', as the first tensor of a tuple, or alone."
+        )
     return logits
 
 
@@ -101,8 +124,21 @@ def evaluation_mode(model: nn.Module, *, gradients: bool = False) -> Iterator[No
             undo.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(gradients)  # the FLOP counter fails on views of those that require some (DeBERTa)
         model.eval()
-        with torch.set_grad_enabled(gradients):
+        with torch.set_grad_enabled(gradients), returning_mappings(model):
             yield
+
+
+@contextmanager
+def returning_mappings(model: nn.Module) -> Iterator[None]:
+    """Set ``config.return_dict`` while the context lasts: some classifiers of transformers fail without it (GPT-2)."""
+    with ExitStack() as undo:
+        if getattr(get_config(model), "return_dict", True) is False:
+            configs = {id(config): config for module in model.modules() if (config := vars(module).get("config"))}
+            for config in configs.values():
+                if getattr(config, "return_dict", True) is False:
+                    undo.callback(setattr, config, "return_dict", False)
+                    config.return_dict = True
+        yield
 
 
 @contextmanager

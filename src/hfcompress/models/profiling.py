@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import weakref
@@ -17,15 +18,17 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from hfcompress.compat import uncounted_products
+from hfcompress.compat import quantized_products, uncounted_products
 from hfcompress.models.classifier import evaluation_mode
 from hfcompress.models.inputs import dummy_inputs
-from hfcompress.models.tensors import memory_bytes
+from hfcompress.models.tensors import memory_bytes, packed_tensors
 
 
 def count_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     """Count the floating-point operations of a forward pass, attention included."""
-    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(uncounted_products(), _grouped_flops))
+    formulas = dict.fromkeys(uncounted_products(), _grouped_flops)
+    formulas |= dict.fromkeys(quantized_products(), _quantized_flops)
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
     # The counter does not know the fused attention of CPUs; as plain matrix products it is counted like any other.
     with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), counter:
         model(**inputs)
@@ -35,6 +38,11 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
 def _grouped_flops(tokens: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
     """The FLOPs of each token times the matrix of its expert, by the shapes (tokens, in) and (experts, in, out)."""
     return 2 * tokens[0] * tokens[1] * weights[2]
+
+
+def _quantized_flops(inputs: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    """The FLOPs that the same layer takes in floating point; its weights are packed and have no shape."""
+    return 2 * math.prod(out_shape) * inputs[-1]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -91,7 +99,7 @@ def peak_bytes(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
         >>> peak_bytes(nn.Linear(4, 2), {"input": torch.ones(3, 4)})  # 8 + 2 weights, 12 in, 6 out, 4 bytes each
         112
     """
-    held = [*model.parameters(), *model.buffers(), *inputs.values()]
+    held = [*model.parameters(), *model.buffers(), *packed_tensors(model), *inputs.values()]
     device = next(iter(inputs.values())).device
     with evaluation_mode(model):
         if device.type != "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +62,68 @@ def distinct(tensors: Iterable[Tensor], seen: set[object] | None = None) -> Iter
             yield tensor
 
 
+def packed_tensors(model: nn.Module) -> list[Tensor]:
+    """Return what the quantized modules of `torch.ao` hold, such as those of ``quantize_dynamic``.
+
+    They keep weights and biases neither as parameters nor as buffers, and make a copy for each state dict, so that a
+    module that is in the model twice must be asked once.
+    """
+    found = []
+    for module in model.modules():
+        own: dict[str, Any] = {}
+        module._save_to_state_dict(own, "", keep_vars=False)
+        values = [value for value in own.values() if not isinstance(value, Tensor) or value.is_quantized]
+        for tensor in _leaves(values):  # those of dtype=torch.float16 are given in float32
+            halved = own.get("dtype") is torch.float16 and tensor.dim() > 1
+            found.append(tensor.half() if halved else tensor)
+    return found
+
+
+def _leaves(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from _leaves(one)
+    elif isinstance(value, torch.ScriptObject) and hasattr(value, "__getstate__"):
+        yield from _leaves(value.__getstate__())
+
+
+def stored_tensors(model: nn.Module) -> list[Tensor]:
+    """Return the distinct tensors of a model's state dict, with those that quantized modules keep packed."""
+    state = (value for value in model.state_dict().values() if isinstance(value, Tensor) and not value.is_quantized)
+    return [*distinct(state), *packed_tensors(model)]
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Return the bytes of the numbers of a tensor, with the scales of a quantized one that has several."""
+    if not tensor.is_quantized:
+        return tensor.numel() * tensor.element_size()
+    return tensor.untyped_storage().nbytes() + sum(map(tensor_bytes, _scales(tensor)))
+
+
+def count_nonzero(tensor: Tensor) -> int:
+    """Count the numbers of a tensor that are not zero, quantized or not."""
+    return int(torch.count_nonzero(tensor.dequantize() if tensor.is_quantized else tensor))
+
+
+def plain_parts(tensor: Tensor) -> list[Tensor]:
+    """Return plain tensors that together hold all of a tensor, quantized or not."""
+    if not tensor.is_quantized:
+        return [tensor]
+    scales = _scales(tensor) or [torch.tensor([tensor.q_scale(), tensor.q_zero_point()], dtype=torch.float64)]
+    return [tensor.int_repr(), *scales]
+
+
+def _scales(tensor: Tensor) -> list[Tensor]:
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return []
+    return [tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()]
+
+
 def stored_bytes(model: nn.Module) -> int:
-    """Return the bytes of the distinct tensors that ``save_pretrained`` writes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in distinct(model.state_dict().values()))
+    """Return the bytes of the distinct tensors of a model's state dict, quantized ones included."""
+    return sum(map(tensor_bytes, stored_tensors(model)))
 
 
 def memory_bytes(tensors: Iterable[Tensor]) -> int:

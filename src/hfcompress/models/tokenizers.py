@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import LARGE_INTEGER
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import max_tokens
 
 # Of the arguments of a tokenizer, those that change no id: where it is from, and how batches are truncated and padded.
 _NO_RULE = re.compile(
@@ -33,3 +39,60 @@ def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
             "special": special,
         }
     return {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+
+
+def token_limit(tokenizer: PreTrainedTokenizerBase, model: nn.Module | None = None) -> int | None:
+    """Return how many tokens of a text a tokenizer makes, and a model reads, at most; None if there is no limit.
+
+    Without one ``tokenizer.model_max_length`` is 1e30, and in some files -1.
+    """
+    limit = tokenizer.model_max_length
+    limits = [limit] if isinstance(limit, int | float) and 0 < limit < LARGE_INTEGER else []
+    read = None if model is None else max_tokens(model)
+    return min([int(limit) for limit in limits] + ([] if read is None else [read]), default=None)
+
+
+def truncation(limit: int | None) -> dict[str, Any]:
+    """Return the arguments by which a tokenizer truncates to a limit, or not at all, whatever limit it has itself."""
+    return {"truncation": limit is not None, "max_length": LARGE_INTEGER if limit is None else limit}
+
+
+def encode_texts(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
+    """Encode inputs that are texts, or pairs of texts, truncated to what tokenizer and model take; return others as is.
+
+    Raises:
+        CompressionError: They are texts and there is no tokenizer, or not all of them are texts.
+    """
+    if isinstance(inputs, str):
+        inputs = [inputs]
+    if isinstance(inputs, Mapping) or not hasattr(inputs, "__getitem__") or not len(inputs):
+        return inputs
+    first = next(iter(inputs))
+    parts = _texts_in(first)
+    if parts == 0 and not hasattr(first, "keys"):
+        raise CompressionError(
+            f"{owner} hold {type(first).__name__} examples, such as {first!r:.40}: pass a batch of tensors by name, "
+            "rows with input_ids, or texts."
+        )
+    if parts == 0:
+        return inputs
+    if tokenizer is None:
+        raise CompressionError(
+            f"{owner} are texts, such as {str(first)[:40]!r}; pass their tokenizer as processing_class=, or what it "
+            "returns for them: tokenizer(texts, padding=True, truncation=True, return_tensors='pt')."
+        )
+    rows = list(inputs)
+    wrong = next((number for number, row in enumerate(rows) if _texts_in(row) != parts), None)
+    if wrong is not None:
+        kind = "a text" if parts == 1 else "a pair of texts"
+        raise CompressionError(f"Number {wrong} of {owner} is {rows[wrong]!r:.40}, not {kind} like the first.")
+    columns = [[str(row) for row in rows]] if parts == 1 else [list(column) for column in zip(*rows, strict=True)]
+    encoded = tokenizer(*columns, **truncation(token_limit(tokenizer, model)))
+    return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+
+def _texts_in(row: Any) -> int:
+    """How many texts an example is made of; 0 if it is something else."""
+    if isinstance(row, str):
+        return 1
+    return 2 if isinstance(row, list | tuple) and len(row) == 2 and all(isinstance(one, str) for one in row) else 0

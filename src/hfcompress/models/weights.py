@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import unwrap
+from hfcompress.models.classifier import evaluation_mode, get_config, unwrap
 from hfcompress.models.sharded import has_known_placements, local_values, reshard, shard_ranks
 from hfcompress.models.tensors import check_has_values, distinct
 
+_QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\b")  # where torch defines such modules
+_HEAD_NAME = re.compile(r"classifier|classification|^score|(^|_)head$|logits")  # what transformers calls its heads
 PRUNABLE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -36,10 +41,17 @@ class WeightMatrix:
 
 @dataclass(frozen=True)
 class Selection:
-    """The weight matrices in scope, and the matrices of the body that the library does not know how to prune."""
+    """The weight matrices in scope.
+
+    Attributes:
+        matrices: Those with plain weights.
+        not_covered: The matrices of the body that the library does not know how to prune.
+        quantized: The modules in scope that ``quantize_dynamic`` has made, whose weights are packed.
+    """
 
     matrices: tuple[WeightMatrix, ...]
     not_covered: tuple[str, ...]
+    quantized: tuple[str, ...] = ()
 
 
 def select_matrices(
@@ -49,7 +61,7 @@ def select_matrices(
 
     By default these are the matrices of ``nn.Linear`` and transformers' ``Conv1D`` in ``model.base_model``, in the
     order of ``model.named_modules()``: not the classification head, embeddings, norms, biases or adapters. A matrix
-    that is shared counts once.
+    that is shared counts once. See `find_body` for the body of a model without ``base_model``.
 
     Args:
         model: A Hugging Face classifier, or any module.
@@ -65,14 +77,12 @@ def select_matrices(
     """
     include, exclude = _patterns(include, "include"), _patterns(exclude, "exclude")
     reshard(model)
-    inner = unwrap(model)
-    body = getattr(inner, "base_model", inner)
-    in_body = {id(module) for module in body.modules()}
+    in_body = find_body(model)
     modules = dict(model.named_modules())
     adapters = set(_adapter_modules(modules))
 
     # Some of PEFT's layers are an nn.Linear around the real one, their base_layer.
-    linear = {n: m for n, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and n not in adapters}
+    linear = {n: m for n, m in modules.items() if (_is_linear(m) or is_quantized_linear(m)) and n not in adapters}
     candidates = {name: module for name, module in linear.items() if "base_layer" not in module._modules}
     if include is None:
         chosen = {name: module for name, module in candidates.items() if id(module) in in_body}
@@ -85,15 +95,180 @@ def select_matrices(
     list(distinct((module.weight for module in modules.values() if isinstance(module, nn.Embedding)), seen))
     matrices = []
     for name, module in chosen.items():
+        if is_quantized_linear(module):
+            continue
         weight = module._parameters.get("weight")
         if weight is None:
+            computed = computed_weights(module).get("weight")
+            remedy = computed.remedy if computed else "torch.nn.utils.prune.remove(module, 'weight')"
             raise CompressionError(
                 f"The weight of {name!r} is computed from other parameters (a parametrization such as "
-                "torch.nn.utils.prune's); make it a plain parameter first, for example with "
-                f"torch.nn.utils.prune.remove(module, 'weight'), or exclude {name!r}."
+                f"torch.nn.utils.prune's); make it a plain parameter first with {remedy}, or exclude {name!r}."
             )
         matrices += [WeightMatrix(name, weight) for _ in distinct([weight], seen)]
-    return Selection(tuple(matrices), tuple(_not_covered(modules, in_body, adapters)))
+    quantized = tuple(name for name, module in chosen.items() if is_quantized_linear(module))
+    return Selection(tuple(matrices), tuple(_not_covered(modules, in_body, adapters)), quantized)
+
+
+@dataclass(frozen=True)
+class ComputedWeight:
+    """A weight that a module computes in each forward pass.
+
+    Attributes:
+        sources: The parameters that it is computed from.
+        remedy: The call that makes it a plain parameter, with the values that it has now.
+    """
+
+    sources: tuple[nn.Parameter, ...]
+    remedy: str
+
+
+def computed_weights(module: nn.Module) -> dict[str, ComputedWeight]:
+    """Find the weights of a module that it computes: masked, normalized or otherwise parametrized ones, by name."""
+    found = {}
+    for name, value in vars(module).items():
+        if not isinstance(value, Tensor):
+            continue
+        own = {
+            end: module._parameters[f"{name}_{end}"]
+            for end in ("orig", "g", "v")
+            if f"{name}_{end}" in module._parameters
+        }
+        sources = tuple(parameter for parameter in own.values() if parameter is not None)
+        if f"{name}_mask" in module._buffers:
+            found[name] = ComputedWeight(sources, f"torch.nn.utils.prune.remove(module, {name!r})")
+        elif sources:
+            norm = "spectral_norm" if "orig" in own else "weight_norm"
+            found[name] = ComputedWeight(sources, f"torch.nn.utils.remove_{norm}(module, {name!r})")
+    parametrizations = module._modules.get("parametrizations")
+    if parametrize.is_parametrized(module) and isinstance(parametrizations, nn.ModuleDict):
+        for name, steps in parametrizations.items():
+            call = f"torch.nn.utils.parametrize.remove_parametrizations(module, {name!r})"
+            found[name] = ComputedWeight(tuple(steps.parameters(recurse=False)), call)
+    return found
+
+
+def check_no_computed_weights(model: nn.Module, verb: str) -> None:
+    """Raise a `CompressionError` if a weight is masked or otherwise parametrized; ``verb`` is a participle."""
+    for name, module in model.named_modules():
+        for weight, computed in computed_weights(module).items():
+            raise CompressionError(
+                f"The {weight} of {name!r} is computed from other parameters (masks of torch.nn.utils.prune, "
+                f"weight_norm or another parametrization), so the model cannot be {verb}; make it a plain parameter "
+                f"first: {computed.remedy}, module being model.get_submodule({name!r})."
+            )
+
+
+def effective_parameters(model: nn.Module) -> Iterator[Tensor]:
+    """Yield a model's parameters, and in place of what a weight is computed from that weight."""
+    sources: set[int] = set()
+    for module in model.modules():
+        for name, computed in computed_weights(module).items():
+            sources |= set(map(id, computed.sources))
+            with evaluation_mode(module):  # in training a spectral norm would go a step on
+                yield getattr(module, name).detach()
+    yield from (parameter for parameter in model.parameters() if id(parameter) not in sources)
+
+
+def find_body(model: nn.Module) -> set[int]:
+    """Return the ids of the modules of a model's body, which is what default pruning is about.
+
+    It is ``model.base_model``. Where that is the model itself, as in a class of the user's own (a cross-encoder around
+    an ``AutoModel``), it is the transformers models inside. Where no matrix is outside of the body (Perceiver), the
+    head is inside it, and is left out.
+    """
+    inner = unwrap(model)
+    bodies = [_base_model(inner)]
+    if bodies == [inner] and not _is_of_transformers(inner):
+        bodies = [_base_model(one) for one in _models_inside(inner)] or [inner]
+    found = {id(module) for one in bodies for module in one.modules()}
+    if all(id(module) in found for module in inner.modules() if _is_linear(module) or is_quantized_linear(module)):
+        found -= {id(module) for module in _head_inside(inner)}
+    return found
+
+
+def _base_model(model: nn.Module) -> nn.Module:
+    """The innermost ``base_model``: that of a class of the user's own may be a classifier of transformers."""
+    body = getattr(model, "base_model", model)
+    return model if body is model or not isinstance(body, nn.Module) else _base_model(body)
+
+
+def _is_of_transformers(model: nn.Module) -> bool:
+    """Whether a model's class is one of transformers, whatever class FSDP2 has made of it."""
+    own = next(one for one in type(model).__mro__ if not one.__module__.startswith("torch.distributed."))
+    return own.__module__.startswith("transformers.")
+
+
+def _models_inside(model: nn.Module) -> list[nn.Module]:
+    """The outermost transformers models below a module."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if name and isinstance(module, PreTrainedModel) and not any(_is_inside(name, other) for other in found):
+            found[name] = module
+    return list(found.values())
+
+
+def _head_inside(model: nn.Module) -> list[nn.Module]:
+    """The modules of a classification head that is part of the body: what ends in as many outputs as there are labels.
+
+    It is looked for outside of stacks of layers, unless it is nowhere else; with it belong what is around it under the
+    name of a head, or in a row with it.
+    """
+    labels = getattr(get_config(model), "num_labels", None)
+    if labels is None or (_is_of_transformers(model) and "Classification" not in type(model).__name__):
+        return []
+    ends = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == labels]
+    lists = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    outside = [name for name in ends if not any(name.startswith(prefix) for prefix in lists)]
+    heads: list[nn.Module] = []
+    for name in outside or ends[-1:]:
+        root = next((path for path in _paths(name) if is_head_name(path)), name)
+        row = name.rpartition(".")[0]
+        if root == name and row and isinstance(model.get_submodule(row), nn.Sequential):
+            root = row
+        heads += model.get_submodule(root).modules()
+    return heads
+
+
+def is_head_name(path: str) -> bool:
+    """Whether a module has the name of a classification head.
+
+    Example:
+        >>> is_head_name("classifier"), is_head_name("model.lm_head"), is_head_name("decoder.heads")
+        (True, True, False)
+    """
+    return _HEAD_NAME.search(path.rpartition(".")[2]) is not None
+
+
+def quantized_weight(module: Any) -> Tensor:
+    """Return a copy of the weight of a linear layer that ``quantize_dynamic`` has made."""
+    weight: Tensor = module.weight()
+    return weight
+
+
+def is_quantized_linear(module: nn.Module) -> bool:
+    """Whether this is a linear layer of `torch.ao` with packed weights."""
+    return is_quantized(module) and callable(getattr(module, "weight", None)) and hasattr(module, "out_features")
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether this is one of the quantized modules of `torch.ao`, as ``quantize_dynamic`` puts them into a model."""
+    return _QUANTIZED.match(type(module).__module__) is not None
+
+
+def check_not_quantized(model: nn.Module, verb: str) -> None:
+    """Raise a `CompressionError` if a module was quantized, as by ``quantize_dynamic``; ``verb`` is a participle."""
+    for name, module in model.named_modules():
+        if is_quantized(module):
+            raise CompressionError(
+                f"{name or 'The model'} is quantized ({type(module).__module__}.{type(module).__name__}) and has no "
+                f"floating-point weights, so it cannot be {verb}; take the model as it was before "
+                "(quantize_dynamic(...) returns a copy), and quantize it afterwards."
+            )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
 
 
 def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = False) -> None:
@@ -104,6 +279,8 @@ def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = Fa
         selection: The matrices.
         sharded: Whether matrices sharded in any way are allowed, not only by rows over one group of processes.
     """
+    if selection.quantized:
+        check_not_quantized(model, "pruned")
     if not selection.matrices:
         found = f" (not covered: {', '.join(selection.not_covered)})" if selection.not_covered else ""
         raise CompressionError(

@@ -19,8 +19,17 @@ from hfcompress.models.inputs import Batch, Examples, dummy_inputs, read_example
 from hfcompress.models.labels import label_order
 from hfcompress.models.padding import reading, without_padding
 from hfcompress.models.profiling import count_flops, peak_bytes, synchronize
-from hfcompress.models.tensors import check_has_values, distinct, memory_bytes, stored_bytes
-from hfcompress.models.weights import select_matrices
+from hfcompress.models.tensors import (
+    check_has_values,
+    count_nonzero,
+    memory_bytes,
+    packed_tensors,
+    stored_bytes,
+    stored_tensors,
+    tensor_bytes,
+)
+from hfcompress.models.tokenizers import encode_texts
+from hfcompress.models.weights import quantized_weight, select_matrices
 from hfcompress.report.comparison import Comparison
 from hfcompress.report.measurements import ForwardPass, Measurement
 from hfcompress.report.quality import check_labels, common_problem, compare_with_reference, score
@@ -47,16 +56,18 @@ def measure(
     Args:
         model: A Hugging Face classifier.
         inputs: Inputs of the model: tensors with one row an example, as a tokenizer returns them with
-            ``return_tensors="pt"``; or a data set, a sequence of rows each with ``input_ids``. With ``"labels"``, the
-            quality of the predictions for all examples is measured: class indices, for a multi-label model 1 or 0 for
-            each label, for a regression model numbers. Without inputs, and without a length, only the size is measured.
+            ``return_tensors="pt"``; or a data set, a sequence of rows each with ``input_ids``; or a sequence of texts,
+            or of pairs of texts, which the tokenizer truncates to what the model reads. With ``"labels"``, the quality
+            of the predictions for all examples is measured: class indices, for a multi-label model 1 or 0 for each
+            label, for a regression model numbers. Without inputs, and without a length, only the size is measured.
         batch_size: Examples of the timed batch, or several numbers to time several batches.
         length: Tokens of each timed text, or several numbers; the texts are dummy inputs without padding. If None, the
             first rows of the inputs are timed, with their padding.
         repeats: Number of timed passes of each batch, after three that warm up; fewer than eight cannot show a
             difference.
-        processing_class: Tokenizer that pads the rows of a timed batch. Without one, they are padded on the right with
-            the model's ``pad_token_id``. The quality is measured without padding: rows of one length are read together.
+        processing_class: Tokenizer that encodes texts, and pads the rows of a timed batch. Without one, rows are padded
+            on the right with the model's ``pad_token_id``. The quality is measured without padding: rows of one length
+            are read together.
         reference: Another model for the same inputs, with whose predictions those of the model are compared.
 
     Returns:
@@ -139,11 +150,11 @@ def packed_bytes(model: nn.Module) -> int:
         459
     """
     total = 0
-    for tensor in distinct(model.state_dict().values()):
-        size, kept = tensor.numel(), int(torch.count_nonzero(tensor))
+    for tensor in stored_tensors(model):
+        size, kept, dense = tensor.numel(), count_nonzero(tensor), tensor_bytes(tensor)
         entropy = -sum(p * math.log2(p) for p in (kept / size, 1 - kept / size) if p) if size else 0.0
-        packed = kept * tensor.element_size() + math.ceil(size * entropy / 8)
-        total += min(size * tensor.element_size(), packed)
+        packed = math.ceil(kept * dense / size) + math.ceil(size * entropy / 8) if size else 0
+        total += min(dense, packed)
     return total
 
 
@@ -231,21 +242,27 @@ def _check_model(name: str, model: nn.Module, longest: int) -> None:
 
 
 def _read_examples(name: str, model: nn.Module, inputs: Inputs, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-    return read_examples(f"the inputs for {name!r}", model, inputs, tokenizer)
+    owner = f"the inputs for {name!r}"
+    return read_examples(owner, model, encode_texts(owner, model, inputs, tokenizer), tokenizer)
 
 
 def _measure_size(model: nn.Module) -> dict[str, Any]:
-    report = make_report(model, select_matrices(model))
+    selection = select_matrices(model)
+    report, packed = make_report(model, selection), packed_tensors(model)
+    quantized = [quantized_weight(model.get_submodule(name)) for name in selection.quantized]
+    prunable = report.weights + sum(weight.numel() for weight in quantized)
+    zeros = report.zeros + sum(weight.numel() - count_nonzero(weight) for weight in quantized)
     device = next(model.parameters()).device
-    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+    floats = (p for p in model.parameters() if p.is_floating_point())
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in (*floats, *packed)}
     return {
-        "parameters": report.whole_model.weights,
-        "nonzeros": report.whole_model.weights - report.whole_model.zeros,
-        "zeros": report.zeros,
-        "sparsity": report.sparsity,
+        "parameters": report.whole_model.weights + sum(tensor.numel() for tensor in packed),
+        "nonzeros": report.whole_model.weights - report.whole_model.zeros + sum(map(count_nonzero, packed)),
+        "zeros": zeros,
+        "sparsity": zeros / prunable if prunable else 0.0,
         "bytes": stored_bytes(model),
         "bytes_packed": packed_bytes(model),
-        "bytes_in_memory": memory_bytes([*model.parameters(), *model.buffers()]),
+        "bytes_in_memory": memory_bytes([*model.parameters(), *model.buffers(), *packed]),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": ", ".join(sorted(dtypes)),
         "threads": torch.get_num_threads(),
@@ -314,7 +331,7 @@ def _predict(name: str, model: nn.Module, examples: Examples, batch_size: int) -
 def _forward(name: str, model: nn.Module, batch: Batch) -> Any:
     try:
         return model(**batch)
-    except ValueError as error:  # such as GPT-2's without a padding token
+    except (TypeError, ValueError) as error:  # such as GPT-2's without a padding token, or an input of another name
         remedy = "" if "padding token" not in str(error) else " Pass the tokenizer, or set config.pad_token_id."
         raise CompressionError(f"The model {name!r} does not read the inputs: {error}{remedy}") from error
 

@@ -17,7 +17,15 @@ from hfcompress.models.architectures import block_kind
 from hfcompress.models.classifier import unwrap
 from hfcompress.models.sharded import has_known_placements, local_values, shards_of_model, sum_local_counts
 from hfcompress.models.tensors import distinct, has_plain_values
-from hfcompress.models.weights import PRUNABLE_DTYPES, Selection, check_prunable, select_matrices
+from hfcompress.models.weights import (
+    PRUNABLE_DTYPES,
+    Selection,
+    check_prunable,
+    effective_parameters,
+    find_body,
+    is_head_name,
+    select_matrices,
+)
 from hfcompress.report.plots import draw_sparsity
 from hfcompress.report.tables import Report, Row, Table
 
@@ -250,11 +258,10 @@ def make_report(
 
     Their zeros, by name and 0 where a name is missing, are counted if None; of sharded ones, those in this process.
     """
-    inner = unwrap(model)
-    body = {id(module) for module in getattr(inner, "base_model", inner).modules()}
+    body, plain = find_body(model), not hasattr(unwrap(model), "base_model")
     seen: set[object] = set()
     list(distinct((matrix.weight for matrix in selection.matrices), seen))
-    others = [parameter for parameter in distinct(model.parameters(), seen) if not is_lazy(parameter)]
+    others = [parameter for parameter in distinct(effective_parameters(model), seen) if not is_lazy(parameter)]
     parameters = [*(matrix.weight for matrix in selection.matrices), *others]
     if zeros is None:
         counts = [_count_zeros(parameter) for parameter in parameters]
@@ -263,7 +270,9 @@ def make_report(
     counts = sum_local_counts(parameters, counts)
     layers = []
     for (name, weight), count in zip(((m.name, m.weight) for m in selection.matrices), counts, strict=False):
-        kind = block_kind(name) if id(model.get_submodule(name)) in body else "head"
+        # Of a plain module nothing says what its body is, so that all of it is in scope.
+        is_head = id(model.get_submodule(name)) not in body or (plain and any(map(is_head_name, name.split("."))))
+        kind = "head" if is_head else block_kind(name)
         dtype = str(weight.dtype).removeprefix("torch.")
         layers.append(LayerSparsity(name, tuple(weight.shape), dtype, weight.numel(), count, kind))
     whole_model = ZeroCount(sum(parameter.numel() for parameter in parameters), sum(counts))

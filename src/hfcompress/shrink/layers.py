@@ -14,6 +14,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.models.architectures import DEPTH_SETTINGS, LAYER_INDICES, LAYER_PATTERNS, PER_LAYER_SETTINGS
 from hfcompress.models.layers import layer_stack
 from hfcompress.models.shapes_in_config import get_configs, restore_configs, write_plan
+from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
 from hfcompress.validation import is_integer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -48,6 +49,8 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
     """
     if not isinstance(teacher, PreTrainedModel):
         raise CompressionError(f"The teacher must be a transformers PreTrainedModel, not {type(teacher).__name__}.")
+    check_not_quantized(teacher, "shrunken")
+    check_no_computed_weights(teacher, "shrunken")
     name, count = layer_stack(teacher)
     kept = _indices(layers, count)
 

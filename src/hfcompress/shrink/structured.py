@@ -20,7 +20,7 @@ from hfcompress.models.shape_plan import is_plan
 from hfcompress.models.shapes_in_config import own_configs, write_plan
 from hfcompress.models.tensors import check_has_values
 from hfcompress.models.traced_neurons import find_or_trace
-from hfcompress.models.weights import PRUNABLE_DTYPES
+from hfcompress.models.weights import PRUNABLE_DTYPES, check_no_computed_weights, check_not_quantized
 from hfcompress.report.structure import BlockStructure, StructureReport
 from hfcompress.shrink.budget import MEASURES, Budget
 from hfcompress.shrink.importance import IMPORTANCES, Importance, importance_scores, labelled_batches
@@ -223,6 +223,8 @@ def _check_model(model: object) -> None:
             "attention_type='block_sparse' turns to another attention for short texts; set "
             "model.set_attention_type('original_full') first."
         )
+    check_not_quantized(model, "shrunken")
+    check_no_computed_weights(model, "shrunken")
     check_has_values(model.named_parameters())
     for key, parameter in model.named_parameters():
         if parameter.dtype not in PRUNABLE_DTYPES or type(parameter.data) is not torch.Tensor:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
 
 from hfcompress.errors import CompressionError
+from hfcompress.models.shape_plan import build_from_config
 from hfcompress.storage import layout
-from hfcompress.storage.safetensors_file import pack_file, unpack_file
+from hfcompress.storage.load import concrete_class, model_class
+from hfcompress.storage.safetensors_file import pack_file, read_shapes, unpack_file
 
 
 def pack_folder(source: layout.Folder, out: layout.Folder) -> None:
@@ -41,7 +47,7 @@ def _copy_folder(source: layout.Folder, out: layout.Folder, rewrite: Callable[[P
     folder = Path(source)
     if not folder.is_dir():
         raise CompressionError(f"{str(source)!r} is not a directory.")
-    layout.read_config(folder)
+    _check_weights(folder, layout.read_config(folder))
     if folder.resolve() in Path(out).resolve().parents:
         raise CompressionError(f"{str(out)!r} is inside {str(source)!r}, which is copied; name a folder outside of it.")
     with layout.replacing_model(out) as new:
@@ -56,3 +62,23 @@ def _copy_folder(source: layout.Folder, out: layout.Folder, rewrite: Callable[[P
         files = layout.weight_files(folder)
         packed = [rewrite(file, new / file.name) for file in files]
         layout.write_index_and_plan(new, [file.name for file in files], any(packed))
+
+
+def _check_weights(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder that was saved with masks or parametrizations on: its weights do not load under these names."""
+    names = {name for file in layout.weight_files(folder) for name in read_shapes(file)}
+    masked = {name for name in names if name.endswith("_orig") and f"{name.removesuffix('orig')}mask" in names}
+    parametrized = {name for name in names if ".parametrizations." in name}
+    if not masked and parametrized:
+        # Some classes are made that way, and one that is not known here may be.
+        with suppress(Exception):
+            plain = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            built = build_from_config(plain, concrete_class(model_class(config), plain))
+            masked = parametrized - set(built.state_dict())
+    if masked:
+        raise CompressionError(
+            f"{folder} holds {min(masked)}: it was saved with masks of torch.nn.utils.prune, or another "
+            "parametrization, still on, and does not load. Make the weights plain parameters in the model that was "
+            "saved, with torch.nn.utils.prune.remove(module, name) or "
+            "torch.nn.utils.parametrize.remove_parametrizations(module, name), and save it again."
+        )

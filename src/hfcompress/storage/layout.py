@@ -104,6 +104,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def check_written(new: Path, directory: Path) -> None:
+    """Refuse to put a new folder into the place of another if it could not be read back from there.
+
+    Raises:
+        CompressionError: What `read_config` raises, about the folder that was to be written.
+    """
+    try:
+        read_config(new)
+    except CompressionError as error:
+        raise CompressionError(
+            f"The model would not load again: {str(error).replace(str(new), str(directory))}"
+        ) from error
+
+
 def replacing_model(directory: Folder) -> AbstractContextManager[Path]:
     """Yield a new folder, as `replacing` does, which at the end replaces the weights, and our own card, in another one.
 

@@ -16,6 +16,7 @@ from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from typing_extensions import Unpack
@@ -82,15 +83,15 @@ def load_compressed(
         directory, revision=revision, token=token, local_files_only=local_files_only, cache_dir=cache_dir
     )
     config = read_config(folder)
-    model_class = _model_class(config)
+    kind = model_class(config)
     # Weights that do not fit are to be listed, not raised: they are refused below.
     forced = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     options = {"use_safetensors": True, "trust_remote_code": False} | dict(kwargs) | forced
     try:
         with _modules_limited(folder):
             if config.get("quantization_config") is None:
-                _check_plain_size(folder, model_class)
-            model, info = model_class.from_pretrained(folder, **options)
+                _check_plain_size(folder, kind)
+            model, info = kind.from_pretrained(folder, **options)
     except CompressionError as error:
         raise CompressionError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
     except Exception as error:  # whatever a manipulated config leads to
@@ -139,15 +140,22 @@ def _modules_limited(folder: Path) -> Iterator[None]:
         yield
 
 
-def _check_plain_size(folder: Path, model_class: Any) -> None:
+def _check_plain_size(folder: Path, kind: Any) -> None:
     """Refuse a folder without a plan whose config describes a far larger model, as the quantizer does with a plan."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if model_class is AutoModelForSequenceClassification:
-        model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    check_size(build_from_config(config, model_class), sum(file.stat().st_size for file in weight_files(folder)))
+    check_size(
+        build_from_config(config, concrete_class(kind, config)),
+        sum(file.stat().st_size for file in weight_files(folder)),
+    )
 
 
-def _model_class(config: Mapping[str, Any]) -> Any:
+def concrete_class(found: Any, config: PreTrainedConfig) -> Any:
+    """Return a class of models, or the sequence classifier of a config where it is the automatic one."""
+    automatic = found is AutoModelForSequenceClassification
+    return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)] if automatic else found
+
+
+def model_class(config: Mapping[str, Any]) -> Any:
     """Return the class of transformers that a config names, or else that of sequence classifiers."""
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named else None

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import HfApi
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import unwrap
-from hfcompress.models.shape_plan import is_plan
+from hfcompress.models.shape_plan import build_from_config, is_plan
 from hfcompress.models.tensors import check_has_values
+from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
 from hfcompress.storage.layout import (
     INDEX,
     ONE_FILE,
     Folder,
+    check_written,
     replacing_model,
     weight_files,
     write_index_and_plan,
@@ -97,6 +99,7 @@ def save_compressed(
             processing_class.save_pretrained(new)
         if is_our_card(card) or not card.exists():
             write_card(inner, new, results=results, notes=notes or {}, name=Path(directory).resolve().name)
+        check_written(new, Path(directory))
         written = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
     if push_to_hub:
         api = HfApi(token=token)
@@ -130,9 +133,42 @@ def _check_savable(model: nn.Module) -> PreTrainedModel:
     plan = getattr(inner.config, "quantization_config", None)
     if plan is not None and not is_plan(plan):
         raise CompressionError(f"{type(inner).__name__} is quantized; save it with its own save_pretrained.")
+    check_not_quantized(inner, "saved so that it loads again")
     state = inner.state_dict()
-    check_has_values(state.items())
+    check_has_values((name, value) for name, value in state.items() if isinstance(value, Tensor))
     for name, tensor in state.items():
         if isinstance(tensor, DTensor):
             raise CompressionError(f"{name} is sharded over devices (DTensor); gather its values first.")
+    _check_loads_again(inner, state)
     return inner
+
+
+def _check_loads_again(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Refuse names and shapes of weights that a model built from the config does not have: loading would lose them."""
+    kind, built = type(model).__name__, None
+    try:
+        built = build_from_config(model.config, type(model)).state_dict()
+    except Exception as error:  # whatever a config or constructor raises
+        # The from_pretrained of a class of the user's own may know what else its constructor needs.
+        if type(model).__module__.startswith("transformers."):
+            raise CompressionError(
+                f"No {kind} can be built from its config, so nothing could load it ({type(error).__name__}: {error}); "
+                "set the config to what the model is."
+            ) from error
+    differ = [] if built is None else [n for n in [*state, *built] if _shape(state, n) != _shape(built, n)]
+    if built is None or differ:
+        check_no_computed_weights(model, "saved so that it loads again")
+    if differ:
+        name, expected = differ[0], "" if built is None else _shape(built, differ[0])
+        raise CompressionError(
+            f"{name} is {_shape(state, name)} in the model, but {expected} in the {kind} that its config describes, so "
+            "it would not load again; set the config to what the model is, or give the model a class of your own whose "
+            "constructor builds it."
+        )
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> str:
+    value = state.get(name)
+    return (
+        f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing" if value is None else "no tensor"
+    )

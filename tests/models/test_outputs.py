@@ -1,0 +1,96 @@
+"""Models that return tuples or plain tensors give the same figures as those that return mappings."""
+
+import copy
+import dataclasses
+from typing import NamedTuple
+
+import pytest
+import torch
+from architectures import WITH_NEURONS, arguments, batch, build, rows, same_bits, state_of
+from datasets import Dataset
+from torch import Tensor, nn
+
+import hfcompress as hfc
+from hfcompress.models.classifier import get_logits
+
+
+class Named(NamedTuple):
+    loss: Tensor
+    logits: Tensor
+
+
+@dataclasses.dataclass
+class Record:
+    logits: Tensor
+
+
+LOGITS = torch.zeros(4, 2)
+OUTPUTS = {
+    "mapping": {"loss": torch.tensor(1.0), "logits": LOGITS},
+    "tensor": LOGITS,
+    "tuple": (LOGITS, torch.zeros(4, 6, 32)),
+    "tuple with the loss": (torch.tensor(1.0), LOGITS),
+    "tuple with None": (None, LOGITS),
+    "list": [LOGITS],
+    "named tuple": Named(torch.zeros(4), LOGITS),
+    "record": Record(LOGITS),
+}
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_the_logits_are_found_in_every_kind_of_output(case):
+    assert get_logits(OUTPUTS[case]) is LOGITS
+
+
+@pytest.mark.parametrize("outputs", [{"scores": LOGITS}, None, (), "logits", {"logits": None}])
+def test_outputs_without_logits_are_refused(outputs):
+    with pytest.raises(hfc.CompressionError, match="returns no logits"):
+        get_logits(outputs)
+
+
+@pytest.mark.parametrize("architecture", WITH_NEURONS)
+def test_every_verb_reads_a_model_that_returns_tuples(architecture, tmp_path):
+    full, other = build(architecture), build(architecture)
+    other.config.return_dict = False
+    inputs = batch()
+    data = Dataset.from_list(rows(inputs))
+    found, expected = (hfc.measure(model, inputs, repeats=1) for model in (other, full))
+    assert (found.cross_entropy, found.flops) == (expected.cross_entropy, expected.flops)
+    kept = [hfc.cache_teacher_logits(model, data, cache_dir=tmp_path)["teacher_logits"] for model in (other, full)]
+    assert kept[0] == kept[1]
+    for model in (other, full):
+        hfc.prune_structured(model, neurons=0.5, importance="taylor", dataset=rows(inputs))
+    assert same_bits(other.state_dict(), full.state_dict())
+    assert other.config.return_dict is False
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
+def test_a_student_and_teacher_that_return_tuples_train_alike(architecture, tmp_path):
+    states = []
+    for returns in (True, False):
+        student, teacher = build(architecture), build(architecture, seed=1)
+        student.config.return_dict = teacher.config.return_dict = returns
+        args = arguments(hfc.DistillationArguments, tmp_path)
+        trainer = hfc.DistillationTrainer(model=student, teacher=teacher, args=args, train_dataset=rows(batch()))
+        trainer.train()
+        states.append(state_of(student))
+    assert same_bits(*states)
+
+
+class ReturnsLogits(nn.Module):
+    def __init__(self, model, form):
+        super().__init__()
+        self.model, self.config, self.form = model, copy.deepcopy(model.config), form
+
+    def forward(self, input_ids=None, attention_mask=None):
+        return self.form(self.model(input_ids=input_ids, attention_mask=attention_mask).logits)
+
+
+@pytest.mark.parametrize("form", [lambda logits: logits, lambda logits: (logits,), lambda logits: (None, logits)])
+def test_a_class_of_the_users_own_may_return_the_logits_alone(form, tmp_path):
+    model, inputs = build().eval(), batch()
+    own = ReturnsLogits(model, form)
+    assert hfc.measure(own, inputs, repeats=1).cross_entropy == hfc.measure(model, inputs, repeats=1).cross_entropy
+    args = arguments(hfc.DistillationArguments, tmp_path)
+    trainer = hfc.DistillationTrainer(model=build(seed=1), teacher=own, args=args, train_dataset=rows(inputs))
+    assert trainer.train().training_loss > 0
