@@ -4,7 +4,7 @@ A training step and a forward pass of a BERT of 6 layers and width 384 (MiniLM's
 tokens, in float32 and under bfloat16 autocast, in turns. Each row is a process of its own, in which oneDNN and torch
 use no newer instructions than those named; so one machine stands for older ones.
 
-    python -m benchmarks.precision > benchmarks/results/precision.md
+    python -m benchmarks.precision
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from tabulate import tabulate
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks.prune_global import machine
-from hfcompress.compat import mixed_precision
 
 # By row: the most that oneDNN and torch may use.
 LIMITS = {
@@ -87,7 +86,7 @@ def _measure(repeats: int) -> dict[str, str]:
             f"{name}, bf16, s": f"{in_bf16:.2f}",
             f"{name}: ratio": f"{ratio:.1f}",
         }
-    return row | {"mixed_precision": mixed_precision("cpu").name}
+    return row
 
 
 if __name__ == "__main__":
