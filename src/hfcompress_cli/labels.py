@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import get_config, get_problem_type
+from hfcompress.models.classifier import count_outputs, get_config, get_problem_type
 from hfcompress.models.labels import label_names
 
 Place = Callable[[int], str]  # of a cell, for messages
@@ -35,7 +35,7 @@ def read_labels(
             "problem_type in the model's config.json to multi_label_classification."
         )
     if problem == "regression":
-        if (outputs := get_config(model).num_labels) != 1:
+        if (outputs := count_outputs(get_config(model))) != 1:
             raise CompressionError(f"The model predicts {outputs} numbers; use the Python functions for such labels.")
         return [_read_number(cell, place(index)) for index, cell in enumerate(cells)]
     classes = {name: index for index, name in label_names(model).items()}

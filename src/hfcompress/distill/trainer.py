@@ -25,7 +25,7 @@ from hfcompress.distill.teachers import Teachers
 from hfcompress.errors import CompressionError
 from hfcompress.losses import check_label_loss, check_teacher_loss, label_loss, teacher_loss
 from hfcompress.metrics import mean_metrics, per_example_metrics
-from hfcompress.models.classifier import get_config, get_problem_type, input_names
+from hfcompress.models.classifier import count_outputs, get_config, get_problem_type, input_names
 from hfcompress.models.padding import align_padding
 from hfcompress.models.weights import check_not_quantized
 
@@ -200,7 +200,7 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
                 f"weight_column={column!r} names another input of the training; name the column with the examples' "
                 "weights, or set it to None to weigh all examples the same."
             )
-        classes = getattr(get_config(self.model), "num_labels", None)
+        classes = count_outputs(get_config(self.model))
         dataset = self.train_dataset if args.alpha < 1 else None
         return make_label_weights(args.class_weights, column, self._problem, classes, dataset, args.device)
 

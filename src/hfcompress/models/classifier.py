@@ -88,6 +88,13 @@ def max_tokens(model: nn.Module) -> int | None:
     return min(limits, default=None)
 
 
+def count_outputs(config: Any) -> int | None:
+    """Return the number of labels that a config states; None if it states none."""
+    if getattr(config, "id2label", ()) is None:  # num_labels is its length, and transformers 5.0 has no other
+        return len(getattr(config, "label2id", None) or ()) or None
+    return getattr(config, "num_labels", None)
+
+
 def get_problem_type(model: nn.Module, role: str) -> Problem:
     """Return what the outputs of a model mean, by its config as transformers reads it.
 
@@ -99,10 +106,7 @@ def get_problem_type(model: nn.Module, role: str) -> Problem:
         CompressionError: The config names no problem that there is, or a choice of a single class.
     """
     config = get_config(model)
-    if getattr(config, "id2label", ()) is None:  # which num_labels is the length of
-        outputs = len(getattr(config, "label2id", None) or "12")
-    else:
-        outputs = getattr(config, "num_labels", 2)
+    outputs = count_outputs(config) or 2
     problem = getattr(config, "problem_type", None)
     if problem is None:
         problem = "regression" if outputs == 1 else "single_label_classification"

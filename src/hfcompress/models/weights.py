@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import evaluation_mode, get_config, unwrap
+from hfcompress.models.classifier import count_outputs, evaluation_mode, get_config, unwrap
 from hfcompress.models.sharded import has_known_placements, local_values, reshard, shard_ranks
 from hfcompress.models.tensors import check_has_values, distinct
 
@@ -214,7 +214,7 @@ def _head_inside(model: nn.Module) -> list[nn.Module]:
     It is looked for outside of stacks of layers, unless it is nowhere else; with it belong what is around it under the
     name of a head, or in a row with it.
     """
-    labels = getattr(get_config(model), "num_labels", None)
+    labels = count_outputs(get_config(model))
     if labels is None or (_is_of_transformers(model) and "Classification" not in type(model).__name__):
         return []
     ends = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == labels]

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, max_tokens, unwrap
+from hfcompress.models.classifier import (
+    count_outputs,
+    evaluation_mode,
+    get_config,
+    get_logits,
+    max_tokens,
+    unwrap,
+)
 from hfcompress.models.inputs import Batch, Examples, dummy_inputs, read_examples
 from hfcompress.models.labels import label_order
 from hfcompress.models.padding import reading, without_padding
@@ -284,7 +291,7 @@ def _measure_quality(
     own_labels = {
         name: check_labels(name, own.labels, problem) for name, own in examples.items() if own.labels is not None
     }
-    one_output = getattr(get_config(models[first]), "num_labels", None) == 1  # whatever its name is
+    one_output = count_outputs(get_config(models[first])) == 1  # whatever its name is
     figures: dict[str, dict[str, Any]] = {}
     outputs: dict[str, tuple[Tensor, Tensor]] = {}  # logits and labels, with the classes in the first model's order
     for name in labelled:
