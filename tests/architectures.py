@@ -87,6 +87,9 @@ _OTHER_NAMES = {
     "ctrl": {"intermediate_size": "dff", "max_position_embeddings": "n_positions"},
     "falcon": {"intermediate_size": "ffn_hidden_size"},
 }
+
+CAN_SHARD = hasattr(torch.cpu.Stream, "record_event")  # FSDP2 calls it on a CPU too, where torch has it from 2.7
+
 ARCHITECTURES = tuple(_CONFIGS)
 # Those whose shapes are changed, which asks more of an architecture than changing values.
 _CONFIGS |= {

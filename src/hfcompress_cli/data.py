@@ -15,11 +15,9 @@ from hfcompress.errors import CompressionError
 from hfcompress.models import tokenizers as limits
 from hfcompress.models.classifier import max_tokens
 from hfcompress.validation import check_count, check_fraction
-from hfcompress_cli.labels import class_indices, read_labels
+from hfcompress_cli.labels import read_labels
 from hfcompress_cli.models import first_sentence
 from hfcompress_cli.tables import Row, check_columns, is_table, read_table
-
-__all__ = ["class_indices", "encode", "read_rows", "split_rows", "token_limit"]
 
 
 def read_rows(

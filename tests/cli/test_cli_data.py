@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification, BloomConfig, T5Conf
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hfcompress import CompressionError
-from hfcompress_cli.data import class_indices, encode, read_rows, split_rows, token_limit
+from hfcompress_cli.data import encode, read_rows, split_rows, token_limit
+from hfcompress_cli.labels import class_indices
 
 ROWS = [
     {"text": "good, and\nof two lines", "label": "1"},

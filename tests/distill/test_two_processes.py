@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import two_processes
-from architectures import build, texts, word_tokenizer
+from architectures import CAN_SHARD, build, texts, word_tokenizer
 from test_logits_cache import online
 
 
@@ -43,7 +43,7 @@ def test_two_processes_share_the_work_of_a_teacher(found):
         torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not two_processes.CAN_SHARD, reason="FSDP2 on a CPU needs torch 2.7")
+@pytest.mark.skipif(not CAN_SHARD, reason="FSDP2 on a CPU needs torch 2.7")
 def test_zeros_of_sharded_weights_are_kept_shard_by_shard(found):
     assert len(found["sharded"]) == 3
     for (_, kept), one in found["sharded"].items():

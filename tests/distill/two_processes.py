@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from architectures import arguments, batch, build, rows, texts, word_tokenizer
+from architectures import CAN_SHARD, arguments, batch, build, rows, texts, word_tokenizer
 from datasets import Dataset
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -138,9 +138,6 @@ def share(folder):
 
 
 # Sharded weights. ``Trainer(fsdp=...)`` on a CPU silently runs DDP, so the loop is written out.
-
-
-CAN_SHARD = hasattr(torch.cpu.Stream, "record_event")  # FSDP2 calls it on a CPU too, where torch has it from 2.7
 
 
 def zeros_of(model):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
-from architectures import batch, build
+from architectures import CAN_SHARD, batch, build
 from global_pruning import reference, stack
 from pruned_training import train
 from torch import nn
@@ -28,7 +28,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hfcompress import CompressionError, GradualPruning, KeepSparsity, prune_global_l1, sparsity_report
 from hfcompress.models.weights import select_matrices
 
-CAN_SHARD = hasattr(torch.cpu.Stream, "record_event")  # FSDP2 calls it on a CPU too, where torch has it from 2.7
 ROW_SHARDS = (Shard(0),)
 AMOUNTS = (0.2, 0.9, 3000)
 ROWS = (19, 2, 1, 64, 7)  # of matrices of eleven columns: uneven over two and three processes, or empty

@@ -7,8 +7,9 @@ import sys
 import pytest
 import sharded_pruning
 import torch
+from architectures import CAN_SHARD
 
-with_fsdp = pytest.mark.skipif(not sharded_pruning.CAN_SHARD, reason="FSDP2 on a CPU needs torch 2.7")
+with_fsdp = pytest.mark.skipif(not CAN_SHARD, reason="FSDP2 on a CPU needs torch 2.7")
 
 
 def run(size, folder):
@@ -100,7 +101,7 @@ def test_a_process_whose_shards_have_no_zeros_warns_of_nothing(found):
 def test_shards_that_are_replicated_are_counted_once(tmp_path):
     found = run(4, tmp_path)
     for one in found:
-        assert len(one["replicated"]) == 2 + sharded_pruning.CAN_SHARD
+        assert len(one["replicated"]) == 2 + CAN_SHARD
         for outcome in one["replicated"].values():
             assert outcome == {"differing": [], "reports": True}
     sentences, unchanged = zip(*(one["replicated refused"] for one in found), strict=True)

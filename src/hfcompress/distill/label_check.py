@@ -8,7 +8,7 @@ from typing import Any
 
 from hfcompress.errors import CompressionError
 
-_COLUMNS = ("labels", "label", "label_ids")  # that collators take for labels
+LABEL_COLUMNS = ("labels", "label", "label_ids")  # from which the collators of transformers read labels
 
 
 @dataclass
@@ -28,7 +28,7 @@ class LabelCheckingCollator:
         except Exception:  # whatever a collator raises for what is no number
             _check_labels(features, some=False)
             raise
-        if not any(name in batch for name in _COLUMNS):
+        if not any(name in batch for name in LABEL_COLUMNS):
             _check_labels(features, some=True)
         return batch
 
@@ -42,7 +42,7 @@ class LabelCheckingCollator:
 def _check_labels(features: list[dict[str, Any]], *, some: bool) -> None:
     """Refuse labels that are no numbers; with ``some`` only if other examples have one."""
     rows = [row for row in features if isinstance(row, Mapping)]
-    for column in _COLUMNS:
+    for column in LABEL_COLUMNS:
         labels = [row.get(column) for row in rows if column in row]
         if some and all(label is None for label in labels):
             continue

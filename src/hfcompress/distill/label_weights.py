@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from hfcompress.distill.label_check import LABEL_COLUMNS
 from hfcompress.distill.teacher_inputs import known_columns
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
@@ -22,7 +23,6 @@ from hfcompress.validation import is_number
 _LEAST, _MOST = 1e-15, 1e15  # products and sums of such weights are exact enough in float32
 _RANGE = f"0 or a number from {_LEAST:g} to {_MOST:g}"
 WEIGHT_COLUMN = "weight"  # what the column is called unless the arguments say otherwise
-_LABELS = ("labels", "label", "label_ids")  # the columns that the collators of transformers read labels from
 
 
 @dataclass
@@ -175,7 +175,7 @@ def _balance(dataset: Any, classes: int | None) -> list[float]:
     what = "class_weights='balanced' counts the labels of the training data"
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise CompressionError(f"{what}, which is not possible where they are streamed; list the weights instead.")
-    columns = {name: values for name in _LABELS if (values := _read_column(dataset, name)) is not None}
+    columns = {name: values for name in LABEL_COLUMNS if (values := _read_column(dataset, name)) is not None}
     labels = [[_as_index(value) for value in values] for values in columns.values()]
     if not labels or labels.count(labels[0]) < len(labels):
         differ = f"whose columns {' and '.join(columns)} differ: keep one of them"

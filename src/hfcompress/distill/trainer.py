@@ -16,7 +16,7 @@ from typing_extensions import Unpack, override
 
 from hfcompress.distill.arguments import DistillationArguments, TrainerOptions
 from hfcompress.distill.exact_mean import EXAMPLE_WEIGHTS, ExactMeanTrainer, Terms, weighted_sum
-from hfcompress.distill.label_check import LabelCheckingCollator
+from hfcompress.distill.label_check import LABEL_COLUMNS, LabelCheckingCollator
 from hfcompress.distill.label_weights import LabelWeights, WeightCollator, make_label_weights
 from hfcompress.distill.layer_losses import ForwardRecorder, LayerLosses, ModelOutputs
 from hfcompress.distill.projection import ProjectionTrainer
@@ -194,7 +194,7 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
     def _make_label_weights(self) -> LabelWeights:
         """Make the weights of the labels for the data that there are now."""
         args, column = self.args, self.args.weight_column
-        names = "labels", "label", "label_ids", "teacher_logits", *self._text_columns
+        names = *LABEL_COLUMNS, "teacher_logits", *self._text_columns
         if column in names or column in input_names(self.model) | self._teacher_only:
             raise CompressionError(
                 f"weight_column={column!r} names another input of the training; name the column with the examples' "
