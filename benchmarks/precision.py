@@ -4,7 +4,7 @@ A training step and a forward pass of a BERT of 6 layers and width 384 (MiniLM's
 tokens, in float32 and under bfloat16 autocast, in turns. Each row is a process of its own, in which oneDNN and torch
 use no newer instructions than those named; so one machine stands for older ones.
 
-    python -m benchmarks.precision
+    python -m benchmarks.precision > benchmarks/results/precision.md
 """
 
 from __future__ import annotations

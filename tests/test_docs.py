@@ -122,6 +122,7 @@ SPEEDUPS = column("structured_speed", "speed-up", model="BERT-base")
 DTYPES = ("float32", "bfloat16")
 SAVING = {dtype: column("storage", "save: ratio", dtype=dtype) for dtype in DTYPES}
 LOADING = {dtype: column("storage", "load: ratio", dtype=dtype) for dtype in DTYPES}
+SLOWER = {what: column("precision", f"{what}: ratio", processor="AVX2 alone") for what in ("step", "forward pass")}
 DENSE = column("storage", "dense file, MB", dtype="float32")
 PACKED = {one: column("storage", "packed file, MB", dtype="float32", amount=one)[0] for one in ("0.2", "0.9")}
 
@@ -218,6 +219,10 @@ CITED = {
         ),
     ],
     "docs/distillation.md": [
+        (
+            r"AVX2 alone \| ([\d.]+) times with one thread, ([\d.]+) with two \| ([\d.]+) to ([\d.]+) times",
+            (*map(str, SLOWER["step"]), str(min(SLOWER["forward pass"])), str(max(SLOWER["forward pass"]))),
+        ),
         (
             r"took ([\d.]+) times as long as thirteen epochs .* and ([\d.]+) times as long as bare loops",
             tuple(re.findall(r": ([\d.]+) times\.", DISTILL)),

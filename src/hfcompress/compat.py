@@ -39,7 +39,7 @@ def mixed_precision(device: str | None = None) -> MixedPrecision:
 
     On processors without native bfloat16 a step of training was measured under bfloat16 autocast (BERT of 6 layers and
     width 384, 16 texts of 64 tokens): 2 times as long as in float32 with AVX-512 alone, where oneDNN converts, and 10
-    to 16 times as long without (one thread, two threads: the backward pass uses only one). On ``"mps"`` both bfloat16
+    to 15 times as long without (one thread, two threads: the backward pass uses only one). On ``"mps"`` both bfloat16
     and float16 depend on the chip, on macOS and on accelerate, whose release 1.7 refuses them; so float32 there.
 
     Args:
@@ -71,7 +71,7 @@ def _mixed_precision_of_processor() -> MixedPrecision:
     # where oneDNN converts. Torch 2.6 to 2.15 have no public name for it.
     computes = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     if computes is None or not computes():
-        factor = "10 to 16 times (a forward pass 4 times)"
+        factor = "10 to 15 times (a forward pass 3 to 4 times)"
     elif platform.machine().lower() in ("x86_64", "amd64") and not {"AVX-512 BF16", "AMX"} & set(processor_features()):
         factor = "about 2 times"
     else:
