@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import struct
 from collections import Counter, deque
@@ -24,6 +25,7 @@ VERSION = 1
 METADATA = "hfcompress"  # key of the version in the metadata of a file
 PACKABLE = ".weight"  # the end of the name of each tensor that may be packed; the loader recognises them by it
 POSITIONS = ".positions"  # X.positions holds the positions of the values in X
+_FLUSHED_AT_ONCE = 1 << 26  # bytes
 
 Entries = dict[str, Tensor]  # the tensors by which a file represents one tensor of the model: one, or two if packed
 TensorInfo = tuple[str, str, list[int]]  # of an unpacked tensor: name, dtype as in safetensors, shape
@@ -110,7 +112,8 @@ def _write(target: Path, metadata: dict[str, str], infos: list[TensorInfo], make
         raise CompressionError(f"{infos[-1][0]} has several numbers in a byte ({infos[-1][1]}) and cannot be packed.")
     room = _header_room(metadata, infos)
     header: dict[str, Any] = {}
-    with open(target, "wb") as out, ThreadPoolExecutor(THREADS) as pool:
+    flushes: list[Future[None]] = []  # while the next tensors are packed, so that the flush at the end is short
+    with open(target, "wb") as out, ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(1) as flusher:
         out.seek(8 + room)
         for (name, dtype, _), entries in zip(infos, _make_ahead(pool, make, [info[0] for info in infos]), strict=True):
             for key, tensor in entries.items():
@@ -120,11 +123,15 @@ def _write(target: Path, metadata: dict[str, str], infos: list[TensorInfo], make
                 offsets = [begin, out.tell() - 8 - room]
                 shape = list(tensor.shape)
                 header[key] = {"dtype": dtype if key == name else "U8", "shape": shape, "data_offsets": offsets}
+            if out.tell() > _FLUSHED_AT_ONCE * (len(flushes) + 1):
+                flushes.append(flusher.submit(os.fsync, out.fileno()))
         packed = any(map(_are_positions, header))
         version = {METADATA: str(VERSION)} if packed else {}
         out.seek(0)
         out.write(struct.pack("<Q", room))
         out.write(json.dumps({"__metadata__": metadata | version} | header).encode().ljust(room))
+        for flush in flushes:
+            flush.result()  # raises what writing to the disk raised
     return packed
 
 

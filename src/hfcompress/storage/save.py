@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hfcompress.atomic_folder import flushing
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import unwrap
 from hfcompress.models.shape_plan import build_from_config, is_plan
@@ -94,11 +95,12 @@ def save_compressed(
             raise CompressionError(f"{type(inner).__name__} cannot be saved: {error}") from error
         if sparse:
             _pack_weights(new)
-        write_labels(new, inner.config)
-        if processing_class is not None:
-            processing_class.save_pretrained(new)
-        if is_our_card(card) or not card.exists():
-            write_card(inner, new, results=results, notes=notes or {}, name=Path(directory).resolve().name)
+        with flushing(weight_files(new)):
+            write_labels(new, inner.config)
+            if processing_class is not None:
+                processing_class.save_pretrained(new)
+            if is_our_card(card) or not card.exists():
+                write_card(inner, new, results=results, notes=notes or {}, name=Path(directory).resolve().name)
         check_written(new, Path(directory))
         written = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
     if push_to_hub:
