@@ -186,8 +186,8 @@ def encode(
     if label is not None:
         table = rows if table is None else table
         places = [getattr(row, "place", f"row {number}") for number, row in enumerate(table, start=1)]
-        cells = [row[label] for row in table]
-        cells = name_classes(cells, (getattr(table[0], "class_names", None) or {}).get(label, []), model, read_as)
+        class_names = getattr(table[0], "class_names", None) or {}
+        cells = name_classes([row[label] for row in table], class_names.get(label, []), model, read_as)
         read = read_labels(cells, model, places.__getitem__, separator=separator, read_as=read_as)
         meaning = {id(row): one for row, one in zip(table, read, strict=True)}
         for row, one in zip(rows, made, strict=True):

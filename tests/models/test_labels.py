@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from architectures import build
+from architectures import arguments, build
+from datasets import ClassLabel, Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -234,3 +235,27 @@ def test_maps_that_transformers_does_not_read_are_no_obstacle(architecture, maps
     assert again.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
     assert again.config.label2id == {"no": 0, "yes": 1, "maybe": 2}
     assert (model.config.id2label, model.config.label2id) == maps
+
+
+@pytest.mark.parametrize("column", ["label", "labels"])
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [(["yes", "no"], True), (["No", "YES"], False), (["bad", "good"], False), (["LABEL_0", "LABEL_1"], False)],
+)
+def test_class_names_of_a_data_set_in_another_order(names, found, column, tmp_path):
+    model = build("bert", id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+    data = Dataset.from_list([{"input_ids": [5, 6], column: 0}, {"input_ids": [7, 8], column: 1}])
+    data = data.cast_column(column, ClassLabel(names=names))
+    args = arguments(hfc.DistillationArguments, tmp_path, alpha=0.0)
+    for read in (
+        lambda: hfc.measure(model, data, repeats=1),
+        lambda: hfc.DistillationTrainer(model=model, args=args, train_dataset=data),
+        lambda: hfc.DistillationTrainer(model=model, args=args, eval_dataset={"one": data}),
+    ):
+        if found:
+            with pytest.raises(CompressionError, match="'yes' is class 0 of the data and class 1 of the model"):
+                read()
+        else:
+            read()
+    aligned = data.align_labels_with_mapping(model.config.label2id, column) if found else data
+    hfc.measure(model, aligned, repeats=1)

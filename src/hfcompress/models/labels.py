@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import get_config, unwrap
+from hfcompress.models.classifier import count_outputs, get_config, unwrap
 
 
 def label_names(model: nn.Module, role: str = "model") -> dict[int, str]:
@@ -130,6 +130,33 @@ def label_order(
             "match. Set id2label and label2id in one of the configs so that both use the same names."
         )
     return None
+
+
+def check_class_names(owner: str, model: nn.Module, data: Any) -> None:
+    """Refuse data whose own names of the classes, of a ``ClassLabel``, say that an index means another class.
+
+    Args:
+        owner: Whose labels they are, for messages.
+        model: A classifier.
+        data: A `datasets.Dataset`; others have no such names.
+    """
+    features = getattr(data, "features", None)
+    known_features = features if isinstance(features, Mapping) else {}
+    for column in known_features.keys() & {"labels", "label"}:
+        feature = known_features[column]
+        names = getattr(getattr(feature, "feature", feature), "names", None) or []
+        if not names or count_outputs(get_config(model)) == 1:
+            continue
+        known = {_fold(name): index for index, name in label_names(model).items()}
+        for index, name in enumerate(names):
+            if known.get(_fold(name), index) != index:
+                raise CompressionError(
+                    f"The column {column!r} of {owner} calls its classes {', '.join(names)}, the model "
+                    f"{', '.join(label_names(model).values())}: {name!r} is class {index} of the data and class "
+                    f"{known[_fold(name)]} of the model. Put them in one order: "
+                    f"dataset.align_labels_with_mapping(model.config.label2id, {column!r}), or set id2label and "
+                    "label2id in the config."
+                )
 
 
 def _outputs(model: nn.Module) -> frozenset[int]:
