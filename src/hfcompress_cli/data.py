@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.models import tokenizers as limits
 from hfcompress.models.classifier import max_tokens
 from hfcompress.validation import check_count, check_fraction
-from hfcompress_cli.labels import read_labels
+from hfcompress_cli.labels import name_classes, read_labels
 from hfcompress_cli.models import first_sentence
 from hfcompress_cli.tables import Row, check_columns, is_table, read_table
 
@@ -127,10 +127,19 @@ def _load(source: str, wanted: Sequence[str], optional: Sequence[str], name: str
         data = datasets.load_dataset(name, **settings)
         check_columns(source, wanted, data.column_names)
         chosen = [*wanted, *(one for one in optional if one in data.column_names and one not in wanted)]
+        class_names = _class_names(data.features or {})
         for number, row in enumerate(data.select_columns(chosen), start=1):
-            yield Row.make(row.items(), f"Row {number} of {source}")
+            made = Row.make(row.items(), f"Row {number} of {source}")
+            made.class_names = class_names
+            yield made
     finally:
         datasets.logging.set_verbosity(verbosity)
+
+
+def _class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return by column the names of a ``ClassLabel``, or of a list of them."""
+    found = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
+    return {column: list(kind.names) for column, kind in found.items() if getattr(kind, "names", None)}
 
 
 def split_rows(rows: Sequence[Any], held_out: float, seed: int) -> tuple[list[Any], list[Any]]:
@@ -177,7 +186,8 @@ def encode(
     if label is not None:
         table = rows if table is None else table
         places = [getattr(row, "place", f"row {number}") for number, row in enumerate(table, start=1)]
-        cells = [row[label] for row in table]
+        class_names = getattr(table[0], "class_names", None) or {}
+        cells = name_classes([row[label] for row in table], class_names.get(label, []), model, read_as)
         read = read_labels(cells, model, places.__getitem__, separator=separator, read_as=read_as)
         meaning = {id(row): one for row, one in zip(table, read, strict=True)}
         for row, one in zip(rows, made, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import count_outputs, get_config, get_problem_type
-from hfcompress.models.labels import label_names
+from hfcompress.models.labels import are_default_names, label_names
 
 Place = Callable[[int], str]  # of a cell, for messages
 
@@ -50,6 +51,45 @@ def read_labels(
     for owner, index in zip(owners, found, strict=True):
         made[owner][index] = 1.0
     return made
+
+
+def name_classes(cells: Sequence[Any], names: Sequence[str], model: nn.Module, read_as: str | None) -> Sequence[Any]:
+    """Return a label column with the names of classes in place of indices, where its data set has names for these.
+
+    Indices stay where not all names are the model's, with a note on standard error if both have names of their own.
+
+    Args:
+        cells: The column, of indices or lists of them.
+        names: Those of the data set; none if it has none.
+        model: Its config has the names that the labels are read by.
+        read_as: See `read_labels`.
+
+    Raises:
+        CompressionError: Some of the names are the model's, of other classes.
+    """
+    if not names or read_as == "indices" or get_problem_type(model, "model") == "regression":
+        return cells
+    model_names = label_names(model)
+    classes = {name: index for index, name in model_names.items()}
+    matched = _match_names(names, classes)
+    if read_as == "names" or (len(set(matched.values())) == len(names) > 0):
+        return [_name(cell, names) for cell in cells]
+    known = f"The data set calls its classes {', '.join(names)}, the model {', '.join(model_names.values())}"
+    for index, name in enumerate(names):
+        if matched.get(name, index) != index:
+            raise CompressionError(
+                f"{known}: {name!r} is class {index} of the data and class {matched[name]} of the model. Give both the "
+                "same names, or say --labels-are indices if the indices are the model's."
+            )
+    if not are_default_names(model_names):
+        print(f"{known}; the labels are read as indices.", file=sys.stderr)
+    return cells
+
+
+def _name(cell: Any, names: Sequence[str]) -> Any:
+    if isinstance(cell, list):
+        return [_name(one, names) for one in cell]
+    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else cell
 
 
 def class_indices(

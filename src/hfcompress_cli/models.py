@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from hfcompress.compat import current_accelerator
 from hfcompress.errors import CompressionError
-from hfcompress.models.labels import are_default_names, label_maps, label_names
+from hfcompress.models.labels import are_default_names, label_maps, label_names, readable_maps
 
 # Where none of these is in a folder, transformers makes an empty tokenizer.
 TOKENIZER_FILES = {"tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model"}
@@ -43,7 +50,7 @@ def load(
         if trained:
             raise CompressionError(f"{message}; fine-tune it first.")
         print(f"{message}; it gets a new one.", file=sys.stderr)
-    tokenizer = _load_tokenizer(source)
+    tokenizer = _load_tokenizer(source, model.config)
     if reads_texts:
         if tokenizer is None:
             raise CompressionError(f"{name} has no tokenizer; save one there with tokenizer.save_pretrained().")
@@ -91,33 +98,54 @@ def first_sentence(error: BaseException) -> str:
 
 
 def _from_pretrained(source: str, **config: Any) -> tuple[PreTrainedModel, list[str]]:
-    config = _labels_alone(source) | config
+    settings = _read_config(source) | config
+    forced = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **config)
+        if "config" in settings:  # then no other is read, nor changed by settings
+            for name in set(config):
+                setattr(settings["config"], name, settings.pop(name))
+        model, info = AutoModelForSequenceClassification.from_pretrained(source, **settings, **forced)
     except Exception as error:  # whatever a config that makes no sense leads to
         what = f"The model {source} is not a directory, and cannot be loaded from the hub"
         if os.path.isdir(source):
             what = f"The folder {source} does not load as a text classifier"
         raise CompressionError(f"{what}: {first_sentence(error)}") from error
+    if info["mismatched_keys"]:
+        name, found, described = min(info["mismatched_keys"], key=str)[:3]
+        raise CompressionError(
+            f"{source} does not load as a text classifier: its {name} is of shape {tuple(found)}, and its config.json "
+            f"describes {tuple(described)}; set id2label and label2id, or what else is wrong there, to what the "
+            "weights are."
+        )
     return model.eval(), list(info["missing_keys"])
 
 
-def _labels_alone(source: str) -> dict[str, Any]:
-    """Return both label maps where a config has ``label2id`` alone, which transformers overwrites when it loads it."""
+def _read_config(source: str) -> dict[str, Any]:
+    """Return what transformers must be given of a config that it does not read as it is.
+
+    These are both label maps where a config has ``label2id`` alone, which would be overwritten, and the whole config
+    where the maps are lists.
+    """
     try:
         written, _ = PreTrainedConfig.get_config_dict(source)
     except Exception:  # reported when the model is loaded
         return {}
-    if written.get("id2label") is not None or not written.get("label2id"):
+    given = {name: written.get(name) for name in ("id2label", "label2id")}
+    maps = readable_maps(SimpleNamespace(**given), f"model {source}")
+    if not any(given[name] is not None and not isinstance(given[name], Mapping) for name in given):
+        return maps
+    try:
+        kind = type(AutoConfig.for_model(written["model_type"]))
+        return {"config": kind.from_dict(written | maps)}
+    except Exception:  # reported when the model is loaded
         return {}
-    return label_maps(SimpleNamespace(id2label=None, label2id=written["label2id"]), f"model {source}")
 
 
-def _load_tokenizer(source: str) -> Any:
+def _load_tokenizer(source: str, config: PreTrainedConfig) -> Any:
     if os.path.isdir(source) and not any(os.path.exists(os.path.join(source, file)) for file in TOKENIZER_FILES):
         return None
     try:
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, config=config)  # which it may not read itself
     except (OSError, ValueError, KeyError, ImportError) as error:
         print(f"{source} has no tokenizer that loads: {first_sentence(error)}", file=sys.stderr)
         return None

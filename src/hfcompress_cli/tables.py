@@ -9,7 +9,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,9 +26,15 @@ _MARKS = {
 
 
 class Row(dict[str, Any]):
-    """The wanted cells of a row by column, and the place of the row, for messages."""
+    """The wanted cells of a row by column.
+
+    Attributes:
+        place: The place of the row, for messages.
+        class_names: By column, what its data set calls the classes whose indices the cells are.
+    """
 
     place = "A row"
+    class_names: Mapping[str, Sequence[str]] | None = None
 
     @classmethod
     def make(cls, cells: Iterable[tuple[str, Any]], place: str) -> Row:

@@ -1,9 +1,10 @@
 """``hfcompress compare`` against plain loops."""
 
 import json
+import shutil
 
 import pytest
-from command_line import NUMBERS, predict
+from command_line import COLUMNS, NUMBERS, predict
 
 
 @pytest.fixture
@@ -72,3 +73,39 @@ def test_a_timed_batch_is_not_padded_to_a_later_text(tail, run):
 def test_compare_shows_every_batch_that_was_timed(tail, run):
     several = run(*tail, "--length", "4,8", "--batch-size", "1,2")
     assert all(f"{size} x {length}" in several for size in (1, 2) for length in (4, 8))
+
+
+MAPS = {
+    "a list": {"id2label": ["NO", "YES"], "label2id": None},
+    "two lists": {"id2label": ["NO", "YES"], "label2id": ["NO", "YES"]},
+    "a list beside a map": {"id2label": ["NO", "YES"], "label2id": {"NO": "0", "YES": "1"}},
+    "other case": {"id2label": {"0": "NO", "1": "YES"}, "label2id": {"no": 0, "yes": 1}},
+    "the other alone, as text": {"id2label": None, "label2id": {"YES": "1", "NO": "0"}},
+}
+
+
+@pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
+def test_label_maps_in_any_plain_spelling(maps, models, data, tmp_path, run):
+    shutil.copytree(models / "bert", tmp_path / "bert")
+    written = json.loads((tmp_path / "bert" / "config.json").read_text())
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(written | maps))
+    _, accuracy = predict(models / "bert", data)
+    found = run("compare", tmp_path / "bert", "--data", data / "test.jsonl", *COLUMNS, "--repeats", 1, "--json")
+    assert found[str(tmp_path / "bert")]["accuracy"] == accuracy
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        ({"id2label": {"NO": 0, "YES": 1}}, "have no plain meaning: id2label has 'NO' in the place of a class index"),
+        ({"id2label": "NO, YES"}, "have no plain meaning: id2label is neither a mapping nor a list"),
+        ({"id2label": ["NO", "NO"], "label2id": None}, "have no plain meaning: several classes have the name 'NO'"),
+        ({"id2label": {"0": "NO", "1": "YES", "2": "SO"}}, "its classifier.bias is of shape (2,), and its config.json"),
+    ],
+)
+def test_label_maps_without_a_plain_meaning(maps, message, models, tmp_path, run):
+    shutil.copytree(models / "bert", tmp_path / "bert")
+    written = json.loads((tmp_path / "bert" / "config.json").read_text())
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(written | maps))
+    run("report", tmp_path / "bert", status=2)
+    assert message in run.error

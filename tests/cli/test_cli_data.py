@@ -4,6 +4,7 @@ import json
 import random
 import sys
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -358,3 +359,54 @@ def test_how_labels_are_read_is_decided_by_the_whole_table():
     assert [one["labels"] for one in made] == [0, 1]
     with pytest.raises(CompressionError, match="two ways: '1' as a name is '1', as an index '2'"):
         encode(rows[:2], ["text"], "label", model, make_tokenizer(), None)
+
+
+CLASS_NAMES = {
+    "the same names": (["x", "y", "z"], ["x", "y", "z"], {}, [0, 1, 2]),
+    "other places": (["x", "y", "z"], ["z", "X", "y"], {}, [1, 2, 0]),
+    "fewer than the model": (["x", "y", "z"], ["z", "x", "w", "y"], {}, [1, 3, 0]),
+    "read as indices": (["x", "y", "z"], ["z", "x", "y"], {"read_as": "indices"}, [0, 1, 2]),
+    "other names": (["neg", "neutral", "pos"], ["bad", "fair", "good"], {}, [0, 1, 2]),
+    "no names of the model's own": (["x", "y", "z"], ["LABEL_0", "LABEL_1", "LABEL_2"], {}, [0, 1, 2]),
+    "some at other places": (["x", "y", "z"], ["y", "x", "q"], {}, "'x' is class 0 of the data and class 1 of the"),
+    "all as names": (["x", "y", "z"], ["x", "y", "q"], {"read_as": "names"}, "The label 'z' of the data"),
+}
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize(("names", "model_names", "settings", "expected"), CLASS_NAMES.values(), ids=CLASS_NAMES)
+def test_classes_that_a_data_set_names_are_the_models(
+    names, model_names, settings, expected, several, tmp_path, capsys
+):
+    label = datasets.ClassLabel(names=names)
+    features = {"text": datasets.Value("string"), "label": datasets.Sequence(label) if several else label}
+    cells = [[index] if several else index for index in range(3)]
+    made = datasets.Dataset.from_dict({"text": ["good"] * 3, "label": cells}, features=datasets.Features(features))
+    made.to_parquet(tmp_path / "rows.parquet")
+    problem = {"problem_type": "multi_label_classification"} if several else {}
+    model = build("bert", id2label=dict(enumerate(model_names)), num_labels=len(model_names), **problem)
+    model.config.label2id = {name: index for index, name in enumerate(model_names)}
+    rows = read_rows(str(tmp_path / "rows.parquet"), ["text"], "label", rows=None, seed=0)
+
+    def read():
+        return [row["labels"] for row in encode(rows, ["text"], "label", model, make_tokenizer(), None, **settings)]
+
+    if isinstance(expected, str):
+        with pytest.raises(CompressionError, match=expected):
+            read()
+    elif several:
+        assert read() == [[float(index == one) for index in range(len(model_names))] for one in expected]
+    else:
+        assert read() == expected
+    noted = "the labels are read as indices" in capsys.readouterr().err
+    assert noted == (model_names == ["bad", "fair", "good"])
+
+
+def test_a_class_index_below_zero_is_not_the_last_name(tmp_path):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["x", "y"])})
+    made = datasets.Dataset.from_dict({"text": ["good", "bad"], "label": [0, -1]}, features=features)
+    made.to_parquet(tmp_path / "rows.parquet")
+    model = build("bert", id2label={0: "y", 1: "x"}, label2id={"y": 0, "x": 1})
+    rows = read_rows(str(tmp_path / "rows.parquet"), ["text"], "label", rows=None, seed=0)
+    with pytest.raises(CompressionError, match="The label -1 of the data is not one of the model's"):
+        encode(rows, ["text"], "label", model, make_tokenizer(), None)

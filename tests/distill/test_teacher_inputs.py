@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from architectures import build, rows, same_bits, state_of, word_tokenizer
+from architectures import arguments, build, rows, same_bits, state_of, word_tokenizer
 from datasets import Dataset
 from plain_distillation import (
     DATA,
@@ -16,9 +16,9 @@ from plain_distillation import (
     plain_training,
     student_and_teacher,
 )
-from transformers import BertJapaneseTokenizer
+from transformers import AutoTokenizer, BertJapaneseTokenizer, DataCollatorWithPadding, default_data_collator
 
-from hfcompress import CompressionError
+from hfcompress import CompressionError, DistillationArguments, DistillationTrainer
 from hfcompress.models.tokenizers import same_tokenizer
 
 
@@ -227,3 +227,25 @@ def test_vocabularies_that_differ_are_refused_with_both_sizes(tmp_path):
     student, _ = student_and_teacher()
     with pytest.raises(CompressionError, match=r"vocabulary has 100 tokens, the teacher's 50"):
         make(student, build("bert", LABELS, vocab_size=50), tmp_path)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_teachers_tokenizer_is_not_saved_with_the_student(known, tmp_path):
+    student, teacher = build("bert", seed=1), build("gpt2", seed=2)
+    own = word_tokenizer(("good", "bad"))
+    data = [{"input_ids": [2, 3], "labels": 0, "text": "a film"}, {"input_ids": [2, 4], "labels": 1, "text": "bad"}]
+    args = arguments(DistillationArguments, tmp_path, max_steps=1)
+    collator = DataCollatorWithPadding(own) if known else default_data_collator
+    trainer = DistillationTrainer(
+        model=student,
+        teacher=teacher,
+        args=args,
+        train_dataset=data,
+        data_collator=collator,
+        teacher_processing_class=word_tokenizer(),
+    )
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    assert (tmp_path / "saved" / "tokenizer.json").exists() == known
+    if known:
+        assert AutoTokenizer.from_pretrained(tmp_path / "saved").get_vocab() == own.get_vocab()

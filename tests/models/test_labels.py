@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from architectures import build
+from architectures import arguments, build
+from datasets import ClassLabel, Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,6 +100,7 @@ def test_the_maps_that_are_saved_are_as_transformers_spells_them(names, spelling
 UNCLEAR = {
     "contradiction": ({0: "no", 1: "yes"}, {"no": 1, "yes": 0}),
     "contradiction in JSON": ({"0": "no", "1": "yes"}, {"no": "1", "yes": "0"}),
+    "contradiction in other case": ({0: "no", 1: "yes"}, {"NO": 1, "Yes": 0}),
     "other names": ({0: "no", 1: "yes"}, {"bad": 0, "good": 1}),
     "other numbers": ({0: "no", 1: "yes"}, {"no": 0, "yes": 1, "maybe": 2}),
     "default names permuted": ({0: "LABEL_1", 1: "LABEL_0"}, {"LABEL_0": 0, "LABEL_1": 1}),
@@ -137,6 +139,13 @@ def test_as_many_names_as_the_model_has_classes():
 def test_a_class_may_be_known_by_another_name_too():
     config = Config({"0": "no", "1": "yes"}, {"no": "0", "non": "0", "yes": "1"})
     assert label_maps(config) == {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "non": 0, "yes": 1}}
+
+
+@given(names=NAMES.filter(lambda names: len({name.strip().casefold() for name in names}) == len(names)))
+@pytest.mark.parametrize("change", [str.upper, str.swapcase, str.strip])
+def test_the_maps_may_spell_a_name_in_other_case(change, names):
+    label2id = {change(name): str(index) for index, name in enumerate(names)}
+    assert list(label_names(Model(dict(enumerate(names)), label2id)).items()) == list(enumerate(names))
 
 
 def test_names_that_differ_in_case_are_the_same():
@@ -203,3 +212,50 @@ def test_labels_spelled_as_text_are_saved_in_their_order(tmp_path):
     written = json.loads((tmp_path / "new" / "config.json").read_text())
     assert list(written["id2label"].items()) == [(str(index), f"class {index}") for index in range(12)]
     assert written["label2id"] == {f"class {index}": index for index in range(12)}
+
+
+UNREAD = {  # by transformers, but with one meaning
+    "a list": (["no", "yes", "maybe"], {"no": 0, "yes": 1, "maybe": 2}),
+    "two lists": (["no", "yes", "maybe"], ["no", "yes", "maybe"]),
+    "a list of one": ({0: "no", 1: "yes", 2: "maybe"}, ["no", "yes", "maybe"]),
+    "the other alone": (None, {"no": "0", "yes": "1", "maybe": "2"}),
+}
+
+
+@pytest.mark.parametrize("maps", UNREAD.values(), ids=UNREAD)
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "distilbert"])
+def test_maps_that_transformers_does_not_read_are_no_obstacle(architecture, maps, tmp_path):
+    model = build(architecture, 3).eval()
+    model.config.id2label, model.config.label2id = maps
+    hfc.prune_structured(model, neurons=0.5)
+    hfc.save_compressed(model, tmp_path / "new")
+    student = hfc.student_from_teacher(model, 1)
+    assert label_order(student, model, strict=True) is None
+    again = hfc.load_compressed(tmp_path / "new")
+    assert again.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
+    assert again.config.label2id == {"no": 0, "yes": 1, "maybe": 2}
+    assert (model.config.id2label, model.config.label2id) == maps
+
+
+@pytest.mark.parametrize("column", ["label", "labels"])
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [(["yes", "no"], True), (["No", "YES"], False), (["bad", "good"], False), (["LABEL_0", "LABEL_1"], False)],
+)
+def test_class_names_of_a_data_set_in_another_order(names, found, column, tmp_path):
+    model = build("bert", id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+    data = Dataset.from_list([{"input_ids": [5, 6], column: 0}, {"input_ids": [7, 8], column: 1}])
+    data = data.cast_column(column, ClassLabel(names=names))
+    args = arguments(hfc.DistillationArguments, tmp_path, alpha=0.0)
+    for read in (
+        lambda: hfc.measure(model, data, repeats=1),
+        lambda: hfc.DistillationTrainer(model=model, args=args, train_dataset=data),
+        lambda: hfc.DistillationTrainer(model=model, args=args, eval_dataset={"one": data}),
+    ):
+        if found:
+            with pytest.raises(CompressionError, match="'yes' is class 0 of the data and class 1 of the model"):
+                read()
+        else:
+            read()
+    aligned = data.align_labels_with_mapping(model.config.label2id, column) if found else data
+    hfc.measure(model, aligned, repeats=1)

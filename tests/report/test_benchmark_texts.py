@@ -34,6 +34,23 @@ def test_pairs_of_texts_are_measured_like_their_ids():
     assert dense(model, pairs, processing_class=tokenizer) == dense(model, expected, processing_class=tokenizer)
 
 
+@pytest.mark.parametrize("column", ["label", "labels"])
+@pytest.mark.parametrize("kind", [list, Dataset.from_list])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_labelled_rows_of_texts_are_measured_like_their_ids(pairs, kind, column):
+    tokenizer, model = word_tokenizer(marked=True), build().eval()
+    rows = [{"text": text, "text_pair": "a plot"} if pairs else {"text": text} for text in texts()["text"]]
+    encoded = [tokenizer(*row.values(), return_tensors="pt") for row in rows]
+    with torch.no_grad():
+        classes = [int(model(**one).logits.argmax()) for one in encoded]
+    labelled = [row | {column: index if number % 3 else 1 - index} for number, (row, index) in
+                enumerate(zip(rows, classes, strict=True))]  # fmt: skip
+    result = hfc.measure(model, kind(labelled), repeats=1, processing_class=tokenizer)
+    assert result.accuracy == sum(number % 3 > 0 for number in range(len(rows))) / len(rows)
+    with pytest.raises(hfc.CompressionError, match=r"are texts, .* pass their tokenizer as processing_class="):
+        hfc.measure(model, labelled, repeats=1)
+
+
 @pytest.mark.parametrize("limit", [int(1e30), 1e30, -1, None])
 @pytest.mark.parametrize(("architecture", "reads"), [("bert", 64), ("roberta", 63), ("gpt2", 64), ("xlnet", 100)])
 def test_texts_are_truncated_to_what_the_model_reads(limit, architecture, reads):
@@ -55,7 +72,7 @@ REFUSED = {
     "no texts": ([None], word_tokenizer(), "hold NoneType examples"),
     "lists of ids": ([[5, 6], [7]], word_tokenizer(), "hold list examples"),
     "a tensor": (torch.ones(2, 3, dtype=torch.long), word_tokenizer(), "hold Tensor examples"),
-    "rows with texts": (texts(), word_tokenizer(), "with input_ids in each row"),
+    "rows without a text": (texts().rename_column("text", "review"), word_tokenizer(), "with input_ids in each row"),
     "an empty text": (["good", ""], word_tokenizer(), "has 0 tokens"),
 }
 

@@ -21,7 +21,7 @@ class TeacherCollator:
     """Collates for the student, and encodes the same texts, where there are any, with the teacher's tokenizer."""
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase  # not `tokenizer`, which the Trainer saves as the student's
     text_columns: Sequence[str]
     max_length: int | None
 
@@ -36,12 +36,18 @@ class TeacherCollator:
         if cached or any(text is None for column in texts for text in column):
             return batch
         cut = {"truncation": self.max_length is not None, "max_length": self.max_length}
-        encoded = self.tokenizer(*texts, **cut, return_attention_mask=True)
+        encoded = self.teacher_tokenizer(*texts, **cut, return_attention_mask=True)
         # Padded by the mask alone: which id padding has is up to each teacher, and some tokenizers have none.
         padded = {
             name: pad_sequence([torch.tensor(row) for row in rows], batch_first=True) for name, rows in encoded.items()
         }
         return batch | {"teacher_inputs": padded}
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the collator has: the Trainer asks for its tokenizer."""
+        if name.startswith("__") or name == "collator":  # asked for by pickle before there is one
+            raise AttributeError(name)
+        return getattr(self.collator, name)
 
 
 def choose_teacher_input(

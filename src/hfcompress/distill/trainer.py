@@ -26,6 +26,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.losses import check_label_loss, check_teacher_loss, label_loss, teacher_loss
 from hfcompress.metrics import mean_metrics, per_example_metrics
 from hfcompress.models.classifier import count_outputs, get_config, get_problem_type, input_names
+from hfcompress.models.labels import check_class_names
 from hfcompress.models.padding import align_padding
 from hfcompress.models.weights import check_not_quantized
 
@@ -110,6 +111,9 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             raise CompressionError("compute_loss_func cannot be used: alpha, teacher_loss and label_loss set the loss.")
         check_not_quantized(self.model, "trained")
         self._problem = get_problem_type(self.model, "student")
+        for data, owner in ((self.train_dataset, "the training data"), (self.eval_dataset, "the evaluation data")):
+            for part in data.values() if isinstance(data, dict) else [data]:
+                check_class_names(owner, self.model, part)
         if args.alpha > 0:
             check_teacher_loss(args.teacher_loss, self._problem)
         if args.alpha < 1:

@@ -70,7 +70,8 @@ class Padder:
         if self._collate is None and self.pad_token_id is None and len({len(row["input_ids"]) for row in rows}) > 1:
             raise CompressionError(
                 f"The rows are of different lengths, and {type(unwrap(self._model)).__name__} has no "
-                "config.pad_token_id to pad them with; set it, or pass the tokenizer as processing_class=."
+                "config.pad_token_id to pad them with; set it, or pass a tokenizer that has a padding token as "
+                "processing_class=."
             )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:

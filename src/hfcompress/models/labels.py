@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import get_config, unwrap
+from hfcompress.models.classifier import count_outputs, get_config, unwrap
 
 
 def label_names(model: nn.Module, role: str = "model") -> dict[int, str]:
@@ -42,8 +42,8 @@ def read_labels(config: Any, role: str = "model", outputs: frozenset[int] = froz
     maps = tuple(getattr(config, name, None) for name in ("id2label", "label2id"))
     try:
         names, indices = _read_id2label(maps[0]), _read_label2id(maps[1])
-        if indices and set(indices).isdisjoint(names.values()):
-            if _are_default(indices):  # id2label was set alone
+        if indices and set(map(_fold, indices)).isdisjoint(map(_fold, names.values())):
+            if names and _are_default(indices):  # id2label was set alone
                 indices = {}
             elif are_default_names(names):  # label2id was set alone, or there is no id2label
                 if names and len(names) != len(indices):
@@ -67,6 +67,24 @@ def label_maps(config: Any, role: str = "model") -> dict[str, Any]:
     own = {name: index for index, name in names.items()}
     given = _read_label2id(getattr(config, "label2id", None))  # may know a class by another name too
     return {"id2label": names, "label2id": given if own.items() <= given.items() else own}
+
+
+def readable_maps(config: Any, role: str = "model") -> dict[str, Any]:
+    """Return both maps for a config with maps that transformers does not read: lists, names for keys, or one alone.
+
+    Returns:
+        As `label_maps`; nothing where transformers reads what the config has.
+
+    Raises:
+        CompressionError: They have no plain meaning.
+    """
+    names, indices = (getattr(config, name, None) for name in ("id2label", "label2id"))
+    if isinstance(names, Mapping) and isinstance(indices, Mapping | None):
+        if all(isinstance(key, int) or (isinstance(key, str) and key.isdecimal()) for key in names):
+            return {}
+    elif names is None and not indices:
+        return {}
+    return label_maps(config, role)
 
 
 def are_default_names(labels: Mapping[int, str]) -> bool:
@@ -99,7 +117,7 @@ def label_order(
         return None
     index, wanted = ({name: i for i, name in names.items()} for names in (others, labels))
     if set(index) != set(wanted):  # NEGATIVE and negative are one name, unless both are there
-        folded = [{name.strip().casefold(): i for name, i in names.items()} for names in (index, wanted)]
+        folded = [{_fold(name): i for name, i in names.items()} for names in (index, wanted)]
         if set(folded[0]) == set(folded[1]) and len(folded[0]) == len(others) == len(labels):
             index, wanted = folded
     if set(index) == set(wanted):
@@ -112,6 +130,33 @@ def label_order(
             "match. Set id2label and label2id in one of the configs so that both use the same names."
         )
     return None
+
+
+def check_class_names(owner: str, model: nn.Module, data: Any) -> None:
+    """Refuse data whose own names of the classes, of a ``ClassLabel``, say that an index means another class.
+
+    Args:
+        owner: Whose labels they are, for messages.
+        model: A classifier.
+        data: A `datasets.Dataset`; others have no such names.
+    """
+    features = getattr(data, "features", None)
+    known_features = features if isinstance(features, Mapping) else {}
+    for column in known_features.keys() & {"labels", "label"}:
+        feature = known_features[column]
+        names = getattr(getattr(feature, "feature", feature), "names", None) or []
+        if not names or count_outputs(get_config(model)) == 1:
+            continue
+        known = {_fold(name): index for index, name in label_names(model).items()}
+        for index, name in enumerate(names):
+            if known.get(_fold(name), index) != index:
+                raise CompressionError(
+                    f"The column {column!r} of {owner} calls its classes {', '.join(names)}, the model "
+                    f"{', '.join(label_names(model).values())}: {name!r} is class {index} of the data and class "
+                    f"{known[_fold(name)]} of the model. Put them in one order: "
+                    f"dataset.align_labels_with_mapping(model.config.label2id, {column!r}), or set id2label and "
+                    "label2id in the config."
+                )
 
 
 def _outputs(model: nn.Module) -> frozenset[int]:
@@ -179,6 +224,10 @@ def _name(map_name: str, value: Any) -> str:
     raise ValueError(f"{map_name} has {value!r} in the place of a name")
 
 
+def _fold(name: str) -> str:
+    return name.strip().casefold()
+
+
 def _are_default(indices: Mapping[str, int]) -> bool:
     return all(name == f"LABEL_{index}" for name, index in indices.items())
 
@@ -198,13 +247,17 @@ def _check_names(names: Mapping[int, str], indices: Mapping[str, int], outputs: 
     if len(set(names.values())) < len(names):
         double = next(name for name in names.values() if list(names.values()).count(name) > 1)
         raise ValueError(f"several classes have the name {double!r}")
+    folded: dict[str, set[int]] = {}  # the same name in other upper and lower case means the same class
+    for name, index in indices.items():
+        folded.setdefault(_fold(name), set()).add(index)
     if beyond := set(indices.values()) - set(names):
         raise ValueError(f"label2id has the class {min(beyond)}, which id2label has not")
     for index, name in names.items():
-        if indices.get(name, index) != index:
-            other = indices[name]
+        given = folded.get(_fold(name), set()) if name not in indices else {indices[name]}
+        if given - {index}:
+            other = max(given - {index})
             raise ValueError(f"the name {name!r} is of class {index} in id2label and of class {other} in label2id")
-        if index in indices.values() and name not in indices:
+        if index in indices.values() and not given:
             raise ValueError(f"label2id has no {name!r}, but another name of the class {index}")
     if names and outputs and len(names) not in outputs:
         raise ValueError(f"they name {len(names)} classes, and the model has {min(outputs)}")

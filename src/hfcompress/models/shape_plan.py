@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.heads_and_neurons import KINDS, Group, Kind, find_groups, neuron_group
+from hfcompress.models.labels import readable_maps
 from hfcompress.models.surgery import remove
 
 METHOD = "hfcompress"  # how config.json names who can rebuild the shapes
@@ -79,7 +80,7 @@ def apply_plan(model: nn.Module, plan: Mapping[str, Any]) -> None:
 def build_from_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
     """Build what ``from_pretrained`` would build of a config once it was saved and read again, without weights."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        made = kind(type(config).from_dict(config.to_dict()))
+        made = kind(type(config).from_dict(config.to_dict() | readable_maps(config)))
     plan = getattr(config, "quantization_config", None)
     if is_plan(plan):
         apply_plan(made, plan)

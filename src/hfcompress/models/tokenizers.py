@@ -60,6 +60,8 @@ def truncation(limit: int | None) -> dict[str, Any]:
 def encode_texts(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
     """Encode inputs that are texts, or pairs of texts, truncated to what tokenizer and model take; return others as is.
 
+    Rows with a ``text`` (and a ``text_pair``), and no ``input_ids``, are texts too; their labels are kept.
+
     Raises:
         CompressionError: They are texts and there is no tokenizer, or not all of them are texts.
     """
@@ -86,13 +88,23 @@ def encode_texts(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTraine
     if wrong is not None:
         kind = "a text" if parts == 1 else "a pair of texts"
         raise CompressionError(f"Number {wrong} of {owner} is {rows[wrong]!r:.40}, not {kind} like the first.")
-    columns = [[str(row) for row in rows]] if parts == 1 else [list(column) for column in zip(*rows, strict=True)]
-    encoded = tokenizer(*columns, **truncation(token_limit(tokenizer, model)))
-    return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+    columns = zip(*map(_texts_of, rows), strict=True)
+    encoded = tokenizer(*map(list, columns), **truncation(token_limit(tokenizer, model)))
+    made = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+    labels = [{n: row[n] for n in ("labels", "label") if n in row} if isinstance(row, Mapping) else {} for row in rows]
+    return [one | own for one, own in zip(made, labels, strict=True)]
 
 
 def _texts_in(row: Any) -> int:
     """How many texts an example is made of; 0 if it is something else."""
+    return len(_texts_of(row))
+
+
+def _texts_of(row: Any) -> list[str]:
+    """Return the texts that an example is made of; none if it is something else."""
     if isinstance(row, str):
-        return 1
-    return 2 if isinstance(row, list | tuple) and len(row) == 2 and all(isinstance(one, str) for one in row) else 0
+        return [str(row)]
+    if isinstance(row, Mapping) and "input_ids" not in row and isinstance(row.get("text"), str):
+        row = [row[name] for name in ("text", "text_pair") if row.get(name) is not None]
+        return row if all(isinstance(one, str) for one in row) else []
+    return list(row) if isinstance(row, list | tuple) and len(row) == 2 and all(isinstance(o, str) for o in row) else []

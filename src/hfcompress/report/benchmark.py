@@ -23,7 +23,7 @@ from hfcompress.models.classifier import (
     unwrap,
 )
 from hfcompress.models.inputs import Batch, Examples, dummy_inputs, read_examples
-from hfcompress.models.labels import label_order
+from hfcompress.models.labels import check_class_names, label_order
 from hfcompress.models.padding import reading, without_padding
 from hfcompress.models.profiling import count_flops, peak_bytes, synchronize
 from hfcompress.models.tensors import (
@@ -64,7 +64,8 @@ def measure(
         model: A Hugging Face classifier.
         inputs: Inputs of the model: tensors with one row an example, as a tokenizer returns them with
             ``return_tensors="pt"``; or a data set, a sequence of rows each with ``input_ids``; or a sequence of texts,
-            or of pairs of texts, which the tokenizer truncates to what the model reads. With ``"labels"``, the quality
+            of pairs of texts, or of rows with ``text`` (and ``text_pair``), which the tokenizer truncates to what the
+            model reads. With ``"labels"``, the quality
             of the predictions for all examples is measured: class indices, for a multi-label model 1 or 0 for each
             label, for a regression model numbers. Without inputs, and without a length, only the size is measured.
         batch_size: Examples of the timed batch, or several numbers to time several batches.
@@ -250,6 +251,7 @@ def _check_model(name: str, model: nn.Module, longest: int) -> None:
 
 def _read_examples(name: str, model: nn.Module, inputs: Inputs, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
     owner = f"the inputs for {name!r}"
+    check_class_names(owner, model, inputs)
     return read_examples(owner, model, encode_texts(owner, model, inputs, tokenizer), tokenizer)
 
 
