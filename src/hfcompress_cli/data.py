@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.models import tokenizers as limits
 from hfcompress.models.classifier import max_tokens
 from hfcompress.validation import check_count, check_fraction
-from hfcompress_cli.labels import read_labels
+from hfcompress_cli.labels import check_same_classes, read_labels
 from hfcompress_cli.models import first_sentence
 from hfcompress_cli.tables import Row, check_columns, is_table, read_table
 
@@ -183,6 +183,12 @@ def encode(
         for row, one in zip(rows, made, strict=True):
             one["labels"] = meaning[id(row)]
     return made
+
+
+def check_labels(rows: Sequence[Row], label: str | None, models: Mapping[str, nn.Module], **how: Any) -> None:
+    """Refuse rows whose labels mean other classes to one model than to another; see `check_same_classes`."""
+    if label is not None:
+        check_same_classes([row[label] for row in rows], models, lambda index: rows[index].place, **how)
 
 
 def token_limit(model: nn.Module, tokenizer: Any, asked: int | None, option: str = "--max-length") -> int | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import count_outputs, get_config, get_problem_type
-from hfcompress.models.labels import label_names
+from hfcompress.models.labels import label_names, label_order
 
 Place = Callable[[int], str]  # of a cell, for messages
 
@@ -50,6 +50,35 @@ def read_labels(
     for owner, index in zip(owners, found, strict=True):
         made[owner][index] = 1.0
     return made
+
+
+def check_same_classes(cells: Sequence[Any], models: Mapping[str, nn.Module], place: Place, **how: Any) -> None:
+    """Refuse indices as labels where models have their classes in different orders, and read the same from no names.
+
+    Args:
+        cells: All of the column.
+        models: Models by what they are called, the first of which the others are compared with.
+        place: Where the cell of an index stands.
+        how: As for `read_labels`.
+    """
+    first, *others = models
+    for other in others:
+        order = label_order(models[first], models[other], (first, other))
+        if order is None or get_problem_type(models[first], first) != get_problem_type(models[other], other):
+            continue
+        read = [read_labels(cells, models[name], place, **how) for name in (first, other)]
+        for row, (one, same) in enumerate(zip(*read, strict=True)):
+            meant = order[one] if isinstance(one, int) else [one[order.index(index)] for index in range(len(order))]
+            if meant != same:
+                raise CompressionError(
+                    f"The label {cells[row]!r} of the data ({place(row)}) is an index, and means different classes to "
+                    f"{first} and to {other}: these have theirs in the orders {_listed(models[first])} and "
+                    f"{_listed(models[other])}. Write the names of the classes into the data."
+                )
+
+
+def _listed(model: nn.Module) -> str:
+    return ", ".join(repr(name) for _, name in sorted(label_names(model).items()))
 
 
 def class_indices(
