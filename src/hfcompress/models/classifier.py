@@ -53,8 +53,8 @@ def input_names(model: nn.Module) -> frozenset[str]:
     if passes_on and parameters.keys().isdisjoint(_TEXT_INPUTS):
         forwards = (vars(kind).get("forward") for module in inner.modules() for kind in type(module).__mro__)
         signatures = (inspect.signature(forward).parameters for forward in forwards if callable(forward))
-        others = next((one for one in signatures if not one.keys().isdisjoint(_TEXT_INPUTS)), {})
-        return frozenset(parameters) | (others.keys() - {"self"})
+        named = (one.keys() for one in signatures if not one.keys().isdisjoint(_TEXT_INPUTS))
+        return frozenset(parameters) | (frozenset(next(named, ())) - {"self"})
     return frozenset(parameters)
 
 
