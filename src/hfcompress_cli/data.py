@@ -15,7 +15,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.models import tokenizers as limits
 from hfcompress.models.classifier import max_tokens
 from hfcompress.validation import check_count, check_fraction
-from hfcompress_cli.labels import name_classes, read_labels
+from hfcompress_cli.labels import check_same_classes, name_classes, read_labels
 from hfcompress_cli.models import first_sentence
 from hfcompress_cli.tables import Row, check_columns, is_table, read_table
 
@@ -186,13 +186,26 @@ def encode(
     if label is not None:
         table = rows if table is None else table
         places = [getattr(row, "place", f"row {number}") for number, row in enumerate(table, start=1)]
-        class_names = getattr(table[0], "class_names", None) or {}
-        cells = name_classes([row[label] for row in table], class_names.get(label, []), model, read_as)
+        cells = _label_cells(table, label, model, read_as)
         read = read_labels(cells, model, places.__getitem__, separator=separator, read_as=read_as)
         meaning = {id(row): one for row, one in zip(table, read, strict=True)}
         for row, one in zip(rows, made, strict=True):
             one["labels"] = meaning[id(row)]
     return made
+
+
+def check_labels(rows: Sequence[Row], label: str | None, models: Mapping[str, nn.Module], **how: Any) -> None:
+    """Refuse rows whose labels mean other classes to one model than to another; see `check_same_classes`."""
+    if label is not None:
+        cells = {name: _label_cells(rows, label, model, how["read_as"], note=False) for name, model in models.items()}
+        check_same_classes(cells, models, lambda index: rows[index].place, **how)
+
+
+def _label_cells(
+    rows: Sequence[Any], label: str, model: nn.Module, read_as: str | None, *, note: bool = True
+) -> Sequence[Any]:
+    class_names = getattr(rows[0], "class_names", None) or {}
+    return name_classes([row[label] for row in rows], class_names.get(label, []), model, read_as, note=note)
 
 
 def token_limit(model: nn.Module, tokenizer: Any, asked: int | None, option: str = "--max-length") -> int | None:

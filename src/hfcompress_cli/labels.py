@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import count_outputs, get_config, get_problem_type
-from hfcompress.models.labels import are_default_names, label_names
+from hfcompress.models.labels import are_default_names, label_names, label_order
 
 Place = Callable[[int], str]  # of a cell, for messages
 
@@ -53,7 +53,9 @@ def read_labels(
     return made
 
 
-def name_classes(cells: Sequence[Any], names: Sequence[str], model: nn.Module, read_as: str | None) -> Sequence[Any]:
+def name_classes(
+    cells: Sequence[Any], names: Sequence[str], model: nn.Module, read_as: str | None, *, note: bool
+) -> Sequence[Any]:
     """Return a label column with the names of classes in place of indices, where its data set has names for these.
 
     Indices stay where not all names are the model's, with a note on standard error if both have names of their own.
@@ -63,6 +65,7 @@ def name_classes(cells: Sequence[Any], names: Sequence[str], model: nn.Module, r
         names: Those of the data set; none if it has none.
         model: Its config has the names that the labels are read by.
         read_as: See `read_labels`.
+        note: Whether the note is printed.
 
     Raises:
         CompressionError: Some of the names are the model's, of other classes.
@@ -81,7 +84,7 @@ def name_classes(cells: Sequence[Any], names: Sequence[str], model: nn.Module, r
                 f"{known}: {name!r} is class {index} of the data and class {matched[name]} of the model. Give both the "
                 "same names, or say --labels-are indices if the indices are the model's."
             )
-    if not are_default_names(model_names):
+    if note and not are_default_names(model_names):
         print(f"{known}; the labels are read as indices.", file=sys.stderr)
     return cells
 
@@ -90,6 +93,37 @@ def _name(cell: Any, names: Sequence[str]) -> Any:
     if isinstance(cell, list):
         return [_name(one, names) for one in cell]
     return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else cell
+
+
+def check_same_classes(
+    cells: Mapping[str, Sequence[Any]], models: Mapping[str, nn.Module], place: Place, **how: Any
+) -> None:
+    """Refuse indices as labels where models have their classes in different orders, and read the same from no names.
+
+    Args:
+        cells: By model all of the column, as `name_classes` returns it.
+        models: Models by what they are called, the first of which the others are compared with.
+        place: Where the cell of an index stands.
+        how: As for `read_labels`.
+    """
+    first, *others = models
+    for other in others:
+        order = label_order(models[first], models[other], (first, other))
+        if order is None or get_problem_type(models[first], first) != get_problem_type(models[other], other):
+            continue
+        read = [read_labels(cells[name], models[name], place, **how) for name in (first, other)]
+        for row, (one, same) in enumerate(zip(*read, strict=True)):
+            meant = order[one] if isinstance(one, int) else [one[order.index(index)] for index in range(len(order))]
+            if meant != same:
+                raise CompressionError(
+                    f"The label {cells[first][row]!r} of the data ({place(row)}) is an index, and means different "
+                    f"classes to {first} and to {other}: these have theirs in the orders {_listed(models[first])} and "
+                    f"{_listed(models[other])}. Write the names of the classes into the data."
+                )
+
+
+def _listed(model: nn.Module) -> str:
+    return ", ".join(repr(name) for _, name in sorted(label_names(model).items()))
 
 
 def class_indices(

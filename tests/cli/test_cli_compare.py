@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from command_line import COLUMNS, NUMBERS, predict
+from architectures import build
+from command_line import COLUMNS, NUMBERS, WORDS, make_tokenizer, predict
 
 
 @pytest.fixture
@@ -109,3 +110,34 @@ def test_label_maps_without_a_plain_meaning(maps, message, models, tmp_path, run
     (tmp_path / "bert" / "config.json").write_text(json.dumps(written | maps))
     run("report", tmp_path / "bert", status=2)
     assert message in run.error
+
+
+@pytest.fixture(params=["single", "several"])
+def reordered(request, tmp_path):
+    """Two models with their classes in other orders, and labels in their names and as indices."""
+    kind = {"problem_type": "multi_label_classification"} if request.param == "several" else {}
+    for seed, order in enumerate((["bad", "fair", "good"], ["good", "bad", "fair"])):
+        names = {"id2label": dict(enumerate(order)), "label2id": {name: index for index, name in enumerate(order)}}
+        build("bert", 3, seed=seed, **kind, **names).save_pretrained(tmp_path / f"model{seed}")
+        make_tokenizer().save_pretrained(tmp_path / f"model{seed}")
+    between = {"name": ["bad", "fair;good", "fair"], "index": [0, "1;2", 1]} if kind else {}
+    between = between or {"name": ["bad", "good", "fair"], "index": [0, 2, 1]}
+    rows = [{"text": WORDS[n], **{key: cells[n % 3] for key, cells in between.items()}} for n in range(6)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path, ["--label-separator", ";"] * bool(kind)
+
+
+@pytest.mark.parametrize("verb", ["compare", "distill"])
+def test_indices_with_classes_in_two_orders_are_refused(verb, reordered, run):
+    """They would mean the classes of each model in turn."""
+    folder, options = reordered
+    models = [str(folder / f"model{seed}") for seed in (0, 1)]
+    command = ["compare", *models] if verb == "compare" else ["distill", models[0], "--student", models[1]]
+    if verb == "distill":
+        options = [*options, "-o", folder / "out", "--max-steps", 1, "--use-cpu"]
+    command += ["--data", folder / "data.jsonl", *options, "--label-column"]
+    run(*command, "index", status=2)
+    assert "The label 0 of the data (Line 1 of" in run.error
+    assert "'bad', 'fair', 'good' and 'good', 'bad', 'fair'. Write the names of the classes" in run.error
+    assert not (folder / "out").exists()
+    run(*command, "name")

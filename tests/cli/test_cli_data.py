@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, BloomConfig, T5Conf
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hfcompress import CompressionError
-from hfcompress_cli.data import encode, read_rows, split_rows, token_limit
+from hfcompress_cli.data import check_labels, encode, read_rows, split_rows, token_limit
 from hfcompress_cli.labels import class_indices
 
 ROWS = [
@@ -410,3 +410,21 @@ def test_a_class_index_below_zero_is_not_the_last_name(tmp_path):
     rows = read_rows(str(tmp_path / "rows.parquet"), ["text"], "label", rows=None, seed=0)
     with pytest.raises(CompressionError, match="The label -1 of the data is not one of the model's"):
         encode(rows, ["text"], "label", model, make_tokenizer(), None)
+
+
+def test_named_classes_are_read_by_models_with_other_orders(tmp_path):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["x", "y"])})
+    made = datasets.Dataset.from_dict({"text": ["good", "bad"], "label": [0, 1]}, features=features)
+    made.to_parquet(tmp_path / "rows.parquet")
+    orders = {"one": {0: "x", 1: "y"}, "other": {0: "y", 1: "x"}}
+    models = {
+        name: build("bert", id2label=order, label2id={label: index for index, label in order.items()})
+        for name, order in orders.items()
+    }
+    rows = read_rows(str(tmp_path / "rows.parquet"), ["text"], "label", rows=None, seed=0)
+    check_labels(rows, "label", models, separator=None, read_as=None)
+    read = {name: encode(rows, ["text"], "label", model, make_tokenizer(), None) for name, model in models.items()}
+    assert [row["labels"] for row in read["one"]] == [0, 1]
+    assert [row["labels"] for row in read["other"]] == [1, 0]
+    with pytest.raises(CompressionError, match="is an index, and means different classes to one and to other"):
+        check_labels(rows, "label", models, separator=None, read_as="indices")

@@ -1,5 +1,6 @@
 """Labels that are no numbers, and texts that are too long, are refused in a sentence."""
 
+import numpy as np
 import pytest
 import torch
 from architectures import arguments, build, word_tokenizer
@@ -32,6 +33,75 @@ def test_labels_that_are_no_numbers_are_refused_by_name(case, column, pads, kind
     )
     with pytest.raises(hfc.CompressionError, match=f"The label {shown} in the column '{column}' is no number"):
         trainer.train()
+
+
+NAN, INF = float("nan"), float("inf")
+NOT_FIT = {
+    "of a regression": ({"num_labels": 1}, [0.5, NAN], "is NaN or infinite: nan, of example 1"),
+    "of a regression, infinite": ({"num_labels": 1}, [-INF, 0.5], "is NaN or infinite: -inf, of example 0"),
+    "of a class": ({}, [0.0, NAN], "is NaN or infinite: nan, of example 1"),
+    "of several": ({"problem_type": "multi_label_classification"}, [[1.0, 0.0], [1.0, NAN]], "NaN or infinite"),
+    "-100 of several": ({"problem_type": "multi_label_classification"}, [[1, 0], [-100, 1]], "is not 0 or 1: -100"),
+    "2 of several": ({"problem_type": "multi_label_classification"}, [[1.0, 2.0], [1.0, 0.0]], "is not 0 or 1: 2"),
+    "as many as others": ({"problem_type": "multi_label_classification"}, [[1.0, 0.0], [1.0]], "is of 1 numbers"),
+    "a dict": ({}, [0, {"a": 1}], r"The label \{'a': 1\} in the column 'labels' is no number"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FIT)
+@pytest.mark.parametrize("pads", [True, False])
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_numbers_that_are_no_labels_are_refused_by_name(case, pads, verb, tmp_path):
+    """A NaN among them would make the student's weights NaN; others only its figures wrong."""
+    settings, labels, message = NOT_FIT[case]
+    model = build(**settings)
+    before = [p.clone() for p in model.parameters()]
+    data = [{"input_ids": [5, 6], "attention_mask": [1, 1], "labels": label} for label in labels]
+    args = arguments(hfc.DistillationArguments, tmp_path)
+    tokenizer = word_tokenizer() if pads else None
+    trainer = hfc.DistillationTrainer(
+        model=model,
+        teacher=build(**settings, seed=1),
+        args=args,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+    )
+    with pytest.raises(hfc.CompressionError, match=message):
+        getattr(trainer, verb)()
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_missing_number_in_tensors_is_refused(tmp_path):
+    """datasets makes NaN of None in the format of torch."""
+    data = Dataset.from_dict({"input_ids": [[5, 6], [7, 8]], "labels": [0.5, None]}).with_format("torch")
+    args, models = arguments(hfc.DistillationArguments, tmp_path), [build(num_labels=1, seed=seed) for seed in (0, 1)]
+    trainer = hfc.DistillationTrainer(model=models[0], teacher=models[1], args=args, train_dataset=data)
+    with pytest.raises(hfc.CompressionError, match="label in the batch's 'labels' is NaN or infinite: nan"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("pads", [True, False])
+def test_true_and_false_are_classes_in_training_and_evaluation(pads, tmp_path):
+    losses = []
+    for labels in ([True, False, True], [1, 0, 1]):
+        data = [{"input_ids": [5, 6 + i], "attention_mask": [1, 1], "label": one} for i, one in enumerate(labels)]
+        args, tokenizer = arguments(hfc.DistillationArguments, tmp_path), word_tokenizer() if pads else None
+        trainer = hfc.DistillationTrainer(
+            model=build(), teacher=build(seed=1), args=args, train_dataset=data, processing_class=tokenizer
+        )
+        losses.append((trainer.train().training_loss, trainer.evaluate(data)["eval_loss"]))
+    assert losses[0] == losses[1]
+
+
+def test_labels_between_0_and_1_are_soft(tmp_path):
+    settings = {"problem_type": "multi_label_classification"}
+    data = [{"input_ids": [5, 6], "attention_mask": [1, 1], "labels": [0.25, 1.0]}]
+    args = arguments(hfc.DistillationArguments, tmp_path)
+    trainer = hfc.DistillationTrainer(
+        model=build(**settings), teacher=build(**settings, seed=1), args=args, train_dataset=data
+    )
+    assert trainer.train().training_loss > 0
 
 
 def test_an_error_of_the_collator_about_something_else_stays(tmp_path):
@@ -114,6 +184,37 @@ def test_a_cache_refuses_long_texts_before_the_first_pass(limit, architecture, t
     with pytest.raises(hfc.CompressionError, match="has 90 tokens"):
         hfc.cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path)
     assert passes == []
+
+
+@pytest.mark.parametrize("wrong", [None, 3, 0.5])
+def test_a_cache_refuses_what_is_no_text_by_its_row(wrong, tmp_path):
+    column = ["good", None, "bad"] if wrong is None else [wrong, 1, 2]
+    data = Dataset.from_dict({"text": column})
+    message = f"Row {1 if wrong is None else 0} \\(from 0\\) of the data has {wrong} in the column 'text'"
+    with pytest.raises(hfc.CompressionError, match=message):
+        hfc.cache_teacher_logits(build(), data, processing_class=word_tokenizer(), cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("limit", [np.int64(3), np.float32(3.0), 3.0])
+def test_limits_of_numpy_are_limits_too(limit, tmp_path):
+    tokenizer, teacher, found = word_tokenizer(), build().eval(), []
+    tokenizer.model_max_length = limit
+    data, settings = Dataset.from_dict({"text": ["good " * 9]}), {"cache_dir": tmp_path}
+    found.append(hfc.cache_teacher_logits(teacher, data, processing_class=tokenizer, **settings))
+    found.append(
+        hfc.cache_teacher_logits(teacher, data, processing_class=word_tokenizer(), max_length=np.int64(3), **settings)
+    )
+    assert found[0]["teacher_logits"] == found[1]["teacher_logits"]
+    assert hfc.measure(teacher, ["good " * 9], repeats=1, processing_class=tokenizer).passes[0].tokens == 3
+
+
+@pytest.mark.parametrize("length", [0, -1, "64", 1.5])
+def test_a_cache_needs_a_number_of_tokens(length, tmp_path):
+    data = Dataset.from_dict({"text": ["good"]})
+    with pytest.raises(hfc.CompressionError, match=f"max_length={length!r} must be a whole number of at least 1"):
+        hfc.cache_teacher_logits(
+            build(), data, processing_class=word_tokenizer(), max_length=length, cache_dir=tmp_path
+        )
 
 
 def test_the_tokenizer_of_the_collator_is_saved(tmp_path):

@@ -94,3 +94,59 @@ def test_a_class_of_the_users_own_may_return_the_logits_alone(form, tmp_path):
     args = arguments(hfc.DistillationArguments, tmp_path)
     trainer = hfc.DistillationTrainer(model=build(seed=1), teacher=own, args=args, train_dataset=rows(inputs))
     assert trainer.train().training_loss > 0
+
+
+class PassesOn(nn.Module):
+    """Around a model, with none of its names."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, *args, **kwargs):
+        return tuple(self.model(*args, **kwargs).values())
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5"])
+@pytest.mark.parametrize("around", [True, False])
+def test_a_forward_that_passes_its_inputs_on_is_read(architecture, around, tmp_path):
+    """A subclass, or a module around a model, with ``forward(*args, **kwargs)``: the names are those further in."""
+    inputs, full = batch(), build(architecture).eval()
+    data = Dataset.from_list(rows(inputs))
+    model = copy.deepcopy(full)
+    if around:
+        model = PassesOn(model)
+    else:
+        forward = lambda self, *args, **kwargs: tuple(type(full).forward(self, *args, **kwargs).values())  # noqa: E731
+        model.__class__ = type("Tuples", (type(full),), {"forward": forward})
+    found, expected = (hfc.measure(one, inputs, repeats=1) for one in (model, full))
+    assert (found.cross_entropy, found.flops) == (expected.cross_entropy, expected.flops)
+    kept = [hfc.cache_teacher_logits(one, data, cache_dir=tmp_path)["teacher_logits"] for one in (model, full)]
+    assert kept[0] == kept[1]
+    losses = []
+    for one in (model, full):
+        args = arguments(hfc.DistillationArguments, tmp_path)
+        trainer = hfc.DistillationTrainer(model=one, teacher=build(architecture, seed=1), args=args, train_dataset=data)
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == losses[1]
+    if not around:
+        report = hfc.prune_structured(model, neurons=0.5, importance="taylor", dataset=rows(inputs))
+        assert report is not None
+
+
+class WithoutHiddenStates(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.model(input_ids, attention_mask).logits
+
+
+def test_a_teacher_that_takes_no_request_for_hidden_states_is_refused(tmp_path):
+    args = arguments(hfc.DistillationArguments, tmp_path, hidden_weight=1.0)
+    trainer = hfc.DistillationTrainer(
+        model=build(), teacher=WithoutHiddenStates(build(seed=1)), args=args, train_dataset=rows(batch())
+    )
+    with pytest.raises(hfc.CompressionError, match="WithoutHiddenStates takes no output_hidden_states; set hidden_w"):
+        trainer.train()

@@ -218,6 +218,7 @@ def refuse(mesh, rank, size):
         "equal nowhere": refusal(unequal),
         "columns": refusal(placed(Shard(1))),
         "partial": refusal(placed(Partial())),
+        "partial, kept": refusal(placed(Partial()), verb=lambda model, _: KeepSparsity().read(model)),
         "strided": refusal(placed(_StridedShard(0, split_factor=2))),
         "two axes": refusal(placed((Shard(0), Shard(1)), mesh=flat)),
         "two axes of rows": refusal(placed((Shard(0), Shard(0)), mesh=flat)),

@@ -69,6 +69,7 @@ REFUSALS = {
     "equal nowhere": "1.weight is not sharded, and not the same in all processes",
     "columns": "1.weight is sharded over devices as (Shard(dim=1),)",
     "partial": "1.weight is sharded over devices as (Partial(sum),)",
+    "partial, kept": "1.weight is sharded over devices as (Partial(sum),), so that each holds a part of a sum",
     "strided": "1.weight is sharded over devices as (_StridedShard(dim=0, sf=2),)",
     "two axes": "1.weight is sharded over devices as (Shard(dim=0), Shard(dim=1))",
     "two axes of rows": "1.weight is sharded over devices as (Shard(dim=0), Shard(dim=0))",

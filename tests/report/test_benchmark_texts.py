@@ -1,6 +1,7 @@
 """measure and compare with texts."""
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from architectures import build, texts, word_tokenizer
@@ -73,6 +74,11 @@ REFUSED = {
     "lists of ids": ([[5, 6], [7]], word_tokenizer(), "hold list examples"),
     "a tensor": (torch.ones(2, 3, dtype=torch.long), word_tokenizer(), "hold Tensor examples"),
     "rows without a text": (texts().rename_column("text", "review"), word_tokenizer(), "with input_ids in each row"),
+    "a table": (
+        pandas.DataFrame({"text": TEXTS, "other": TEXTS}),
+        word_tokenizer(),
+        "are a DataFrame of several columns",
+    ),
     "an empty text": (["good", ""], word_tokenizer(), "has 0 tokens"),
 }
 

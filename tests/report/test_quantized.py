@@ -1,6 +1,7 @@
 """int8 models of quantize_dynamic: measured, cached and taught from; refused where float weights are needed."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -98,6 +99,62 @@ def test_the_logits_of_an_int8_teacher_are_those_of_each_text(tmp_path):
     trainer.teacher_outputs = lambda *given: seen.append(outputs(*given)) or seen[-1]
     trainer.evaluate()
     torch.testing.assert_close(torch.cat([one.logits for one in seen]).cpu(), logits_alone(teacher, inputs))
+
+
+@pytest.mark.parametrize("weight", ["hidden_weight", "relation_weight"])
+@pytest.mark.parametrize("kind", ["int8", "convbert"])
+def test_layers_compared_are_those_of_each_text(kind, weight, tmp_path):
+    """Neither the scales of int8 layers nor a convolution over the padding may bring other texts in."""
+    teacher = build("convbert", seed=1).eval() if kind == "convbert" else int8(build(seed=1))
+    student, inputs, found = build("convbert" if kind == "convbert" else "bert"), batch(8), []
+    kept = inputs["attention_mask"].bool()
+    for rows_at_once in (8, 1):
+        args = arguments(hfc.DistillationArguments, tmp_path, alpha=0.0, **{weight: 1.0})
+        trainer = hfc.DistillationTrainer(model=student, teacher=teacher, args=args, train_dataset=rows(inputs))
+        parts = zip(*(inputs[name].split(rows_at_once) for name in ("input_ids", "attention_mask")), strict=True)
+        outputs = []
+        for ids, mask in parts:
+            ids, mask = (ids[mask.bool()][None], mask[mask.bool()][None]) if rows_at_once == 1 else (ids, mask)
+            one = trainer._take_apart({"input_ids": ids, "attention_mask": mask})
+            outputs.append(trainer.teacher_outputs(one))
+        vectors = zip(*([*one.hidden, *one.attention] for one in outputs), strict=True)
+        found.append([torch.cat([part.flatten(0, 1) for part in parts]) for parts in vectors])
+    assert len(found[0]) == 3
+    for together, alone in zip(*found, strict=True):
+        torch.testing.assert_close(together[kept.flatten()], alone)
+
+
+def test_a_student_in_bf16_learns_from_an_int8_teacher_in_float32(tmp_path):
+    """Its operations take float32 alone."""
+    teacher, seen = int8(build(seed=1)), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bf16 is slow on some processors
+        args = arguments(hfc.DistillationArguments, tmp_path, bf16=True, relation_weight=1.0)
+        trainer = hfc.DistillationTrainer(model=build(), teacher=teacher, args=args, train_dataset=rows(batch(8)))
+        outputs = trainer.teacher_outputs
+        trainer.teacher_outputs = lambda *given: seen.append(outputs(*given)) or seen[-1]
+        trainer.train()
+    assert {one.logits.dtype for one in seen} == {torch.float32}
+
+
+def test_another_dtype_of_an_int8_teacher_is_refused(tmp_path):
+    teacher = int8(build(seed=1))
+    args = arguments(hfc.DistillationArguments, tmp_path, teacher_dtype="float64")
+    with pytest.raises(hfc.CompressionError, match=r"query is quantized .* leave out teacher_dtype='float64'"):
+        hfc.DistillationTrainer(model=build(), teacher=teacher, args=args, train_dataset=rows(batch()))
+    with pytest.raises(hfc.CompressionError, match=r"query is quantized .* leave out bf16=True"):
+        hfc.cache_teacher_logits(teacher, Dataset.from_list(rows(batch())), cache_dir=tmp_path, bf16=True)
+
+
+def test_a_timed_batch_that_the_model_cannot_read_is_refused():
+    """BERT repeats its positions without copying, which torch's int8 embeddings do not read."""
+    qconfig = torch.ao.quantization.float_qparams_weight_only_qconfig
+    small = quantize_dynamic(build().eval(), {nn.Embedding: qconfig})
+    with pytest.raises(hfc.CompressionError, match=r"does not read the timed batch, of shape 4 x 6: .* one text"):
+        hfc.measure(small, batch(), repeats=1)
+    assert hfc.measure(small, batch(), repeats=1, batch_size=1).accuracy is not None
+    with pytest.raises(hfc.CompressionError, match="does not read the timed batch, of shape 1 x 2"):
+        hfc.measure(build("funnel").eval(), [{"input_ids": [5, 6]}], repeats=1)
 
 
 REFUSED = {

@@ -6,31 +6,58 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from hfcompress.errors import CompressionError
+from hfcompress.losses import Problem
 
 LABEL_COLUMNS = ("labels", "label", "label_ids")  # from which the collators of transformers read labels
 
 
 @dataclass
 class LabelCheckingCollator:
-    """Collates examples, and refuses texts and None as labels where the collator raises or drops them."""
+    """Collates examples, and refuses labels that are no numbers, where the collator raises, drops or takes them.
+
+    Attributes:
+        collator: What makes the batches.
+        problem: The problem type of the student.
+    """
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    problem: Problem = "single_label_classification"
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Make a batch.
+        """Make a batch, in which True and False are the classes 1 and 0.
 
         Raises:
-            CompressionError: A label is a text or None, and the collator makes no tensor of it.
+            CompressionError: A label is a text or None, and the collator makes no tensor of it; is NaN or infinite; or
+                is outside of 0 to 1 where an example has several.
         """
         try:
             batch = self.collator(features)
         except Exception:  # whatever a collator raises for what is no number
             _check_labels(features, some=False)
             raise
+        labels = {name: batch[name] for name in LABEL_COLUMNS if isinstance(batch.get(name), Tensor)}
         if not any(name in batch for name in LABEL_COLUMNS):
             _check_labels(features, some=True)
-        return batch
+        for name, given in labels.items():
+            self._check_values(name, given)
+        booleans = {name: given.long() for name, given in labels.items() if given.dtype == torch.bool}
+        return {**batch, **booleans} if booleans else batch
+
+    def _check_values(self, name: str, labels: Tensor) -> None:
+        """Refuse numbers that are no labels, in which a loss would be silently wrong."""
+        fit, what = labels.isfinite(), "NaN or infinite"
+        if self.problem == "multi_label_classification" and fit.all():
+            fit, what = (labels >= 0) & (labels <= 1), "not 0 or 1"
+        if not fit.all():
+            example = int((~fit).nonzero()[0, 0]) if labels.dim() else 0
+            raise CompressionError(
+                f"A label in the batch's {name!r} is {what}: {labels[~fit][0].item():g}, of example {example} (from "
+                "0) of the batch. Correct it, or leave out the examples without a label."
+            )
 
     def __getattr__(self, name: str) -> Any:
         """Return what the collator has: the Trainer asks for its tokenizer."""
@@ -48,12 +75,19 @@ def _check_labels(features: list[dict[str, Any]], *, some: bool) -> None:
             continue
         for label in labels:
             for value in _values(label):
-                if value is None or isinstance(value, str | bytes):
+                if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
                     raise CompressionError(
                         f"The label {label!r:.80} in the column {column!r} is no number: give each example its class "
                         "index, model.config.label2id[name] for a name, and leave out those without a label "
                         "(or drop the column to train with alpha=1)."
                     )
+        sizes = [len(label) if isinstance(label, list | tuple) else 1 for label in labels]
+        for label, size in zip(labels, sizes, strict=True):
+            if size != sizes[0]:
+                raise CompressionError(
+                    f"The label {label!r:.80} in the column {column!r} is of {size} numbers, another of {sizes[0]}; "
+                    "give each example as many: a class index, or 0 or 1 for each of the model's labels."
+                )
 
 
 def _values(label: Any) -> Iterator[Any]:

@@ -34,6 +34,11 @@ class ModelOutputs:
 def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
     try:
         return model(**inputs)
+    except TypeError as error:
+        if "output_hidden_states" not in str(error):
+            raise
+        name = type(unwrap(model)).__name__
+        raise CompressionError(f"{name} takes no output_hidden_states; set hidden_weight=0.") from error
     except ValueError as error:
         if "padding token" not in str(error):
             raise

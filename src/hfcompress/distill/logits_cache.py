@@ -22,6 +22,8 @@ from hfcompress.models.inputs import Padder, check_lengths, check_mask, unpadded
 from hfcompress.models.padding import reading, unpadded_batches, without_padding
 from hfcompress.models.tensors import check_has_values, packed_tensors, plain_parts
 from hfcompress.models.tokenizers import token_limit, tokenizer_rules, truncation
+from hfcompress.models.weights import check_no_float32_alone
+from hfcompress.validation import check_count
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,13 +90,18 @@ def cache_teacher_logits(
             "teacher to DistillationTrainer."
         )
     check_has_values(teacher.named_parameters(), "The teacher's ")
+    if max_length is not None:
+        check_count("max_length", max_length)
+    if bf16:
+        check_no_float32_alone(teacher, "bf16=True")
     texts = [text_column] if text_pair_column is None else [text_column, text_pair_column]
     inputs, read = input_names(teacher), _columns_to_read(teacher, dataset, processing_class, texts)
     padder = Padder(teacher, processing_class)
     settings = {"version": _VERSION, "columns": read, "bf16": bf16, "pad": [padder.side, padder.pad_token_id]}
     if processing_class is not None:
+        longest = token_limit(processing_class) if max_length is None else int(max_length)
         settings |= {
-            "max_length": processing_class.model_max_length if max_length is None else max_length,
+            "max_length": longest,
             "truncation_side": processing_class.truncation_side,
             "inputs": list(processing_class.model_input_names),
             "tokenizer": tokenizer_rules(processing_class),
@@ -112,7 +119,8 @@ def cache_teacher_logits(
         part = dataset.select(range(start, min(start + size, len(dataset))))
         columns = part.select_columns(read).with_format(None)[:]
         if processing_class is not None:
-            longest = token_limit(processing_class) if max_length is None else max_length
+            for text in texts:
+                _check_texts(columns[text], text, start)
             columns = processing_class(*(columns[text] for text in texts), **truncation(longest))
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         if processing_class is None:
@@ -166,6 +174,16 @@ def _columns_to_read(
             "text_column=, or encode the texts to input_ids and leave processing_class out."
         )
     return texts if tokenizer is not None else read
+
+
+def _check_texts(column: list[Any], name: str, start: int) -> None:
+    """Refuse what is no text, by its row."""
+    for row, text in enumerate(column, start):
+        if not isinstance(text, str | list):
+            raise CompressionError(
+                f"Row {row} (from 0) of the data has {text!r:.40} in the column {name!r}, which is not a text; leave "
+                "it out, or name another column with text_column=."
+            )
 
 
 def _digest(teacher: nn.Module, data: Dataset, settings: dict[str, Any]) -> str:

@@ -85,37 +85,65 @@ class _PaddedRun:
 
     def __call__(self, inputs: Mapping[str, Any], recorder: ForwardRecorder) -> ModelOutputs:
         padding, model = find_padding(inputs), self._model
-        if self._is_quantized and recorder == ForwardRecorder():
-            return ModelOutputs(self._run_unpadded(inputs))
+        if self._is_quantized:
+            with torch.autocast(next(model.parameters()).device.type, enabled=False):  # it computes in float32 alone
+                return self._run_unpadded(inputs, recorder)
         if padding is None:
             with without_padding(model) if "attention_mask" in inputs else nullcontext():
                 return self._run(inputs, recorder)
         key = bool(padding[:, 0].any()), bool(padding[:, -1].any()), padding.shape[1].bit_length()
-        exact, records, outputs = self._is_exact.get(key), recorder != ForwardRecorder(), None
-        if exact is not False or records:
+        exact, outputs = self._is_exact.get(key), None
+        if exact is not False:
             filled, index = fill_padding(model, inputs)
-            with padded_with(model, index), nullcontext() if records else suppress(ValueError):
+            with padded_with(model, index), suppress(ValueError):
                 outputs = self._run(filled, recorder)
         if exact and outputs is not None:
             return outputs
-        alone = self._run_unpadded(inputs)
+        alone = self._run_unpadded(inputs, recorder)
         if exact is None and outputs is not None:
-            self._is_exact[key] = exact = _are_close(outputs.logits, alone, model)
-        if outputs is None:
-            return ModelOutputs(alone)
-        return outputs if exact else replace(outputs, logits=alone)
+            self._is_exact[key] = exact = _are_close(outputs.logits, alone.logits, model)
+        return outputs if outputs is not None and exact else alone
 
     def _run(self, inputs: Mapping[str, Any], recorder: ForwardRecorder) -> ModelOutputs:
         return recorder(self._model, {name: value for name, value in inputs.items() if name in self._names})
 
-    def _run_unpadded(self, inputs: Mapping[str, Any]) -> Tensor:
+    def _run_unpadded(self, inputs: Mapping[str, Any], recorder: ForwardRecorder) -> ModelOutputs:
         rows, order, found = split_rows(inputs), [], []
         with without_padding(self._model):
             for indices, batch in unpadded_batches(self._model, rows, len(rows)):
                 order += indices
                 with reading(self._model, batch):
-                    found.append(self._run(batch, ForwardRecorder()).logits)
-        return torch.cat(found)[torch.tensor(order).argsort()]
+                    found.append(self._run(batch, recorder))
+        logits = torch.cat([one.logits for one in found])[torch.tensor(order).argsort()]
+        if recorder == ForwardRecorder():
+            return ModelOutputs(logits)
+        padding = find_padding(inputs)
+        shape = next(value.shape[:2] for value in inputs.values() if isinstance(value, Tensor) and value.dim() > 1)
+        texts = ~padding if padding is not None else torch.ones(shape, dtype=torch.bool, device=logits.device)
+        columns = zip(*([*one.hidden, *one.attention] for one in found), strict=True)
+        vectors = [_put_together([row for part in parts for row in part], order, texts) for parts in columns]
+        layers = len(found[0].hidden)
+        return ModelOutputs(logits, vectors[:layers], vectors[layers:])
+
+
+def _put_together(rows: Sequence[Tensor], order: Sequence[int], texts: Tensor) -> Tensor:
+    """Return the vectors of texts that were read alone, shape (batch, tokens, width), as those of a padded batch.
+
+    Args:
+        rows: By text its vectors, shape (tokens of the text, width).
+        order: Which text of the batch each is.
+        texts: Where the tokens of the texts are in the batch, shape (batch, tokens), bool.
+    """
+    batch = rows[0].new_zeros(*texts.shape, rows[0].shape[-1])
+    for row, index in zip(rows, order, strict=True):
+        tokens = int(texts[index].sum())
+        if len(row) != tokens:
+            raise CompressionError(
+                f"The teacher returns vectors of {len(row)} tokens for a text of {tokens}, and they are compared token "
+                "by token; set hidden_weight=0 and relation_weight=0."
+            )
+        batch[index, texts[index]] = row
+    return batch
 
 
 def _are_close(padded: Tensor, alone: Tensor, model: nn.Module) -> bool:

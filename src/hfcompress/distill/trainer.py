@@ -28,7 +28,7 @@ from hfcompress.metrics import mean_metrics, per_example_metrics
 from hfcompress.models.classifier import count_outputs, get_config, get_problem_type, input_names
 from hfcompress.models.labels import check_class_names
 from hfcompress.models.padding import align_padding
-from hfcompress.models.weights import check_not_quantized
+from hfcompress.models.weights import check_no_float32_alone, check_not_quantized
 
 _LABEL_WEIGHTS = "label_weights"  # added to each training batch
 
@@ -128,13 +128,16 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         self._reads_text, self._reads_ids = "text" in chosen, chosen <= {"ids"}  # its own ids, or the student's
         self._teacher_only = frozenset[str]().union(*map(input_names, teachers)) - input_names(self.model)
         self._label_weights = self._make_label_weights()
+        if args.teacher_dtype not in (None, "float32"):
+            for one in teachers:
+                check_no_float32_alone(one, f"teacher_dtype={args.teacher_dtype!r}")
         teacher_length = None
         if self._reads_text and teacher_processing_class is not None:
             teacher_length = longest_text(teachers, teacher_processing_class, args.teacher_max_length)
         self._build_layer_losses()
         if self._teachers is not None:
             self._teachers.freeze(args.device, getattr(torch, args.teacher_dtype) if args.teacher_dtype else None)
-        self.data_collator = LabelCheckingCollator(self.data_collator)
+        self.data_collator = LabelCheckingCollator(self.data_collator, self._problem)
         if args.weight_column is not None:
             self.data_collator = WeightCollator(self.data_collator, args.weight_column)
         if self._reads_text:

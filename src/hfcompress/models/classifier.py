@@ -14,6 +14,8 @@ from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem, check_problem
 from hfcompress.models.architectures import OFFSET_POSITIONS, TOKEN_LIMITS
 
+_TEXT_INPUTS = {"input_ids", "inputs_embeds"}
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model below wrappers that only add a layer around it (DDP, DataParallel, ``torch.compile``, PEFT)."""
@@ -35,8 +37,25 @@ def get_config(model: nn.Module) -> Any:
 
 
 def input_names(model: nn.Module) -> frozenset[str]:
-    """Return the names of the inputs that a model takes."""
-    return frozenset(inspect.signature(unwrap(model).forward).parameters)
+    """Return the names of the inputs that a model takes; of one that only passes them on, those of what it passes to.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> class Tuples(BertForSequenceClassification):
+        ...     def forward(self, *args, **kwargs):
+        ...         return super().forward(*args, **kwargs).to_tuple()
+        >>> "input_ids" in input_names(Tuples(BertConfig(num_hidden_layers=1)))
+        True
+    """
+    inner = unwrap(model)
+    parameters = inspect.signature(inner.forward).parameters
+    passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if passes_on and parameters.keys().isdisjoint(_TEXT_INPUTS):
+        forwards = (vars(kind).get("forward") for module in inner.modules() for kind in type(module).__mro__)
+        signatures = (inspect.signature(forward).parameters for forward in forwards if callable(forward))
+        named = (one.keys() for one in signatures if not one.keys().isdisjoint(_TEXT_INPUTS))
+        return frozenset(parameters) | (frozenset(next(named, ())) - {"self"})
+    return frozenset(parameters)
 
 
 def get_logits(outputs: Any) -> Tensor:

@@ -13,6 +13,7 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import max_tokens
+from hfcompress.validation import is_number
 
 # Of the arguments of a tokenizer, those that change no id: where it is from, and how batches are truncated and padded.
 _NO_RULE = re.compile(
@@ -47,7 +48,7 @@ def token_limit(tokenizer: PreTrainedTokenizerBase, model: nn.Module | None = No
     Without one ``tokenizer.model_max_length`` is 1e30, and in some files -1.
     """
     limit = tokenizer.model_max_length
-    limits = [limit] if isinstance(limit, int | float) and 0 < limit < LARGE_INTEGER else []
+    limits = [limit] if is_number(limit) and 0 < limit < LARGE_INTEGER else []
     read = None if model is None else max_tokens(model)
     return min([int(limit) for limit in limits] + ([] if read is None else [read]), default=None)
 
@@ -71,6 +72,11 @@ def encode_texts(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTraine
         return inputs
     first = next(iter(inputs))
     parts = _texts_in(first)
+    if parts and getattr(inputs, "ndim", 1) != 1:  # of a DataFrame the names of its columns
+        raise CompressionError(
+            f"{owner} are a {type(inputs).__name__} of several columns; pass the column with the texts, or pairs of "
+            "texts as list(zip(first, second))."
+        )
     if parts == 0 and not hasattr(first, "keys"):
         raise CompressionError(
             f"{owner} hold {type(first).__name__} examples, such as {first!r:.40}: pass a batch of tensors by name, "

@@ -267,6 +267,16 @@ def check_not_quantized(model: nn.Module, verb: str) -> None:
             )
 
 
+def check_no_float32_alone(model: nn.Module, setting: str) -> None:
+    """Raise a `CompressionError` if a module was quantized: such ones compute in float32, whatever the setting says."""
+    for name, module in model.named_modules():
+        if is_quantized(module):
+            raise CompressionError(
+                f"{name or 'The model'} is quantized ({type(module).__module__}.{type(module).__name__}) and computes "
+                f"in float32 alone; leave out {setting}."
+            )
+
+
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
@@ -277,7 +287,7 @@ def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = Fa
     Args:
         model: What the matrices were selected from.
         selection: The matrices.
-        sharded: Whether matrices sharded in any way are allowed, not only by rows over one group of processes.
+        sharded: Whether matrices divided in any way are allowed, not only by rows over one group of processes.
     """
     if selection.quantized:
         check_not_quantized(model, "pruned")
@@ -293,6 +303,11 @@ def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = Fa
         check_has_values([(where, weight)])
         if is_lazy(weight):
             raise CompressionError(f"{where} is not initialized yet; run the lazy module once first.")
+        if isinstance(weight, DTensor) and any(placement.is_partial() for placement in weight.placements):
+            raise CompressionError(
+                f"{where} is sharded over devices as {weight.placements}, so that each holds a part of a sum, whose "
+                "zeros are not those of the weight; call redistribute() to make it sharded or replicated first."
+            )
         if isinstance(weight, DTensor) and not sharded:
             if not has_known_placements(weight):
                 raise CompressionError(

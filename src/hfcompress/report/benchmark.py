@@ -345,6 +345,19 @@ def _forward(name: str, model: nn.Module, batch: Batch) -> Any:
         raise CompressionError(f"The model {name!r} does not read the inputs: {error}{remedy}") from error
 
 
+def _forward_timed(name: str, model: nn.Module, batch: Batch) -> None:
+    try:
+        _forward(name, model, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except (IndexError, RuntimeError) as error:  # such as Funnel's at short texts, or of int8 embeddings at several
+        shape = " x ".join(map(str, batch.get("input_ids", next(iter(batch.values()))).shape[:2]))
+        raise CompressionError(
+            f"The model {name!r} does not read the timed batch, of shape {shape}: {str(error).rstrip('.')}. Time other "
+            "batches (batch_size=, length=), such as one text, or pass no inputs to measure the size only."
+        ) from error
+
+
 def _time_rounds(models: Mapping[str, nn.Module], batches: Mapping[str, Batch], repeats: int) -> dict[str, list[float]]:
     """Return the milliseconds of each model's passes, timed in rounds; each round reverses the order of the models."""
     times: dict[str, list[float]] = {name: [] for name in batches}
@@ -356,7 +369,7 @@ def _time_rounds(models: Mapping[str, nn.Module], batches: Mapping[str, Batch], 
             with evaluation_mode(model):
                 synchronize(device)
                 start = time.perf_counter()
-                _forward(name, model, batch)
+                _forward_timed(name, model, batch)
                 synchronize(device)
                 times[name].append(1000 * (time.perf_counter() - start))
         order.reverse()

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     """Measure, and write the page if one is asked for."""
     import hfcompress as hfc
     from hfcompress.report.plots import pyplot
-    from hfcompress_cli.data import encode, read_rows
+    from hfcompress_cli.data import check_labels, encode, read_rows
     from hfcompress_cli.models import find_device, load
     from hfcompress_cli.outputs import check_file, write_file
 
@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
             length, labels = arguments.max_length, options.labels(arguments)
             inputs[name] = encode(rows, columns, label, model, tokenizer, length, **labels)
         models[name] = model.to(device)
+    if rows is not None:
+        check_labels(rows, label, models, **options.labels(arguments))
     timing = {"batch_size": arguments.batch_size, "length": arguments.length, "repeats": arguments.repeats}
     found = hfc.compare(models, inputs or None, processing_class=tokenizers, **timing)
     if page is not None:

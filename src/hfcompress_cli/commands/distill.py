@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     import hfcompress as hfc
     from hfcompress.models.classifier import input_names
     from hfcompress.models.tokenizers import same_tokenizer
-    from hfcompress_cli.data import encode, read_rows, split_rows, token_limit
+    from hfcompress_cli.data import check_labels, encode, read_rows, split_rows, token_limit
     from hfcompress_cli.models import load
     from hfcompress_cli.outputs import new_folder, save
 
@@ -89,6 +89,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
         else:  # the teacher reads the student's ids
             teacher_length = token_limit(teacher, teacher_tokenizer, arguments.max_length)
             length = teacher_length = min((one for one in (length, teacher_length) if one is not None), default=None)
+        for part in (table, *([eval_table] if eval_table is not table else [])):
+            check_labels(part, label, {"the teacher": teacher, "the student": student}, **reads_labels)
         # Encoded before the training, so that labels which the teacher does not have are refused before it.
         measured, known_label = (held_out, label) if held_out else (rows[:_TIMED], None)
         of_both = {"teacher": (teacher, teacher_tokenizer, teacher_length), "student": (student, tokenizer, length)}
