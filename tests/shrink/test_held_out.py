@@ -109,7 +109,13 @@ def test_missing_labels_are_no_labels(missing):
     some = [row | {"labels": missing} if n < 5 else row for n, row in enumerate(ROWS)]
     refused(build("bert", layers=3), "5 of 64 rows of dataset have no label", flops=0.8, dataset=some)
     all_of_them = [row | {"labels": missing} for row in ROWS]
-    refused(build("bert"), "have no label|'labels'", heads=0.5, importance="fisher", dataset=all_of_them)
+    refused(
+        build("bert"),
+        "label -1|'labels' of dataset holds no numbers",
+        heads=0.5,
+        importance="fisher",
+        dataset=all_of_them,
+    )
 
 
 def test_too_few_rows_all_rank_and_the_report_says_so():
@@ -120,6 +126,15 @@ def test_too_few_rows_all_rank_and_the_report_says_so():
     prune_structured(other, flops=0.5, dataset=ROWS[:16])  # others rank otherwise
     assert not same_bits(one.state_dict(), other.state_dict())
     assert prune_structured(build("bert"), heads=0.5, dataset=ROWS[:32]).held_out == 8
+
+
+def test_rows_that_the_model_does_not_read_are_refused():
+    beyond = [row | {"input_ids": [1000] * 10} for row in ROWS]
+    refused(build("bert"), "does not read the rows of dataset", heads=0.5, importance="l1", dataset=beyond)
+    text = [row | {"labels": "good"} for row in ROWS]
+    refused(build("bert"), "'labels' of dataset holds no numbers", heads=0.5, dataset=text)
+    unknown = [row | {"labels": float("nan")} if n == 3 else row for n, row in enumerate(NUMBERS)]
+    refused(build("bert", num_labels=1), "1 of 64 rows of dataset have no label", heads=0.5, dataset=unknown)
 
 
 def test_data_is_never_ignored():

@@ -24,7 +24,8 @@ from transformers import AutoModelForSequenceClassification
 folder, found, inputs = sys.argv[1], {}, torch.load(f"{sys.argv[1]}/inputs.pt")
 for name in sys.argv[2:]:
     model = AutoModelForSequenceClassification.from_pretrained(f"{folder}/{name}").eval()
-    found[name] = model(**inputs).logits
+    with torch.no_grad():
+        found[name] = model(**inputs).logits
 torch.save(found, f"{folder}/found.pt")
 """
 HEADS = ("llama", "qwen2", "t5")  # whose config states the size of a head

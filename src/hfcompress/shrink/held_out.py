@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ class Rows:
 def read_rows(model: nn.Module, dataset: Iterable[Any], *, needs_labels: bool) -> Rows:
     """Read a data set, which may be an iterator, and hold some of its rows out, the same ones in each call.
 
-    Labels of None, and class indices of -1 or -100, are missing. If all are, the rows have none.
+    Labels of None or NaN, and class indices of -1 or -100, are missing. If all are, the rows have none.
 
     Args:
         model: What reads them.
@@ -54,16 +53,19 @@ def read_rows(model: nn.Module, dataset: Iterable[Any], *, needs_labels: bool) -
         needs_labels: Whether rows without labels are refused.
 
     Raises:
-        CompressionError: There are no rows, or none with labels, or some have a label and others have none.
+        CompressionError: There are no rows, or none with labels where they are needed, or some have a label and others
+            have none.
     """
     rows: list[Any] = [dataset] if isinstance(dataset, Mapping) else list(dataset)
     check_columns(rows, needs_labels=needs_labels)
     batches = are_batches(rows)
     problem = get_problem_type(model, "model")
     missing = [one for row in rows for one in _are_missing(row, batches, problem)]
-    if 0 < sum(missing) < len(missing) or (needs_labels and all(missing)):
+    if needs_labels:  # those that are none are refused by name when they are read
+        missing = [False] * len(missing)
+    if 0 < sum(missing) < len(missing):
         raise CompressionError(
-            f"{sum(missing)} of {len(missing)} rows of dataset have no label (none at all, None, -1 or -100); leave "
+            f"{sum(missing)} of {len(missing)} rows of dataset have no label (none, None, NaN, -1 or -100); leave "
             "those rows out, or the labels of all rows."
         )
     if all(missing):
@@ -141,7 +143,10 @@ def _predict(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     with evaluation_mode(model):
         for batch in batches:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            logits.append(get_logits(model(**inputs)).cpu().double())
+            try:
+                logits.append(get_logits(model(**inputs)).cpu().double())
+            except (TypeError, ValueError, IndexError, RuntimeError) as error:  # such as ids that it does not have
+                raise CompressionError(f"{type(model).__name__} does not read the rows of dataset: {error}") from error
     return torch.cat(logits)
 
 
@@ -151,10 +156,15 @@ def _are_missing(row: Mapping[str, Any], batch: bool, problem: Problem) -> list[
     count = len(row["input_ids"]) if batch else 1
     if value is None:
         return [True] * count
-    labels = torch.as_tensor(value) if batch or isinstance(value, Tensor | Integral) else None
-    if labels is None or labels.is_floating_point() or problem != "single_label_classification":
+    try:
+        labels = torch.as_tensor(value).reshape(count, -1)
+    except (TypeError, ValueError, RuntimeError):  # refused by name when the rows are read
         return [False] * count
-    return [bool(one) for one in torch.isin(labels, torch.tensor(MISSING_LABELS)).reshape(-1)[:count]]
+    if labels.is_floating_point():
+        return labels.isnan().any(-1).tolist()
+    if problem == "single_label_classification":
+        return torch.isin(labels, torch.tensor(MISSING_LABELS)).all(-1).tolist()
+    return [False] * count
 
 
 def _take(batches: Sequence[Mapping[str, Any]], chosen: set[int], *, wanted: bool) -> list[dict[str, Any]]:
