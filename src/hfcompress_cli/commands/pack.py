@@ -11,8 +11,7 @@ from hfcompress_cli import options
 _PACK = "Write the model of a folder so that its zeros take no room."
 _UNPACK = """Write a packed folder as one that needs no hfcompress to load.
 
-Where no plain config states the shapes of a shrunken model, it still needs it, and
-the command says so; shrink such a model with --plain.
+A model that was shrunken without --plain may still need it; a line says so.
 """
 
 

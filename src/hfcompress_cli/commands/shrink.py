@@ -1,9 +1,9 @@
 """Remove the least important attention heads, intermediate neurons and layers.
 
 The model becomes smaller and faster. Ask for fractions, or for one budget, and
-name a few hundred labelled texts with --data: these rank what is removed, and say
-how accurate the model was before and is after. Without them half of the FLOPs may
-leave a model that guesses; it must be trained further (hfcompress distill).
+name a few hundred labelled texts with --data: they rank what is removed, and
+the report has the accuracy before and after. Without them, half of the FLOPs
+may leave a model that guesses until it is trained (hfcompress distill).
 """
 
 from __future__ import annotations
