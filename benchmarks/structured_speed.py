@@ -49,7 +49,7 @@ def main() -> None:
         torch.manual_seed(0)
         original = make().eval()
         small = copy.deepcopy(original)
-        report = hfc.prune_structured(small, heads=0.5, neurons=0.5, scope="layer")
+        report = hfc.prune_structured(small, heads=0.5, neurons=0.5, scope="layer", importance="l1")
         ratio = report.flops[0] / report.flops[1]
         for dtype in dtypes:
             for batch in (8, 1):

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -19,7 +20,7 @@ MODEL is a folder that save_pretrained wrote, or the id of a model on the hub.
 examples:
   hfcompress report bert/
   hfcompress prune bert/ --amount 0.2 -o pruned/
-  hfcompress shrink bert/ --flops 0.5 -o shrunken/
+  hfcompress shrink bert/ --flops 0.5 --data reviews.csv -o shrunken/
   hfcompress distill bert/ --student-layers 2 --data reviews.csv -o small/
   hfcompress compare bert/ pruned/ small/ --data test.csv
 
@@ -89,15 +90,22 @@ def _quiet() -> Iterator[None]:
     from transformers import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    form, warnings.formatwarning = warnings.formatwarning, _format_warning
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
         yield
     finally:
+        warnings.formatwarning = form
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _format_warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    """Return a warning as a line, without the place in the code that gave it."""
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 class _Version(argparse.Action):

@@ -29,6 +29,7 @@ def read_rows(
     seed: int,
     optional: Sequence[str] = (),
     keep_unlabelled: bool = False,
+    label_if_any: bool = False,
     **table: Any,
 ) -> list[Row]:
     """Read texts, and labels if there is a column of them, from a file or a data set (``NAME`` or ``NAME:SPLIT``).
@@ -43,11 +44,13 @@ def read_rows(
         seed: For drawing them.
         optional: Columns that are read too where there are any.
         keep_unlabelled: Whether a cell without a label means that the text has none.
+        label_if_any: Whether the data may have no labels at all: all texts are returned then, without labels.
         table: How files are read; see `read_table`.
     """
     if rows is not None:
         check_count("--rows", rows)
-    wanted = list(dict.fromkeys([*columns, *([] if label is None else [label])]))
+    wanted = list(dict.fromkeys([*columns, *([] if label is None or label_if_any else [label])]))
+    optional = [*optional, *([label] if label is not None and label_if_any else [])]
     path = Path(source).expanduser()
     is_file = is_table(path) or path.suffix.lower() == ".parquet"
     if not is_file and path.exists():
@@ -57,7 +60,9 @@ def read_rows(
         )
     if not path.is_file() and (is_file or source.startswith((".", "/", "~"))):
         raise CompressionError(f"The file {source} does not exist.")
-    complete, count = [], 0
+    complete: list[Row] = []
+    unlabelled: list[Row] = []
+    count = 0
     try:
         if is_table(path):
             found = read_table(path, wanted, optional=optional, **table)
@@ -65,14 +70,16 @@ def read_rows(
             found = _read_parquet(path, wanted, optional) if is_file else _read_data_set(source, wanted, optional)
         for row in found:
             count += 1
-            has_label = label is None or _has_label(row[label], keep_unlabelled)
-            if has_label and all(_has_text(row, name) for name in columns):
-                complete.append(row)
+            has_label = label is None or _has_label(row.get(label), keep_unlabelled)
+            if (has_label or label_if_any) and all(_has_text(row, name) for name in columns):
+                (complete if has_label else unlabelled).append(row)
     except CompressionError:
         raise
     except Exception as error:  # of gzip, json, or datasets and the libraries under it
         kind = "file" if is_file else "data set"
         raise CompressionError(f"The {kind} {source} cannot be read: {first_sentence(error)}") from error
+    if not complete:
+        complete = [Row.make(((n, row[n]) for n in row if n != label), row.place) for row in unlabelled]
     if not complete:
         raise CompressionError(f"The data {source} hold no row with {' and '.join(wanted)}; {count} were read.")
     if len(complete) < count:

@@ -10,6 +10,7 @@ STYLE: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawD
 MODEL: dict[str, Any] = {"metavar": "MODEL", "help": "folder or hub id"}
 DEVICE: dict[str, Any] = {"help": "such as cpu or cuda:1 (default: an accelerator if there is one)"}
 OVERWRITE: dict[str, Any] = {"action": "store_true", "help": "replace the model in OUT, if there is one"}
+LABEL_COLUMN = "label"  # of the data, unless another is named
 Results = tuple[str, dict[str, Any]]  # what a verb returns: text, and values for JSON
 
 
@@ -61,7 +62,7 @@ def add_data(parser: VerbParser, help: str, *, rows: int | None = None, **data: 
     add("--data", metavar="DATA", help=help, **data)
     add("--text-column", default="text", metavar="NAME", help="column of the text (default: %(default)s)")
     add("--text-pair-column", metavar="NAME", help="column of the second text of a pair")
-    add("--label-column", default="label", metavar="NAME", help="column of the label (default: %(default)s)")
+    add("--label-column", default=LABEL_COLUMN, metavar="NAME", help="column of the label (default: %(default)s)")
     help = f"use N rows at most, drawn at random (default: {rows or 'all'})"
     add("--rows", type=int, default=rows, metavar="N", help=help)
     add("--max-length", type=int, metavar="N", help="tokens of a text at most (default: what the model can read)")

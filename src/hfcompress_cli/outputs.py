@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hfcompress import SparsityReport
 from hfcompress.atomic_folder import replacing
 from hfcompress.errors import CompressionError
-from hfcompress.storage.layout import is_weight_file
+from hfcompress.models.heads_and_neurons import KINDS
+from hfcompress.storage.layout import is_weight_file, read_config
 from hfcompress_cli.models import TOKENIZER_FILES
 
 _OLD_WEIGHTS = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
@@ -34,7 +35,26 @@ def new_folder(name: str, overwrite: bool) -> Iterator[Path]:
         except OSError as error:  # not always about the output
             raise CompressionError(str(error)) from error
         check_folder(output, overwrite)  # it may have been made since
-    print(f"Written to {name}.", file=sys.stderr)
+    say_written(name)
+
+
+def say_written(name: str) -> None:
+    """Say on one line where a model was written, and whether it loads without hfcompress."""
+    try:
+        config = read_config(Path(name).expanduser())
+    except CompressionError:  # such as a model that is quantized by another method, or in old files
+        print(f"Written to {name}.", file=sys.stderr)
+        return
+    plan = config.get("quantization_config")
+    if plan is None:
+        print(f"Written to {name}; it loads without hfcompress.", file=sys.stderr)
+        return
+    uneven = " and ".join(kind for kind in KINDS if kind in plan)
+    why, remedy = "its weights are packed", f"write a plain one with: hfcompress unpack {name} OUT"
+    if uneven:
+        why, remedy = f"no plain config states its {uneven}", "shrink the original model with --plain"
+    needs = f"it does not load without hfcompress, because {why}: import hfcompress before, or {remedy}"
+    print(f"Written to {name}; {needs}.", file=sys.stderr)
 
 
 def check_folder(output: Path, overwrite: bool) -> None:

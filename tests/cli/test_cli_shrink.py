@@ -1,7 +1,11 @@
 """``hfcompress shrink`` against models shrunk in Python."""
 
+import csv
 import random
+import subprocess
+import sys
 
+import pytest
 import torch
 from command_line import NUMBERS, load, read_reviews
 from transformers import AutoModel, AutoTokenizer
@@ -41,3 +45,108 @@ def test_shrink_ranks_by_the_loss_on_rows_drawn(models, data, tmp_path, run):
 def test_a_model_shrunk_evenly_is_a_plain_one(models, tmp_path, run):
     run("shrink", models / "bert", "--neurons", 0.5, "--scope", "layer", "-o", tmp_path / "out")
     assert AutoModel.from_pretrained(tmp_path / "out").config.intermediate_size == 32
+
+
+def write_reviews(data, path, *, labels=True):
+    """Write the forty reviews under the names of columns that the command expects."""
+    with (data / "train.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("text", "label") if labels else ("text",), *(r if labels else r[:1] for r in rows)]
+        )
+    return path
+
+
+def test_labelled_data_rank_and_say_what_it_cost(models, data, tmp_path, run):
+    reviews = write_reviews(data, tmp_path / "reviews.csv")
+    found = run("shrink", models / "bert", "--flops", 0.6, "--data", reviews, "-o", tmp_path / "out", "--json")
+    assert found["importance"] == "fisher"
+    assert found["held_out"] == 10
+    with reviews.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    chosen = [rows[n] for n in sorted(random.Random(0).sample(range(40), 10))]
+    for folder, accuracy in zip((models / "bert", tmp_path / "out"), found["accuracy"], strict=True):
+        model, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
+        logits = [model(**tokenizer(row["text"], return_tensors="pt")).logits[0] for row in chosen]
+        right = [int(one.argmax()) == int(row["label"]) for one, row in zip(logits, chosen, strict=True)]
+        assert accuracy == sum(right) / 10
+    table = run("shrink", models / "bert", "--flops", 0.6, "--data", reviews, "-o", tmp_path / "again")
+    assert "accuracy" in table
+    assert "same predictions as before" in table
+
+
+def test_texts_without_labels_are_not_ignored(models, data, tmp_path, run):
+    texts = write_reviews(data, tmp_path / "texts.csv", labels=False)
+    shrink = ("shrink", models / "bert", "--flops", 0.6, "--data", texts, "-o")
+    found = run(*shrink, tmp_path / "out", "--json")
+    assert "no labels in a column 'label'" in run.error
+    assert "warning" not in run.error
+    assert (found["importance"], found["held_out"], found["accuracy"]) == ("l1", 10, None)
+    assert 0 <= found["agreement"] <= 1
+    run(*shrink, tmp_path / "other", "--importance", "fisher", status=2)
+    assert "no column 'label'" in run.error
+    run(*shrink, tmp_path / "other", "--label-column", "stars", status=2)
+    assert "no column 'stars'" in run.error
+
+
+@pytest.mark.parametrize("cells", [("", ""), ("1", "")], ids=["none", "some"])
+def test_rows_without_a_label_are_left_out_where_others_have_one(cells, models, tmp_path, run):
+    reviews = tmp_path / "reviews.csv"
+    reviews.write_text("text,label\n" + "".join(f"good film,{cells[n % 2]}\n" for n in range(80)))
+    shrink = ("shrink", models / "bert", "--flops", 0.8, "--data", reviews, "-o", tmp_path / "out", "--json")
+    found = run(*shrink)
+    labelled = bool(cells[0])
+    assert found["importance"] == ("fisher" if labelled else "l1")
+    assert found["held_out"] == (10 if labelled else 20)
+    assert ("40 of 80 rows have no text or no label" in run.error) is labelled
+
+
+def test_data_beside_l1_measure_what_it_cost(models, data, tmp_path, run):
+    reviews = write_reviews(data, tmp_path / "reviews.csv")
+    l1 = ("--importance", "l1", "--data", reviews)
+    found = run("shrink", models / "gpt2", "--heads", 0.5, *l1, "-o", tmp_path / "out", "--json")
+    assert found["importance"] == "l1"
+    assert len(found["accuracy"]) == 2
+
+
+def test_without_data_a_warning_names_what_to_pass(models, tmp_path):
+    shrink = [sys.executable, "-m", "hfcompress_cli", "shrink", models / "bert", "--flops", "0.5", "-o"]
+    done = subprocess.run([*shrink, tmp_path / "out"], capture_output=True, text=True)
+    (line,) = [line for line in done.stderr.splitlines() if "ranked by their weights alone" in line]
+    assert line.startswith("warning: Heads and neurons")
+    assert "--data" in line
+    assert ".py" not in done.stderr
+
+
+def test_each_verb_says_whether_the_folder_loads_alone(models, data, tmp_path, run):
+    def said():
+        (line,) = [line for line in run.error.splitlines() if line.startswith("Written to")]
+        return line
+
+    uneven, plain, packed = (tmp_path / name for name in ("uneven", "plain", "packed"))
+    run("shrink", models / "bert", "--flops", 0.7, "--importance", "l1", "-o", uneven)
+    assert "does not load without hfcompress" in said()
+    assert "heads" in said()
+    assert "--plain" in said()
+    run("shrink", models / "bert", "--flops", 0.9, "--importance", "l1", "--plain", "-o", plain)
+    assert said() == f"Written to {plain}; it loads without hfcompress."
+    run("prune", models / "bert", "--amount", 0.8, "-o", tmp_path / "pruned")
+    assert "it loads without" in said()
+    run("pack", tmp_path / "pruned", packed)
+    assert f"packed: import hfcompress before, or write a plain one with: hfcompress unpack {packed} OUT" in said()
+    run("unpack", packed, tmp_path / "unpacked")
+    assert "it loads without" in said()
+    run("pack", uneven, tmp_path / "both")
+    run("unpack", tmp_path / "both", tmp_path / "still")
+    assert "does not load without hfcompress" in said()
+    distill = ("--student-layers", 1, "--data", data / "test.jsonl", *NUMBERS, "--max-steps", 1, "--report-to", "none")
+    run("distill", models / "bert", *distill, "-o", tmp_path / "student")
+    assert "it loads without" in said()
+
+
+def test_a_budget_that_plain_shapes_do_not_meet_names_the_remedy(models, tmp_path, run):
+    shrink = ("shrink", models / "bert", "--flops", 0.3, "--importance", "l1", "--plain")
+    run(*shrink, "-o", tmp_path / "out", status=2)
+    assert "drop layers" in run.error
+    assert not (tmp_path / "out").exists()

@@ -75,3 +75,11 @@ def test_a_packed_folder_is_refused_without_hfcompress(found):
 @pytest.mark.parametrize("name", ["packed", "unpacked", "uneven", "even"])
 def test_every_folder_loads_after_importing_hfcompress(name, found):
     assert torch.equal(found[name, "with"], found[name, "expected"])
+
+
+def test_unpacking_warns_where_a_plan_is_still_needed(tmp_path):
+    model = build("bert", layers=3)
+    prune_structured(model, heads=0.5, neurons=0.4)
+    save_compressed(model, tmp_path / "packed")
+    with pytest.warns(UserWarning, match=r"still needs hfcompress.*heads and neurons.*plain=True"):
+        unpack_folder(tmp_path / "packed", tmp_path / "unpacked")

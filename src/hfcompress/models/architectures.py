@@ -207,7 +207,11 @@ FEED_FORWARD = tuple({(block.up, block.down): block for one in ARCHITECTURES for
 PROJECTION_NAMES = tuple(dict.fromkeys(tuple(p.rpartition(".")[2] for p in block.projections) for block in ATTENTION))
 HEAD_SIZES = tuple(dict.fromkeys(block.head_size for block in ATTENTION))
 HEAD_COUNTS = tuple(dict.fromkeys(name for block in ATTENTION for name in block.head_counts))
-WIDTH_SETTINGS = tuple(dict.fromkeys(block.widths for one in ARCHITECTURES for block in one.feed_forward))
+_TRACED_WIDTHS = (("ffn_hidden_size",), ("dff",))  # of Falcon and CTRL, whose neurons are found in a trace
+WIDTH_SETTINGS = (
+    *dict.fromkeys(block.widths for one in ARCHITECTURES for block in one.feed_forward),
+    *_TRACED_WIDTHS,
+)
 WIDTH_ATTRIBUTES = tuple(dict.fromkeys(name for block in FEED_FORWARD for name in block.width_attributes))
 PER_LAYER_SETTINGS = tuple(dict.fromkeys(name for one in ARCHITECTURES for name in one.per_layer_settings))
 DEPTH_SETTINGS = tuple(dict.fromkeys(name for one in ARCHITECTURES for name in one.depth_settings))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -23,7 +24,8 @@ def write_plan(model: PreTrainedModel) -> None:
     """Write the shapes of a model into its config, so that what it saves loads again.
 
     Plain settings are used where the architecture has them (as many neurons in all layers, or heads where the head
-    size is a setting): such a model needs nothing but transformers. What they cannot express becomes
+    size is a setting; other numbers in each layer where the class reads ``per_layer_config``): such a model needs
+    nothing but transformers. What they cannot express becomes
     ``quantization_config``, the place where transformers looks for how a checkpoint must be loaded: a plan with the
     number of heads or neurons of each block, or with the modules of neurons that no record of ARCHITECTURES describes.
 
@@ -42,8 +44,7 @@ def write_plan(model: PreTrainedModel) -> None:
         foreign = any(vars(config).get("quantization_config") is not None for config in configs)
         found = {kind: groups for kind in KINDS if (groups := _find_known(model, kind))}
         for groups in found.values():
-            if len({group.count for group in groups}) == 1:
-                _use_plain_settings(model, configs, groups)
+            _use_plain_settings(model, configs, groups)
         built = build_from_config(model.config, type(model))
         shapes: dict[str, list[Any]] = {}
         for kind, groups in found.items():
@@ -51,7 +52,10 @@ def write_plan(model: PreTrainedModel) -> None:
             if counts != [group.count for group in find_groups(built, kind)]:
                 shapes[kind] = counts
         if not has_layout(model, "neurons") and _first_difference(model, built) is not None:
-            shapes |= {"neurons": entries} if (entries := _traced_shapes(model, built)) else {}
+            traced = _find_traced(model)
+            if _use_plain_settings(model, configs, traced):
+                built = build_from_config(model.config, type(model))
+            shapes |= {"neurons": entries} if (entries := _traced_shapes(traced, built)) else {}
         if shapes and foreign:
             raise CompressionError("The config has a quantization_config of its own, so it cannot hold the shapes too.")
         if shapes:
@@ -62,6 +66,56 @@ def write_plan(model: PreTrainedModel) -> None:
         if different is not None:
             raise CompressionError(f"{different} differs from what the config of {type(model).__name__} builds.")
         undo.pop_all()
+
+
+def stated_counts(model: PreTrainedModel, groups: Sequence[Group], round_to: int) -> list[int]:
+    """Return the numbers of heads or neurons, the same in all blocks, that a plain config can state.
+
+    Args:
+        model: In which the groups were found; left as it was.
+        groups: All heads, or all neurons.
+        round_to: Neurons stay in multiples of this.
+
+    Raises:
+        CompressionError: There is none that is smaller than what there is.
+    """
+    most, kind = min(group.count for group in groups), groups[0].kind
+    if kind == "heads":  # whose number may have to divide something
+        stated = [count for count in range(1, most + 1) if _can_state(model, groups, count)]
+    else:
+        stated = [*range(round_to, most, round_to), most] if _can_state(model, groups, max(1, most // 2)) else []
+    if not stated or (stated == [most] and most > 1 and kind == "heads"):
+        raise CompressionError(
+            f"The config of {type(model).__name__} has no setting for fewer {kind} of the same size, as plain=True "
+            f"needs; leave them out ({kind}=0), remove other parts or layers (drop_layers=), or leave out plain=True."
+        )
+    return stated
+
+
+def _can_state(model: PreTrainedModel, groups: Sequence[Group], count: int) -> bool:
+    configs = get_configs(model)
+    with ExitStack() as undo:
+        restore_configs(configs, undo)
+        for config in configs:
+            vars(config).pop("quantization_config", None)
+        return _use_plain_settings(model, configs, [replace(group, count=count) for group in groups])
+
+
+def check_plain(model: PreTrainedModel) -> None:
+    """Refuse a model whose config holds a plan of its shapes."""
+    plan = getattr(model.config, "quantization_config", None)
+    if is_plan(plan):
+        uneven = " and ".join(kind for kind in KINDS if kind in plan)
+        raise CompressionError(
+            f"The config of {type(model).__name__} cannot state its {uneven or 'weights'} plainly, as plain=True "
+            "needs: they were removed or packed before. Begin with the model as it was then, or leave out plain=True."
+        )
+
+
+def per_layer_overrides(config: PreTrainedConfig) -> dict[int, dict[str, Any]]:
+    """Return the settings that some layers have of their own (``per_layer_config``, from transformers 5.14 on)."""
+    overrides = config.to_dict().get("per_layer_config")
+    return {int(index): dict(own) for index, own in overrides.items()} if isinstance(overrides, Mapping) else {}
 
 
 def own_configs(model: nn.Module, undo: ExitStack) -> None:
@@ -85,15 +139,20 @@ def get_configs(model: nn.Module) -> list[PreTrainedConfig]:
     return list({id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values())
 
 
-def _traced_shapes(model: nn.Module, built: nn.Module) -> list[dict[str, Any]]:
+def _traced_shapes(traced: Sequence[Group], built: nn.Module) -> list[dict[str, Any]]:
     """Entries of a plan for the neurons that no record describes, where there are others than in the built model."""
-    modules, entries = dict(built.named_modules()), []
+    modules, different = dict(built.named_modules()), []
     with suppress(CompressionError):  # what differs is not the neurons then
-        for group in trace_neurons(model):
-            up, down = [part.module for part in group.slices if part.outputs], group.consumers[0].module
-            if neuron_group(modules, up, down).count != group.count:
-                entries.append({"up": up, "down": down, "width": group.count})
-    return entries
+        different = [group for group in traced if _traced_width(modules, group) != group.count]
+    return [{"up": _ups(group), "down": group.consumers[0].module, "width": group.count} for group in different]
+
+
+def _traced_width(modules: Mapping[str, nn.Module], group: Group) -> int:
+    return neuron_group(modules, _ups(group), group.consumers[0].module).count
+
+
+def _ups(group: Group) -> list[str]:
+    return [part.module for part in group.slices if part.outputs]
 
 
 def _first_difference(model: PreTrainedModel, built: PreTrainedModel) -> str | None:
@@ -128,28 +187,63 @@ def _find_known(model: nn.Module, kind: Kind) -> list[Group]:
     return []
 
 
-def _use_plain_settings(model: PreTrainedModel, configs: Sequence[PreTrainedConfig], groups: Sequence[Group]) -> None:
-    """Set what in the config makes these heads or neurons, if anything does."""
-    for settings in _candidates(model.config, groups[0]):
+def _find_traced(model: nn.Module) -> list[Group]:
+    with suppress(CompressionError):  # what differs is not the neurons then
+        return trace_neurons(model)
+    return []
+
+
+def _use_plain_settings(model: PreTrainedModel, configs: Sequence[PreTrainedConfig], groups: Sequence[Group]) -> bool:
+    """Set what in the config makes these heads or neurons, if anything does; return whether it does."""
+    for settings in _candidates(model.config, groups):
         with ExitStack() as undo, suppress(Exception):  # whatever a config or constructor raises
             restore_configs(configs, undo)
             for config, (name, value) in product(configs, settings.items()):
                 setattr(config, name, value)
-            if find_groups(build_from_config(model.config, type(model)), groups[0].kind) == groups:
+            if _has_groups(build_from_config(model.config, type(model)), groups):
                 undo.pop_all()
-                return
+                return True
+    return False
 
 
-def _candidates(config: PreTrainedConfig, group: Group) -> Iterator[dict[str, int]]:
+def _has_groups(built: nn.Module, groups: Sequence[Group]) -> bool:
+    kind = groups[0].kind
+    if has_layout(built, kind):
+        return find_groups(built, kind) == groups
+    modules = dict(built.named_modules())
+    return all(_traced_width(modules, group) == group.count for group in groups)
+
+
+def _candidates(config: PreTrainedConfig, groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
+    """Settings that may make these heads or neurons; whether they do is known when a model is built."""
+    if not groups:
+        return
     yield {}
+    if len({group.count for group in groups}) == 1:
+        yield from _settings_of(config, groups[0])
+    if len(groups) == getattr(config, "num_hidden_layers", None):
+        overrides = per_layer_overrides(config)
+        for settings in zip(*(_settings_of(config, group) for group in groups), strict=True):
+            yield {"per_layer_config": {n: overrides.get(n, {}) | own for n, own in enumerate(settings)}}
+
+
+def _settings_of(config: PreTrainedConfig, group: Group) -> Iterator[dict[str, Any]]:
+    """Settings that may make the heads or neurons of a block."""
     if group.kind == "neurons":
-        yield from (dict.fromkeys(names, group.count) for names in WIDTH_SETTINGS if hasattr(config, names[0]))
+        yield from (dict.fromkeys(names, group.count) for names in WIDTH_SETTINGS if _has(config, names[0]))
         return
     consumer = group.consumers[0]
     made = [part for part in group.slices if part.outputs]
     queries = consumer.size // made[min(1, len(made) - 1)].size if len(made) > 1 else 1  # of a key-value head
     settings = {"num_attention_heads": group.count * queries}
-    if hasattr(config, "num_key_value_heads"):
+    if _has(config, "num_key_value_heads"):
         settings["num_key_value_heads"] = group.count
     for name in HEAD_SIZE_SETTINGS:
         yield settings | {name: consumer.size // queries}
+
+
+def _has(config: PreTrainedConfig, name: str) -> bool:
+    try:
+        return hasattr(config, name)
+    except RuntimeError:  # of transformers 5.14 and later, where layers have values of their own
+        return True

@@ -122,6 +122,20 @@ def compare_with_reference(
     return {"agreement": agreement, "sign_flip": sign_flip(*scores, "label accuracy", lower_is_better=False)}
 
 
+def compare_outputs(reference: Tensor, logits: Tensor, problem: Problem) -> dict[str, float]:
+    """Return how alike two models' logits are, of shape (examples, outputs): no labels are needed.
+
+    Returns:
+        ``"agreement"``, the fraction of the examples, or of their labels, with the same prediction; in regression
+        ``"reference_difference"``, the mean absolute difference.
+    """
+    reference, logits = as_columns(reference), as_columns(logits)
+    if problem == "regression":
+        return {"reference_difference": float((logits - reference).abs().mean())}
+    same = predict(logits, problem) == predict(reference, problem)
+    return {"agreement": float(same.double().mean())}
+
+
 def as_columns(values: Tensor) -> Tensor:
     """Return a tensor of shape (examples, outputs) where there may be no dimension of a single output."""
     return values.reshape(len(values), -1)

@@ -41,6 +41,15 @@ class StructureReport(Report):
             forward pass, before and after.
         asked: The arguments that state how much to remove.
         latency_ms: Milliseconds of such a text, before and after, if a latency was asked.
+        importance: How heads, neurons and layers were ranked.
+        held_out: Number of rows of the dataset that ranked nothing, which the following figures are about: before and
+            after, without any training between. None without a dataset.
+        accuracy: Fraction of correct predictions; of a multi-label model the fraction of correct labels.
+        f1: F1 score of class 1 where there are two classes, else the mean over classes, or labels (macro).
+        mse: Mean squared error, regression.
+        agreement: Fraction of the rows, or of their labels, with the same prediction after as before.
+        reference_difference: Mean absolute difference of the outputs after from those before, regression.
+        note: Why some of these figures are missing.
     """
 
     blocks: tuple[BlockStructure, ...]
@@ -49,6 +58,14 @@ class StructureReport(Report):
     flops: tuple[int, int]
     asked: dict[str, Any]
     latency_ms: tuple[float, float] | None = None
+    importance: str | None = None
+    held_out: int | None = None
+    accuracy: tuple[float, float] | None = None
+    f1: tuple[float, float] | None = None
+    mse: tuple[float, float] | None = None
+    agreement: float | None = None
+    reference_difference: float | None = None
+    note: str | None = None
 
     def removed(self, kind: Kind) -> float:
         """Return the fraction of the heads or neurons of the remaining layers that was removed."""
@@ -74,4 +91,21 @@ class StructureReport(Report):
         if self.latency_ms is not None:
             full, small = self.latency_ms
             rows.append((f"ms of {TOKENS} tokens", f"{full:.1f}", f"{small:.1f}", f"{1 - small / full:.1%}"))
-        return Table(rows, "<>>>", ["asked: " + ", ".join(f"{name}={value}" for name, value in self.asked.items())])
+        notes = ["asked: " + ", ".join(f"{name}={value}" for name, value in self.asked.items())]
+        if self.importance is not None:
+            notes[0] += f"; ranked by {self.importance}"
+        rows += self._quality_rows()
+        if self.held_out:
+            notes.append(f"Quality: of {self.held_out:,} rows held out of the ranking; not trained since.")
+        notes += [] if self.note is None else [f"Quality: {self.note}"]
+        return Table(rows, "<>>>", notes)
+
+    def _quality_rows(self) -> list[Row]:
+        pairs = {"accuracy": self.accuracy, "F1": self.f1, "mean squared error": self.mse}
+        found = [(name, pair) for name, pair in pairs.items() if pair is not None]
+        rows: list[Row] = [(name, f"{before:.3f}", f"{after:.3f}", "") for name, (before, after) in found]
+        if self.agreement is not None:
+            rows.append(("same predictions as before", "", f"{self.agreement:.1%}", ""))
+        if self.reference_difference is not None:
+            rows.append(("mean distance from the outputs before", "", f"{self.reference_difference:.3g}", ""))
+        return rows

@@ -30,10 +30,12 @@ class Budget:
     Attributes:
         measure: ``"flops"`` and ``"latency"`` of a text of 128 tokens, or ``"parameters"`` of the full model.
         share: In (0, 1).
+        plain: Whether the same number is left in each layer.
     """
 
     measure: Measure
     share: float
+    plain: bool = False
 
     def select(
         self, model: PreTrainedModel, groups: Sequence[Group], scores: Sequence[Tensor], cost: int, **options: Any
@@ -60,6 +62,10 @@ class Budget:
             return self._meet_latency(model, most, choose)
         return self._meet_count(model, self.share * cost, choose), None
 
+    @property
+    def _or_not_plain(self) -> str:
+        return ", or leave out plain=True, with which only some heads and neurons can be removed" if self.plain else ""
+
     def _costs(self, model: nn.Module, groups: Sequence[Group]) -> list[int]:
         """Return what removing one head or neuron of each group saves: parameters, or else FLOPs."""
         if self.measure == "parameters":
@@ -83,7 +89,7 @@ class Budget:
                 raise CompressionError(
                     f"A budget of {allowed:,.0f} {self.measure} cannot be met by removing heads and neurons: with the "
                     f"fewest that must stay in each layer {left:,} are left; ask for more, or drop layers too "
-                    "(drop_layers=)."
+                    f"(drop_layers=){self._or_not_plain}."
                 )
             # What a unit costs is known but for what does not depend on the text (DeBERTa's positions).
             surplus, step = surplus + step * (left - allowed), 2 * step
@@ -106,7 +112,7 @@ class Budget:
                 raise CompressionError(
                     f"latency={self.share} cannot be met by removing heads and neurons: with the fewest that must stay "
                     f"in each layer, {small / full:.2f} of the time is left; ask for more, or drop layers before "
-                    "(drop_layers=)."
+                    f"(drop_layers=){self._or_not_plain}."
                 )
             else:
                 low = surplus

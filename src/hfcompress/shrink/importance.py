@@ -94,7 +94,7 @@ def importance_scores(
     return [(one.abs() if kind == "taylor" else one.square()).mean(0) for one in gradients]
 
 
-def labelled_batches(model: nn.Module, dataset: Any, batch_size: int) -> list[Batch]:
+def labelled_batches(model: nn.Module, dataset: Any, batch_size: int, *, needs_labels: bool = True) -> list[Batch]:
     """Put the rows of a data set into batches on the model's device, those of one length together.
 
     Args:
@@ -102,28 +102,39 @@ def labelled_batches(model: nn.Module, dataset: Any, batch_size: int) -> list[Ba
         dataset: Rows with ``input_ids``, ``labels`` and other inputs, as a Trainer takes them; or batches of tensors
             already.
         batch_size: Rows in a batch.
+        needs_labels: Whether rows without labels are refused; otherwise the batches have none.
 
     Raises:
         CompressionError: There are no rows, or no labels, or a row is longer than the model reads.
     """
     check_count("batch_size", batch_size)
     rows = [dataset] if isinstance(dataset, Mapping) else list(dataset)
-    names = [set(row) if isinstance(row, Mapping) else set() for row in rows]
-    shared = set.intersection(*names) if rows else set()
-    if "input_ids" not in shared or not shared & set(LABELS):
-        raise CompressionError(
-            f"dataset must hold rows with 'input_ids' and 'labels', as a Trainer takes them; found {len(rows)} rows "
-            f"with {', '.join(sorted(set().union(*names))) or 'nothing'}."
-        )
-    are_batches = isinstance(rows[0]["input_ids"], Tensor) and rows[0]["input_ids"].dim() == 2
+    check_columns(rows, needs_labels=needs_labels)
     can_pad = getattr(get_config(model), "pad_token_id", None) is not None  # else some models read one text at a time
     batches = []
-    for part in rows if are_batches else [rows]:
+    for part in rows if are_batches(rows) else [rows]:
         examples = read_examples("dataset", model, part)
-        if examples.labels is None:
+        if examples.labels is None and needs_labels:
             raise CompressionError("The labels of dataset must be tensors, as its input_ids are.")
         count = len(examples.lengths)
-        size = 1 if not can_pad else count if are_batches else batch_size
+        size = 1 if not can_pad else count if are_batches(rows) else batch_size
         for indices, batch in examples.batches(size):
-            batches.append(batch | {"labels": examples.labels[indices]})
+            batches.append(batch if examples.labels is None else batch | {"labels": examples.labels[indices]})
     return batches
+
+
+def check_columns(rows: Sequence[Any], *, needs_labels: bool) -> None:
+    """Refuse rows, or batches, that do not all have token ids, or labels if those are needed."""
+    names = [set(row) if isinstance(row, Mapping) else set() for row in rows]
+    shared = set.intersection(*names) if rows else set()
+    if "input_ids" not in shared or (needs_labels and not shared & set(LABELS)):
+        wanted = "'input_ids' and 'labels'" if needs_labels else "'input_ids'"
+        raise CompressionError(
+            f"dataset must hold rows with {wanted}, as a Trainer takes them; found {len(rows)} rows "
+            f"with {', '.join(sorted(map(str, set().union(*names)))) or 'nothing'}."
+        )
+
+
+def are_batches(rows: Sequence[Any]) -> bool:
+    """Whether these are batches of tensors, not rows."""
+    return isinstance(rows[0]["input_ids"], Tensor) and rows[0]["input_ids"].dim() == 2

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hfcompress.errors import CompressionError
 from hfcompress.models.architectures import DEPTH_SETTINGS, LAYER_INDICES, LAYER_PATTERNS, PER_LAYER_SETTINGS
 from hfcompress.models.layers import layer_stack
-from hfcompress.models.shapes_in_config import get_configs, restore_configs, write_plan
+from hfcompress.models.shapes_in_config import get_configs, per_layer_overrides, restore_configs, write_plan
 from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
 from hfcompress.validation import is_integer
 
@@ -77,7 +77,12 @@ def keep_layers(model: PreTrainedModel, stack_name: str, kept: Sequence[int], un
                     raise ValueError(f"{key}=True makes what a layer computes depend on its index.")
             restore_configs(configs, own)
             for config in configs:
+                overrides = per_layer_overrides(config)
+                if overrides:
+                    config.per_layer_config = None
                 config.num_hidden_layers = len(kept)
+                if overrides:
+                    config.per_layer_config = {n: overrides[k] for n, k in enumerate(kept) if k in overrides}
                 for key in PER_LAYER_SETTINGS:
                     values = getattr(config, key, None)
                     if isinstance(values, list | tuple) and len(values) == len(layers):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, chain
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from hfcompress.models.heads_and_neurons import KINDS, Group
+from hfcompress.models.heads_and_neurons import KINDS, Group, Kind
 
 Scope = Literal["global", "layer"]
 
@@ -42,6 +43,7 @@ def select(
     *,
     scope: Scope = "global",
     round_to: int = 8,
+    left: Mapping[Kind, Sequence[int]] | None = None,
 ) -> dict[Group, set[int]]:
     """Select heads and neurons to remove, as many as come closest to a fraction of each kind.
 
@@ -51,7 +53,11 @@ def select(
         fractions: ``{"heads": a fraction, "neurons": a fraction}``.
         scope: The least important of all blocks, or the same fraction of each.
         round_to: Neurons stay in multiples of this; at least that many and one head stay in each block.
+        left: Where the same number is to be left in all blocks: by kind, the numbers that may be.
     """
+    if left is not None:
+        merged = _merge(groups, scores, [0] * len(groups), left)
+        return _spread(groups, scores, merged, _closest(merged.groups, merged.chunks, fractions, "layer"))
     chunks = [split_chunks(group, score, 0, round_to) for group, score in zip(groups, scores, strict=True)]
     return _members(groups, _closest(groups, chunks, fractions, scope))
 
@@ -65,6 +71,7 @@ def select_for_budget(
     additive: bool,
     scope: Scope = "global",
     round_to: int = 8,
+    left: Mapping[Kind, Sequence[int]] | None = None,
 ) -> dict[Group, set[int]]:
     """Select heads and neurons to remove so that a surplus is saved.
 
@@ -77,19 +84,74 @@ def select_for_budget(
             Otherwise, or with scope ``"layer"``, the same fraction of both is removed.
         scope: As for `select`.
         round_to: As for `select`.
+        left: As for `select`.
 
     Returns:
         Their indices; everything that can be removed if even that does not save the surplus.
     """
+    if left is not None:
+        merged = _merge(groups, scores, costs, left)
+        surplus -= merged.saved
+        chosen = _for_budget(merged.groups, merged.chunks, surplus, additive=additive, scope="layer")
+        return _spread(groups, scores, merged, chosen)
     chunks = [split_chunks(*one, round_to) for one in zip(groups, scores, costs, strict=True)]
-    if additive and scope == "global":
-        return _members(groups, _cheapest(chain.from_iterable(chunks), surplus))
+    return _members(groups, _for_budget(groups, chunks, surplus, additive=additive and scope == "global", scope=scope))
+
+
+def _for_budget(
+    groups: Sequence[Group], chunks: Sequence[Sequence[Chunk]], surplus: float, *, additive: bool, scope: Scope
+) -> list[Chunk]:
+    if additive:
+        return _cheapest(chain.from_iterable(chunks), surplus)
 
     def thousandths(count: int) -> list[Chunk]:
         return _closest(groups, chunks, dict.fromkeys(KINDS, count / 1000), scope)
 
     fewest = bisect_left(range(1000), surplus, key=lambda count: sum(chunk.cost for chunk in thousandths(count)))
-    return _members(groups, thousandths(fewest))
+    return thousandths(fewest)
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """The blocks of each kind as one block: its units are the least important one of each together, and so on.
+
+    Attributes:
+        groups: One a kind.
+        chunks: What is removed of each to come from one number that may be left to the next.
+        saved: What is saved by removing what the larger blocks have more than that, which is done in any case.
+    """
+
+    groups: list[Group]
+    chunks: list[list[Chunk]]
+    saved: int
+
+
+def _merge(
+    groups: Sequence[Group], scores: Sequence[Tensor], costs: Sequence[int], left: Mapping[Kind, Sequence[int]]
+) -> _Merged:
+    merged = _Merged([], [], sum(cost * (g.count - max(left[g.kind])) for cost, g in zip(costs, groups, strict=True)))
+    for kind in dict.fromkeys(group.kind for group in groups):
+        mine = [index for index, group in enumerate(groups) if group.kind == kind]
+        counts = sorted(left[kind], reverse=True)
+        group = replace(groups[mine[0]], count=counts[0])
+        ranked = torch.stack([scores[n].sort().values[groups[n].count - counts[0] :] for n in mine]).sum(0)
+        cost = sum(costs[n] for n in mine)
+        parts = [range(counts[0] - before, counts[0] - after) for before, after in pairwise(counts)]
+        made = [Chunk(group, tuple(one), float(ranked[one.start : one.stop].sum()), cost * len(one)) for one in parts]
+        merged.groups.append(group)
+        merged.chunks.append(made)
+    return merged
+
+
+def _spread(
+    groups: Sequence[Group], scores: Sequence[Tensor], merged: _Merged, chosen: Sequence[Chunk]
+) -> dict[Group, set[int]]:
+    """Return what to remove of each block where as many are to be left in all as of the merged one."""
+    left = {group.kind: group.count - len(gone) for group, gone in _members(merged.groups, chosen).items()}
+    return {
+        group: set(score.argsort(stable=True)[: group.count - left[group.kind]].tolist())
+        for group, score in zip(groups, scores, strict=True)
+    }
 
 
 def _members(groups: Sequence[Group], chosen: Sequence[Chunk]) -> dict[Group, set[int]]:

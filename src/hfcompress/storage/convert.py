@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from hfcompress.errors import CompressionError
+from hfcompress.models.heads_and_neurons import KINDS
 from hfcompress.models.shape_plan import build_from_config
 from hfcompress.storage import layout
 from hfcompress.storage.load import concrete_class, model_class
@@ -33,6 +35,8 @@ def pack_folder(source: layout.Folder, out: layout.Folder) -> None:
 def unpack_folder(source: layout.Folder, out: layout.Folder) -> None:
     """Copy a model folder, its weights unpacked, so that transformers alone loads it if its shapes are plain.
 
+    If they are not, a warning says so.
+
     Args:
         source: A folder that `save_compressed` or `pack_folder` wrote.
         out: The folder to write.
@@ -41,6 +45,14 @@ def unpack_folder(source: layout.Folder, out: layout.Folder) -> None:
         CompressionError: The source is damaged or the result cannot be written.
     """
     _copy_folder(source, out, unpack_file)
+    plan = layout.read_config(Path(out)).get("quantization_config")
+    if plan is not None:
+        uneven = " and ".join(kind for kind in KINDS if kind in plan)
+        warnings.warn(
+            f"{out} still needs hfcompress to load, as no plain config states its {uneven}: import hfcompress before "
+            "from_pretrained, or shrink the original model with plain=True (--plain of the command).",
+            stacklevel=2,
+        )
 
 
 def _copy_folder(source: layout.Folder, out: layout.Folder, rewrite: Callable[[Path, Path], bool]) -> None:

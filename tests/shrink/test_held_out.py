@@ -1,0 +1,171 @@
+"""What a shrink with data ranks by, and what it says of rows held out of that."""
+
+import copy
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from architectures import batch, build, rows, same_bits, state_of
+from datasets import Dataset
+from shrinking import refused
+
+from hfcompress import prune_structured
+from hfcompress.shrink.structured import L1_SHARE
+
+ROWS = rows(batch(64, 10))
+CHOSEN = set(random.Random(0).sample(range(64), 16))
+HELD_OUT = [row for n, row in enumerate(ROWS) if n in CHOSEN]
+UNLABELLED = [{name: row[name] for name in ("input_ids", "attention_mask")} for row in ROWS]
+MULTI = [row | {"labels": [float(n % 2), float(n % 3 == 0), 1.0]} for n, row in enumerate(ROWS)]
+NUMBERS = [row | {"labels": float(n % 7)} for n, row in enumerate(ROWS)]
+
+
+def tensors(part):
+    columns = {name: torch.tensor([row[name] for row in part]) for name in part[0]}
+    return [{name: column[start : start + 24] for name, column in columns.items()} for start in (0, 24, 48)]
+
+
+@torch.no_grad()
+def outputs(model, part=HELD_OUT):
+    """Logits by a plain loop, one text without padding at a time."""
+    made = []
+    for row in part:
+        ids = [one for one, real in zip(row["input_ids"], row["attention_mask"], strict=True) if real]
+        made.append(copy.deepcopy(model).eval()(input_ids=torch.tensor([ids])).logits[0])
+    return torch.stack(made).double()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [list, iter, Dataset.from_list, tensors, lambda part: Dataset.from_list(part).to_iterable_dataset()],
+    ids=["rows", "iterator", "dataset", "batches", "stream"],
+)
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+def test_accuracy_before_and_after_is_of_rows_held_out(architecture, form):
+    model = build(architecture, layers=3)
+    whole = copy.deepcopy(model)
+    report = prune_structured(model, flops=0.5, dataset=form(ROWS))
+    assert report.importance == "fisher"
+    assert report.held_out == 16
+    labels = torch.tensor([row["labels"] for row in HELD_OUT])
+    predicted = [outputs(one).argmax(-1) for one in (whole, model)]
+    assert report.accuracy == tuple(float((one == labels).double().mean()) for one in predicted)
+    assert report.agreement == float((predicted[0] == predicted[1]).double().mean())
+    assert f"{report.accuracy[1]:.3f}" in str(report)
+    assert "16 rows held out" in str(report)
+
+
+def test_of_several_labels_the_labels_are_counted():
+    model = build("bert", num_labels=3, problem_type="multi_label_classification")
+    before = outputs(model) > 0
+    report = prune_structured(model, flops=0.5, dataset=MULTI)
+    labels = torch.tensor([row["labels"] for n, row in enumerate(MULTI) if n in CHOSEN]) > 0
+    after = outputs(model) > 0
+    assert report.accuracy == pytest.approx([float((one == labels).double().mean()) for one in (before, after)])
+    assert report.agreement == pytest.approx(float((before == after).double().mean()))
+    assert report.mse is None
+
+
+def test_of_a_regression_the_error_is_measured():
+    model = build("bert", num_labels=1)
+    before = outputs(model)[:, 0]
+    report = prune_structured(model, flops=0.5, dataset=NUMBERS)
+    labels = torch.tensor([row["labels"] for n, row in enumerate(NUMBERS) if n in CHOSEN])
+    after = outputs(model)[:, 0]
+    expected = [float((one - labels).square().mean()) for one in (before, after)]
+    assert report.mse == pytest.approx(expected, rel=1e-4)
+    assert report.reference_difference == pytest.approx(float((after - before).abs().mean()), rel=1e-4)
+    assert report.accuracy is report.agreement is None
+
+
+def test_rows_held_out_change_nothing():
+    other = [row | {"labels": 1 - row["labels"]} if n in CHOSEN else row for n, row in enumerate(ROWS)]
+    models = [build("bert", layers=3) for _ in range(3)]
+    found = [prune_structured(m, flops=0.5, dataset=d) for m, d in zip(models, (ROWS, other, ROWS), strict=True)]
+    assert same_bits(models[0].state_dict(), models[1].state_dict())
+    assert found[1].accuracy == pytest.approx([1 - one for one in found[0].accuracy])
+    assert found[2] == found[0]
+
+
+def test_the_default_is_fisher_with_labels_and_l1_without():
+    for importance, data in (("fisher", ROWS), ("l1", UNLABELLED), ("l1", None)):
+        one, other = build("bert", layers=3), build("bert", layers=3)
+        report = prune_structured(one, flops=0.8, dataset=data)
+        prune_structured(other, flops=0.8, dataset=ROWS if importance == "fisher" else None, importance=importance)
+        assert report.importance == importance
+        assert same_bits(one.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("missing", [-1, -100, None, np.int64(-1), torch.tensor(-100)], ids=repr)
+def test_missing_labels_are_no_labels(missing):
+    model = build("bert", layers=3)
+    before = outputs(model).argmax(-1)
+    report = prune_structured(model, flops=0.8, dataset=[row | {"labels": missing} for row in ROWS])
+    assert report.importance == "l1"
+    assert report.accuracy is None
+    assert report.agreement == float((outputs(model).argmax(-1) == before).double().mean())
+    some = [row | {"labels": missing} if n < 5 else row for n, row in enumerate(ROWS)]
+    refused(build("bert", layers=3), "5 of 64 rows of dataset have no label", flops=0.8, dataset=some)
+    all_of_them = [row | {"labels": missing} for row in ROWS]
+    refused(
+        build("bert"),
+        "label -1|'labels' of dataset holds no numbers",
+        heads=0.5,
+        importance="fisher",
+        dataset=all_of_them,
+    )
+
+
+def test_too_few_rows_all_rank_and_the_report_says_so():
+    one, other = build("bert", layers=3), build("bert", layers=3)
+    report = prune_structured(one, flops=0.5, dataset=ROWS[:31])
+    assert (report.held_out, report.accuracy) == (0, None)
+    assert "dataset has 31 rows" in str(report)
+    prune_structured(other, flops=0.5, dataset=ROWS[:16])  # others rank otherwise
+    assert not same_bits(one.state_dict(), other.state_dict())
+    assert prune_structured(build("bert"), heads=0.5, dataset=ROWS[:32]).held_out == 8
+
+
+def test_rows_that_the_model_does_not_read_are_refused():
+    beyond = [row | {"input_ids": [1000] * 10} for row in ROWS]
+    refused(build("bert"), "does not read the rows of dataset", heads=0.5, importance="l1", dataset=beyond)
+    text = [row | {"labels": "good"} for row in ROWS]
+    refused(build("bert"), "'labels' of dataset holds no numbers", heads=0.5, dataset=text)
+    unknown = [row | {"labels": float("nan")} if n == 3 else row for n, row in enumerate(NUMBERS)]
+    refused(build("bert", num_labels=1), "1 of 64 rows of dataset have no label", heads=0.5, dataset=unknown)
+
+
+def test_data_is_never_ignored():
+    for importance in ("auto", "l1"):
+        refused(build("bert"), "found 1 rows with text", heads=0.5, importance=importance, dataset=[{"text": "a"}])
+        refused(build("bert"), "found 0 rows", drop_layers=[0], importance=importance, dataset=[])
+    assert prune_structured(build("bert"), heads=0.5, importance="l1", dataset=ROWS).accuracy is not None
+    assert prune_structured(build("bert"), drop_layers=[0], dataset=ROWS).held_out == 16
+
+
+def test_a_model_that_is_broken_by_it_is_restored(monkeypatch):
+    model = build("bert")
+    monkeypatch.setattr("hfcompress.shrink.structured.write_plan", lambda m: m.classifier.bias.data.fill_(torch.nan))
+    with pytest.raises(ValueError, match="NaN or infinity for 16 of 16"):
+        prune_structured(model, heads=0.5, dataset=ROWS)
+    assert model.config.num_attention_heads == model.bert.encoder.layer[0].attention.self.num_attention_heads
+
+
+def test_small_models_ranked_without_data_bring_a_warning():
+    with pytest.warns(UserWarning, match=r"dataset=.*importance='l1'"):
+        report = prune_structured(build("bert", layers=3), flops=0.5)
+    assert report.flops[1] < L1_SHARE * report.flops[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prune_structured(build("bert", layers=3), flops=0.5, importance="l1")
+        prune_structured(build("bert", layers=3), flops=0.9)
+        prune_structured(build("bert", layers=3), flops=0.5, dataset=ROWS)
+        prune_structured(build("bert", layers=3), flops=0.5, dataset=UNLABELLED)
+        prune_structured(build("bert", layers=3), drop_layers=[1, 2])
+        model = build("bert", layers=3)
+        before = state_of(model)
+        with pytest.raises(UserWarning):
+            prune_structured(model, drop_layers=2)
+        assert same_bits(before, model.state_dict())
