@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from hfcompress.models.heads_and_neurons import KINDS, Kind
 from hfcompress.models.inputs import TOKENS
 from hfcompress.report.tables import Report, Row, Table
+
+Target = Literal["projection", "residual"]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How the outputs of what is left were reconstructed.
+
+    Attributes:
+        target: What was solved for: the original's output of each ``"projection"``, or its ``"residual"`` stream; None
+            if neither brought the logits of held-out texts closer to the original's, so that no weight was changed.
+        projections: How many weights were solved for.
+        logits_error: The mean squared difference of held-out logits from the original's, without and with it.
+    """
+
+    target: Target | None
+    projections: int
+    logits_error: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,7 @@ class StructureReport(Report):
             forward pass, before and after.
         asked: The arguments that state how much to remove.
         latency_ms: Milliseconds of such a text, before and after, if a latency was asked.
+        reconstruction: How outputs were reconstructed, if they were.
     """
 
     blocks: tuple[BlockStructure, ...]
@@ -49,6 +68,7 @@ class StructureReport(Report):
     flops: tuple[int, int]
     asked: dict[str, Any]
     latency_ms: tuple[float, float] | None = None
+    reconstruction: Reconstruction | None = None
 
     def removed(self, kind: Kind) -> float:
         """Return the fraction of the heads or neurons of the remaining layers that was removed."""
@@ -74,4 +94,12 @@ class StructureReport(Report):
         if self.latency_ms is not None:
             full, small = self.latency_ms
             rows.append((f"ms of {TOKENS} tokens", f"{full:.1f}", f"{small:.1f}", f"{1 - small / full:.1%}"))
-        return Table(rows, "<>>>", ["asked: " + ", ".join(f"{name}={value}" for name, value in self.asked.items())])
+        notes = ["asked: " + ", ".join(f"{name}={value}" for name, value in self.asked.items())]
+        if self.reconstruction is not None and self.reconstruction.target is not None:
+            full, small = self.reconstruction.logits_error
+            notes.append(
+                f"reconstructed: {self.reconstruction.projections} projections for the original's "
+                f"{'outputs' if self.reconstruction.target == 'projection' else 'residual stream'}; "
+                f"mean squared error of held-out logits {full:.2g} -> {small:.2g}"
+            )
+        return Table(rows, "<>>>", notes)

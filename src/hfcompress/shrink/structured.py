@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from numbers import Real
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -21,10 +21,11 @@ from hfcompress.models.shapes_in_config import own_configs, write_plan
 from hfcompress.models.tensors import check_has_values
 from hfcompress.models.traced_neurons import find_or_trace
 from hfcompress.models.weights import PRUNABLE_DTYPES, check_no_computed_weights, check_not_quantized
-from hfcompress.report.structure import BlockStructure, StructureReport
+from hfcompress.report.structure import BlockStructure, Reconstruction, StructureReport
 from hfcompress.shrink.budget import MEASURES, Budget
 from hfcompress.shrink.importance import IMPORTANCES, Importance, importance_scores, labelled_batches
 from hfcompress.shrink.layers import are_indices, keep_layers
+from hfcompress.shrink.reconstruction import copy_sharing_weights, read_calibration, reconstruct_outputs
 from hfcompress.shrink.selection import Scope, select
 from hfcompress.shrink.verified_removal import Removal, remove_and_verify
 from hfcompress.validation import check_choice, check_count, check_fraction, is_integer
@@ -43,6 +44,7 @@ def prune_structured(
     scope: Scope = "global",
     dataset: Iterable[Any] | None = None,
     batch_size: int = 16,
+    reconstruct: bool | Literal["auto"] = "auto",
     round_to: int = 8,
 ) -> StructureReport:
     """Remove the least important attention heads and intermediate neurons from a classifier, in place.
@@ -73,6 +75,10 @@ def prune_structured(
         dataset: Rows with ``input_ids``, ``labels`` and other inputs, as a Trainer takes them (a few hundred will do);
             or batches of tensors.
         batch_size: Rows in a batch of theirs.
+        reconstruct: Whether the weights that read what is left are solved for, so that the outputs of the layers stay
+            close to the original's on the texts of ``dataset`` (labels are not needed; of more than 1,024 rows, evenly
+            spaced ones are read). ``"auto"``: where a data set is given. Weights stay as they are where that brings
+            neither a projection's outputs nor the logits of held-out rows closer; zeros of a pruned model stay zero.
         round_to: Neurons stay in multiples of this, which is friendly to kernels; at least that many, and one head,
             stay in each layer.
 
@@ -95,13 +101,19 @@ def prune_structured(
     given |= {"flops": flops, "parameters": parameters, "latency": latency}
     asked = {name: value for name, value in given.items() if _is_asked(value)}
     _check_arguments(asked, importance, scope, round_to, dataset)
+    check_choice("reconstruct", reconstruct, ("auto", True, False))
+    if reconstruct is True and dataset is None:
+        raise CompressionError("reconstruct=True needs texts: pass dataset=, or leave it out.")
     _check_model(model)
     if "drop_layers" in asked:
         _check_layers(model, drop_layers)
     budget = next((Budget(measure, asked[measure]) for measure in MEASURES if measure in asked), None)
     kinds: list[Kind] = [kind for kind in KINDS if kind in asked or budget is not None]
     groups = _find(model, kinds, any_kind=budget is not None)
+    if dataset is not None and not isinstance(dataset, Mapping):
+        dataset = list(dataset)
     batches = None if importance == "l1" else labelled_batches(model, dataset, batch_size)
+    calibration = None if dataset is None or not reconstruct else read_calibration(model, dataset, batch_size)
     try:
         before = _sizes(model)
     except Exception as error:
@@ -109,8 +121,10 @@ def prune_structured(
 
     blocks: list[BlockStructure] = []
     latency_ms: tuple[float, float] | None = None
+    reconstruction: Reconstruction | None = None
     with ExitStack() as undo:
         own_configs(model, undo)  # which other models may share
+        twins = copy_sharing_weights(model) if calibration is not None else {}
         if "drop_layers" in asked:
             kept = _layers_to_keep(model, drop_layers, importance, batches)
             keep_layers(model, layer_stack(model)[0], kept, undo)
@@ -128,10 +142,14 @@ def prune_structured(
             remove_and_verify(model, removal, undo)
             blocks = [BlockStructure(g.name, g.kind, g.count, g.count - len(removal[g])) for g in groups]
             write_plan(model)
+        if calibration is not None:
+            reconstruction = reconstruct_outputs(model, twins, groups, calibration, undo)
         after = _sizes(model)
         undo.pop_all()
     pairs = {name: (before[name], after[name]) for name in before}
-    return StructureReport(blocks=tuple(blocks), asked=asked, latency_ms=latency_ms, **pairs)
+    return StructureReport(
+        blocks=tuple(blocks), asked=asked, latency_ms=latency_ms, reconstruction=reconstruction, **pairs
+    )
 
 
 def _sizes(model: PreTrainedModel) -> dict[str, int]:
