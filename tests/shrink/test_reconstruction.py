@@ -16,7 +16,7 @@ from hfcompress.models.heads_and_neurons import KINDS, find_groups
 from hfcompress.models.traced_neurons import find_or_trace
 from hfcompress.shrink import reconstruction, structured
 
-TEXTS = rows(batch(48, 14, seed=3))
+TEXTS = rows(batch(32, 14, seed=3))
 TEXTS = [row | {name: row[name][: sum(row["attention_mask"])] for name in list(row)[:2]} for row in TEXTS]
 TEXTS = [row for row in TEXTS if len(row["input_ids"]) > 7]  # Funnel reads none that are shorter
 UNLABELLED = [{"input_ids": row["input_ids"]} for row in TEXTS]
@@ -88,7 +88,7 @@ def solution(inputs, wanted, before, penalty):
 
 @pytest.mark.parametrize("architecture", [name for name in WITH_NEURONS if name != "albert"])
 def test_each_projection_is_the_least_squares_solution(architecture, monkeypatch):
-    original = build(architecture, layers=3).double()
+    original = build(architecture).double()
     plain, model = copy.deepcopy(original), copy.deepcopy(original)
     prune_structured(plain, **asked(architecture))
     fixed(monkeypatch, "projection", 0.05)

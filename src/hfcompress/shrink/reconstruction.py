@@ -235,7 +235,7 @@ class _Solver:
         joined = torch.cat([part.to(fit.inputs.device).double() for part in before])
         dtype = self._dtypes[f"{self._names[module]}.weight"]
         after = (joined + best_change(fit, held_out, PENALTIES)).to(dtype).double()
-        after[joined == 0] = 0  # pruned
+        after[: len(before[0])][before[0].to(after.device) == 0] = 0  # pruned
         if not (fit + held_out).gain(after - joined) > 0:
             return {}
         values = {"weight": after[: len(before[0])].movedim(0, axis)}
