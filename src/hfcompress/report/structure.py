@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from hfcompress.models.heads_and_neurons import KINDS, Kind
 from hfcompress.models.inputs import TOKENS
 from hfcompress.report.tables import Report, Row, Table
+
+Target = Literal["projection", "residual"]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How the outputs of what is left were reconstructed.
+
+    Attributes:
+        target: What was solved for: the original's output of each ``"projection"``, or its ``"residual"`` stream; None
+            if neither brought the logits of held-out texts closer to the original's, so that no weight was changed.
+        projections: How many weights were solved for.
+        logits_error: The mean squared difference of held-out logits from the original's, without and with it.
+    """
+
+    target: Target | None
+    projections: int
+    logits_error: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,7 @@ class StructureReport(Report):
         agreement: Fraction of the rows, or of their labels, with the same prediction after as before.
         reference_difference: Mean absolute difference of the outputs after from those before, regression.
         note: Why some of these figures are missing.
+        reconstruction: How outputs were reconstructed, if they were.
     """
 
     blocks: tuple[BlockStructure, ...]
@@ -66,6 +85,7 @@ class StructureReport(Report):
     agreement: float | None = None
     reference_difference: float | None = None
     note: str | None = None
+    reconstruction: Reconstruction | None = None
 
     def removed(self, kind: Kind) -> float:
         """Return the fraction of the heads or neurons of the remaining layers that was removed."""
@@ -92,6 +112,13 @@ class StructureReport(Report):
             full, small = self.latency_ms
             rows.append((f"ms of {TOKENS} tokens", f"{full:.1f}", f"{small:.1f}", f"{1 - small / full:.1%}"))
         notes = ["asked: " + ", ".join(f"{name}={value}" for name, value in self.asked.items())]
+        if self.reconstruction is not None and self.reconstruction.target is not None:
+            full, small = self.reconstruction.logits_error
+            notes.append(
+                f"reconstructed: {self.reconstruction.projections} projections for the original's "
+                f"{'outputs' if self.reconstruction.target == 'projection' else 'residual stream'}; "
+                f"mean squared error of held-out logits {full:.2g} -> {small:.2g}"
+            )
         if self.importance is not None:
             notes[0] += f"; ranked by {self.importance}"
         rows += self._quality_rows()

@@ -23,11 +23,12 @@ from hfcompress.models.shapes_in_config import check_plain, own_configs, stated_
 from hfcompress.models.tensors import check_has_values
 from hfcompress.models.traced_neurons import find_or_trace
 from hfcompress.models.weights import PRUNABLE_DTYPES, check_no_computed_weights, check_not_quantized
-from hfcompress.report.structure import BlockStructure, StructureReport
+from hfcompress.report.structure import BlockStructure, Reconstruction, StructureReport
 from hfcompress.shrink.budget import MEASURES, Budget
 from hfcompress.shrink.held_out import HeldOutRows, Rows, read_rows
 from hfcompress.shrink.importance import IMPORTANCES, Importance, importance_scores, labelled_batches
 from hfcompress.shrink.layers import are_indices, keep_layers
+from hfcompress.shrink.reconstruction import copy_sharing_weights, read_calibration, reconstruct_outputs
 from hfcompress.shrink.selection import Scope, select
 from hfcompress.shrink.verified_removal import Removal, remove_and_verify
 from hfcompress.validation import check_choice, check_count, check_fraction, is_integer
@@ -50,6 +51,7 @@ def prune_structured(
     scope: Scope = "global",
     dataset: Iterable[Any] | None = None,
     batch_size: int = 16,
+    reconstruct: bool | Literal["auto"] = "auto",
     round_to: int = 8,
     plain: bool = False,
 ) -> StructureReport:
@@ -86,6 +88,10 @@ def prune_structured(
             before and after on these, and how many predictions stay. Of fewer than 32 rows none are held out. Without
             labels, or where all are None, -1 or -100, it says the latter only.
         batch_size: Rows in a batch of theirs.
+        reconstruct: Whether the weights that read what is left are solved for, so that the outputs of the layers stay
+            close to the original's on the texts of ``dataset`` (labels are not needed; of more than 1,024 rows, evenly
+            spaced ones are read). ``"auto"``: where a data set is given. Weights stay as they are where that brings
+            neither a projection's outputs nor the logits of held-out rows closer; zeros of a pruned model stay zero.
         round_to: Neurons stay in multiples of this, which is friendly to kernels; at least that many, and one head,
             stay in each layer.
         plain: Whether only such shapes are made as a plain config can state, so that the saved folder loads without
@@ -112,6 +118,9 @@ def prune_structured(
     given |= {"flops": flops, "parameters": parameters, "latency": latency}
     asked = {name: value for name, value in given.items() if _is_asked(value)}
     _check_arguments(asked, importance, scope, round_to, dataset)
+    check_choice("reconstruct", reconstruct, ("auto", True, False))
+    if reconstruct is True and dataset is None:
+        raise CompressionError("reconstruct=True needs texts: pass dataset=, or leave it out.")
     _check_model(model)
     if "drop_layers" in asked:
         _check_layers(model, drop_layers)
@@ -126,6 +135,7 @@ def prune_structured(
     ranking: Importance = _choose_importance(rows) if importance == "auto" else importance
     batches = None if ranking == "l1" else labelled_batches(model, dataset, batch_size)
     held_out = None if rows is None or not rows.held_out else HeldOutRows(model, rows, batch_size)
+    calibration = None if dataset is None or not reconstruct else read_calibration(model, dataset, batch_size)
     try:
         before = _sizes(model)
     except Exception as error:
@@ -133,8 +143,10 @@ def prune_structured(
 
     blocks: list[BlockStructure] = []
     latency_ms: tuple[float, float] | None = None
+    reconstruction: Reconstruction | None = None
     with ExitStack() as undo:
         own_configs(model, undo)  # which other models may share
+        twins = copy_sharing_weights(model) if calibration is not None else {}
         if "drop_layers" in asked:
             kept = _layers_to_keep(model, drop_layers, ranking, batches)
             keep_layers(model, layer_stack(model)[0], kept, undo)
@@ -154,6 +166,8 @@ def prune_structured(
             remove_and_verify(model, removal, undo)
             blocks = [BlockStructure(g.name, g.kind, g.count, g.count - len(removal[g])) for g in groups]
             write_plan(model)
+        if calibration is not None:
+            reconstruction = reconstruct_outputs(model, twins, groups, calibration, undo)
         if plain:
             check_plain(model)
         after = _sizes(model)
@@ -165,7 +179,14 @@ def prune_structured(
             _warn_of_l1(after["flops"] / before["flops"])
         undo.pop_all()
     figures = {name: (before[name], after[name]) for name in before} | quality
-    return StructureReport(blocks=tuple(blocks), asked=asked, latency_ms=latency_ms, importance=ranking, **figures)
+    return StructureReport(
+        blocks=tuple(blocks),
+        asked=asked,
+        latency_ms=latency_ms,
+        importance=ranking,
+        reconstruction=reconstruction,
+        **figures,
+    )
 
 
 def _choose_importance(rows: Rows | None) -> Importance:
