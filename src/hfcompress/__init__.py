@@ -23,11 +23,12 @@ if TYPE_CHECKING:  # a type checker sees the names; the table below says where t
         Measurement,
         SparsityReport,
         StructureReport,
+        VocabularyReport,
         compare,
         measure,
         sparsity_report,
     )
-    from hfcompress.shrink import prune_structured, student_from_teacher
+    from hfcompress.shrink import prune_structured, prune_vocabulary, student_from_teacher
     from hfcompress.storage import load_compressed, pack_folder, save_compressed, unpack_folder
 
 __version__ = "0.1.0"
@@ -36,8 +37,8 @@ __all__ = ["CompressionError", "__version__"]
 __all__ += ["DistillationArguments", "DistillationTrainer", "cache_teacher_logits"]
 __all__ += ["GradualPruning", "KeepSparsity", "prune_global_l1"]
 __all__ += ["BlockStructure", "Comparison", "ForwardPass", "LayerSparsity", "Measurement", "SparsityReport"]
-__all__ += ["StructureReport", "compare", "measure", "sparsity_report"]
-__all__ += ["prune_structured", "student_from_teacher"]
+__all__ += ["StructureReport", "VocabularyReport", "compare", "measure", "sparsity_report"]
+__all__ += ["prune_structured", "prune_vocabulary", "student_from_teacher"]
 __all__ += ["load_compressed", "pack_folder", "save_compressed", "unpack_folder"]
 
 _MODULES = ("importance", "losses")  # public as a whole

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import LARGE_INTEGER
@@ -39,6 +41,22 @@ def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
             "special": special,
         }
     return {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+
+
+def with_backend(tokenizer: PreTrainedTokenizerBase, data: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """Return a copy of a fast tokenizer that has another backend, given as its JSON, and is else the same."""
+    backend = Tokenizer.from_str(json.dumps(data))
+    vocabulary, merges = data["model"]["vocab"], data["model"].get("merges", [])
+    own = {  # what classes keep of what they were made of
+        "_tokenizer": backend,
+        "_vocab": list(map(tuple, vocabulary)) if isinstance(vocabulary, list) else dict(vocabulary),
+        "_vocab_scores": list(map(tuple, vocabulary)),
+        "_merges": [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges],
+    }
+    replaced = {id(value): own[name] for name, value in vars(tokenizer).items() if name in own and value is not None}
+    made = copy.deepcopy(tokenizer, replaced)
+    made.init_kwargs.pop("added_tokens_decoder", None)  # by their old ids
+    return made
 
 
 def token_limit(tokenizer: PreTrainedTokenizerBase, model: nn.Module | None = None) -> int | None:
@@ -89,6 +107,30 @@ def encode_texts(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTraine
     columns = [[str(row) for row in rows]] if parts == 1 else [list(column) for column in zip(*rows, strict=True)]
     encoded = tokenizer(*columns, **truncation(token_limit(tokenizer, model)))
     return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+
+def check_texts(name: str, texts: Any) -> list[Any]:
+    """Return texts, or pairs of texts, as a list.
+
+    Raises:
+        CompressionError: They are a single text, there are none, or not all of them are texts.
+    """
+    if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
+        raise CompressionError(
+            f"{name} must be a list of texts, or of pairs of texts, not {type(texts).__name__}: pass [text], or a "
+            "column of a data set, such as dataset['text']."
+        )
+    rows = list(texts)
+    if not rows:
+        raise CompressionError(f"{name} holds no text; pass the texts that the model will read.")
+    parts = _texts_in(rows[0]) or 1
+    wrong = next((number for number, row in enumerate(rows) if _texts_in(row) != parts), None)
+    if wrong is not None:
+        raise CompressionError(
+            f"Number {wrong} of {name} is {rows[wrong]!r:.60}, not {'a text' if parts == 1 else 'a pair of texts'}"
+            f"{'' if wrong == 0 else ' like the first'}: pass texts, for example dataset['text'], without missing ones."
+        )
+    return rows
 
 
 def _texts_in(row: Any) -> int:

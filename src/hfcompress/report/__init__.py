@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hfcompress.report.measurements import ForwardPass, Measurement
     from hfcompress.report.sparsity import LayerSparsity, SparsityReport, sparsity_report
     from hfcompress.report.structure import BlockStructure, StructureReport
+    from hfcompress.report.vocabulary import VocabularyReport
 else:
     _modules = {
         "benchmark": ["compare", "measure"],
@@ -17,6 +18,7 @@ else:
         "measurements": ["ForwardPass", "Measurement"],
         "sparsity": ["LayerSparsity", "SparsityReport", "sparsity_report"],
         "structure": ["BlockStructure", "StructureReport"],
+        "vocabulary": ["VocabularyReport"],
     }
     __getattr__, __dir__ = lazy_names(__name__, _modules)
 
@@ -28,6 +30,7 @@ __all__ = [
     "Measurement",
     "SparsityReport",
     "StructureReport",
+    "VocabularyReport",
     "compare",
     "measure",
     "sparsity_report",

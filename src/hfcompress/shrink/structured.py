@@ -95,7 +95,7 @@ def prune_structured(
     given |= {"flops": flops, "parameters": parameters, "latency": latency}
     asked = {name: value for name, value in given.items() if _is_asked(value)}
     _check_arguments(asked, importance, scope, round_to, dataset)
-    _check_model(model)
+    check_model(model)
     if "drop_layers" in asked:
         _check_layers(model, drop_layers)
     budget = next((Budget(measure, asked[measure]) for measure in MEASURES if measure in asked), None)
@@ -207,7 +207,8 @@ def _check_arguments(asked: dict[str, Any], importance: str, scope: str, round_t
         raise CompressionError(f"importance={importance!r} needs labelled data: pass dataset=, or choose 'l1'.")
 
 
-def _check_model(model: object) -> None:
+def check_model(model: object) -> None:
+    """Refuse what cannot be shrunk: wrapped, quantized or sharded models, and weights without values."""
     if not isinstance(model, PreTrainedModel):
         raise CompressionError(
             f"The model must be a transformers PreTrainedModel, not {type(model).__name__}; pass the model below "
