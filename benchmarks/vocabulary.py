@@ -32,7 +32,7 @@ from benchmarks.prune_global import machine
 from examples.imdb.environment import package_folder
 from examples.imdb.models import load
 
-TRAINING_SENTENCES, TEST_SENTENCES = 4_000, 1_500
+TRAINING_SENTENCES, TEST_SENTENCES = 3_000, 1_500
 TRAINED_LAYERS, LEARNING_RATE, BATCH = 4, 2e-4, 32
 TOKENS = 64  # of a sentence at most
 Pair = tuple[Any, Any]
@@ -94,8 +94,12 @@ def _read_texts() -> tuple[list[Sentence], list[Sentence], list[str]]:
                 sentences[row["text"]] = int(row["label"])
     drawn = random.Random(0).sample(list(sentences.items()), len(sentences))
     used = TRAINING_SENTENCES + TEST_SENTENCES
-    rest = [text for text, _ in drawn[used:]]
-    return drawn[:TRAINING_SENTENCES], drawn[TRAINING_SENTENCES:used], reviews + rest
+    # By length, so that little is padded.
+    training, test = (
+        sorted(part, key=lambda one: len(one[0]))
+        for part in (drawn[:TRAINING_SENTENCES], drawn[TRAINING_SENTENCES:used])
+    )
+    return training, test, reviews + [text for text, _ in drawn[used:]]
 
 
 def _fine_tune(model: Any, tokenizer: Any, training: Sequence[Sentence], folder: Path) -> None:
@@ -106,11 +110,12 @@ def _fine_tune(model: Any, tokenizer: Any, training: Sequence[Sentence], folder:
     for module in trained:
         module.requires_grad_(True)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], LEARNING_RATE)
-    steps = len(training) // BATCH
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    batches = [training[start : start + BATCH] for start in range(0, len(training), BATCH)]
+    random.Random(0).shuffle(batches)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))
     model.train()
-    for step in range(steps):
-        texts, labels = zip(*training[step * BATCH : (step + 1) * BATCH], strict=True)
+    for batch in batches:
+        texts, labels = zip(*batch, strict=True)
         model(**_encode(tokenizer, texts), labels=torch.tensor(labels)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
