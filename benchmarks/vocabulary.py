@@ -34,7 +34,7 @@ from examples.imdb.environment import package_folder
 from examples.imdb.files import read_or_compute
 from examples.imdb.models import load
 
-TRAINING_SENTENCES, TEST_SENTENCES = 3_000, 1_500
+TRAINING_SENTENCES, TEST_SENTENCES = 3_000, 1_000
 TRAINED_LAYERS, LEARNING_RATE, BATCH = 4, 2e-4, 32
 ALPHABETS: tuple[Literal["all"], Literal["used"]] = ("all", "used")
 TOKENS = 64  # of a sentence at most
@@ -45,7 +45,7 @@ Sentence = tuple[str, int]
 def main() -> None:
     """Measure and print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where models and rows are kept (default: nowhere)")
     arguments = parser.parse_args()
     logging.disable_progress_bar()

@@ -123,3 +123,17 @@ def test_a_model_without_a_tokenizer_is_refused(models, tables, tmp_path, run):
     load(models / "bert").save_pretrained(tmp_path / "bare")
     run("shrink", tmp_path / "bare", "--vocabulary", tables[0], *TEXT, "-o", tmp_path / "out", status=2)
     assert "has no tokenizer" in run.error
+
+
+def test_other_verbs_read_each_model_with_its_tokenizer(models, data, tmp_path, run):
+    texts = ("--vocabulary", data / "test.jsonl", *TEXT, "--alphabet", "used")
+    run("shrink", models / "bert", *texts, "-o", tmp_path / "out")
+    names = [str(models / "bert"), str(tmp_path / "out")]
+    found = run("compare", *names, "--data", data / "test.jsonl", *NUMBERS, "--repeats", 1, "--json")
+    rows = found.get("models", found)
+    assert rows[names[1]]["accuracy"] == rows[names[0]]["accuracy"]
+    assert rows[names[1]]["agreement"] == 1
+    learned = ("--max-steps", 1, "--learning-rate", 0, "--alpha", 1, "--held-out", 0.8)
+    taught = run("distill", names[0], "--student", names[1], "--data", data / "test.jsonl", *COLUMNS, *learned, "-o",
+                 tmp_path / "student")  # fmt: skip
+    assert "agree on 100" in taught
