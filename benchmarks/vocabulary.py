@@ -192,8 +192,8 @@ def _result_row(original: Pair, pruned: Pair, test: Sequence[Sentence], repeats:
     return {
         "accuracy": f"{accuracies[0]:.4f}",
         "accuracy, pruned": f"{accuracies[1]:.4f}",
-        "covered": f"{len(covered):,}",
-        "identical": f"{identical:,}",
+        "covered": str(len(covered)),
+        "identical": str(int(identical)),
         "on covered": f"{on_covered[0]:.4f}",
         "on covered, pruned": f"{on_covered[1]:.4f}",
         "forward pass: ratio": f"{ratio:.2f}",
