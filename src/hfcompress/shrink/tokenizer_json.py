@@ -116,7 +116,8 @@ def characters_without_piece(data: Mapping[str, Any], kept: Iterable[str]) -> se
     model, kept = data["model"], set(kept)
     if model.get("byte_fallback") and all(f"<0x{byte:02X}>" in kept for byte in range(256)):
         return set()
-    known = (piece for piece in model_ids(data) if piece not in added_ids(data) and not _is_byte(model, piece))
+    added = added_ids(data)
+    known = (piece for piece in model_ids(data) if piece not in added and not _is_byte(model, piece))
     characters = {character for piece in known for character in _core(model, piece)}
     prefix, suffix = _affixes(model)
     forms = [(before, after) for before in {"", prefix} for after in {"", suffix}]

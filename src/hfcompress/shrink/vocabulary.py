@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,10 +12,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import evaluation_mode, get_logits, input_names
+from hfcompress.models.inputs import TOKENS
 from hfcompress.models.profiling import count_parameters
 from hfcompress.models.shape_plan import build_from_config
 from hfcompress.models.shapes_in_config import own_configs
@@ -100,6 +102,11 @@ def prune_vocabulary(
     given = check_texts("texts", texts)
     encoded = _encode(tokenizer, given)
     counts = Counter(index for ids in encoded for index in ids)
+    if not counts.keys() - set(tokenizer.all_special_ids):
+        raise CompressionError(
+            f"The texts hold no token but special ones (the first is {str(given[0])[:40]!r}); pass texts in the "
+            "language of the tokenizer."
+        )
     used = {index for index, count in counts.items() if count >= min_count}
     named = {index for config in _configs(model) for _, index in _named_ids(config) if 0 <= index < rows}
     kept = needed_ids(data, used | wanted | named, alphabet, counts)
@@ -120,6 +127,7 @@ def prune_vocabulary(
             f"{type(model).__name__} reads none of the texts as {type(tokenizer).__name__} encodes them, such as "
             f"{str(samples[0])[:40]!r}; pass the model's own tokenizer, and texts that it reads."
         )
+    _check_reload(smaller, samples)
     with ExitStack() as undo:
         _select_rows(model, order, rows, undo)
         found = _logits(model, [{**batch, "input_ids": _renumbered(batch["input_ids"], order)} for batch in batches])
@@ -203,6 +211,19 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, expected: Mapping[str, 
         )
 
 
+def _check_reload(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Any]) -> None:
+    """Refuse a tokenizer that its class loads otherwise than it was saved: some expect certain ids."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        loaded = type(tokenizer).from_pretrained(folder)
+    if loaded.get_vocab() != tokenizer.get_vocab() or _encode(loaded, texts) != _encode(tokenizer, texts):
+        name = type(tokenizer).__name__
+        raise CompressionError(
+            f"A smaller vocabulary would not be loaded as it was saved: {name} makes more of it than tokenizer.json "
+            "says; load the tokenizer with PreTrainedTokenizerFast.from_pretrained instead."
+        )
+
+
 # The model
 
 
@@ -217,6 +238,10 @@ def _count_rows(model: PreTrainedModel, vocabulary: Mapping[str, int]) -> int:
     if not isinstance(weight, Tensor):
         raise CompressionError(f"{name} has no embedding with a row for each token, so no vocabulary to prune.")
     rows = len(weight)
+    if model.get_output_embeddings() is not None:
+        raise CompressionError(
+            f"{name} has a head with an output for each token; prune_vocabulary takes classifiers, whose logits stay."
+        )
     if not any(getattr(config, "vocab_size", None) == rows for config in _configs(model)):
         raise CompressionError(
             f"The token embeddings of {name} have {rows} rows, but its config says "
@@ -286,7 +311,7 @@ def _select_rows(model: PreTrainedModel, order: Sequence[int], rows: int, undo: 
     """
     new_ids = {old: index for index, old in enumerate(order)}
     own_configs(model, undo)
-    old_model = build_from_config(model.config, type(model))
+    old_model = _build(model)
     if vars(model).get("generation_config") is not None:
         undo.callback(setattr, model, "generation_config", model.generation_config)
         model.generation_config = type(model.generation_config).from_dict(model.generation_config.to_dict())
@@ -295,7 +320,7 @@ def _select_rows(model: PreTrainedModel, order: Sequence[int], rows: int, undo: 
             config.vocab_size = len(order)
         for name in {name for name, _ in _named_ids(config)}:
             setattr(config, name, _map_ids(getattr(config, name), new_ids))
-    new_model = build_from_config(model.config, type(model))
+    new_model = _build(model)
 
     old_tensors, new_tensors, tensors = _tensors(old_model), _tensors(new_model), _tensors(model)
     made: dict[object, Tensor] = {}
@@ -322,6 +347,15 @@ def _select_rows(model: PreTrainedModel, order: Sequence[int], rows: int, undo: 
                 if is_integer(before[key]) and before[key] != after[key] and vars(module)[key] == before[key]:
                     undo.callback(setattr, module, key, before[key])
                     setattr(module, key, after[key])
+
+
+def _build(model: PreTrainedModel) -> PreTrainedModel:
+    try:
+        return build_from_config(model.config, type(model))
+    except Exception as error:  # whatever a constructor raises
+        raise CompressionError(
+            f"{type(model).__name__} cannot be built from its config alone, so its vocabulary cannot be pruned: {error}"
+        ) from error
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -361,16 +395,17 @@ def _sample_batches(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Any], kept: Mapping[int, int]
 ) -> Iterator[dict[str, Tensor]]:
     """Yield each text by itself, and all of them padded, with the kept ids alone."""
-    limit, device, rows = token_limit(tokenizer, model), next(model.parameters()).device, []
+    limit, device, rows = token_limit(tokenizer, model) or TOKENS, next(model.parameters()).device, []
+    limit = min(limit, TOKENS)
     for text in texts:
         pair = (text,) if isinstance(text, str) else text
-        row = tokenizer(*pair, truncation=limit is not None, max_length=limit, verbose=False)
+        row = tokenizer(*pair, truncation=True, max_length=limit, verbose=False)
         stay = [place for place, index in enumerate(row["input_ids"]) if index in kept]
         rows.append({name: [row[name][place] for place in stay] for name in row if name in input_names(model)})
     rows = [row for row in rows if row["input_ids"]]
     yield from ({name: torch.tensor([value], device=device) for name, value in row.items()} for row in rows)
     if tokenizer.pad_token is not None and tokenizer.pad_token_id in kept:
-        yield {name: value.to(device) for name, value in tokenizer.pad(rows, return_tensors="pt").items()}
+        yield {name: value.to(device) for name, value in DataCollatorWithPadding(tokenizer)(rows).items()}
 
 
 def _renumbered(ids: Tensor, order: Sequence[int]) -> Tensor:
