@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_kinds import BYTES, CORPUS, KINDS, SPECIAL, make_tokenizer
 from tokenizers import Tokenizer, processors
@@ -25,6 +25,7 @@ texts = st.lists(
     st.one_of(st.sampled_from(WORDS), st.sampled_from(PARTS), st.text(max_size=4)), min_size=1, max_size=8
 ).flatmap(lambda parts: st.sampled_from([" ".join(parts), "".join(parts)]))
 some_texts = st.lists(texts, min_size=1, max_size=5)
+fewer_examples = settings(max_examples=settings.default.max_examples // 2)  # of each kind of tokenizer
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -48,6 +49,7 @@ def unknown_word(kind, backend, text):
 
 
 @every_kind
+@fewer_examples
 @given(some_texts, some_texts, st.sampled_from(["all", "used"]))
 def test_a_text_whose_ids_are_kept_gets_the_same_pieces(kind, chosen, others, alphabet):
     backend = make_tokenizer(kind).backend_tokenizer
@@ -63,6 +65,7 @@ def test_a_text_whose_ids_are_kept_gets_the_same_pieces(kind, chosen, others, al
 
 
 @every_kind
+@fewer_examples
 @given(some_texts, some_texts)
 def test_another_text_is_not_unknown_where_its_characters_have_pieces(kind, chosen, others):
     backend = make_tokenizer(kind).backend_tokenizer

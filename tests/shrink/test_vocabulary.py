@@ -18,11 +18,17 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_kinds import CORPUS, KINDS, SPECIAL, make_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertForMaskedLM,
     CanineConfig,
     CanineForSequenceClassification,
+    CanineTokenizer,
+    PreTrainedTokenizerFast,
 )
 
 import hfcompress as hfc
@@ -74,7 +80,8 @@ def test_covered_texts_have_the_same_bits_in_memory_and_reloaded(architecture, t
     assert len(report.old_ids) < 0.6 * len(tokenizer)
     model.save_pretrained(tmp_path)
     report.tokenizer.save_pretrained(tmp_path)
-    loaded = load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    # By its class: AutoTokenizer would make byte-level BPE of any tokenizer beside a Qwen2, as of the original.
+    loaded = load(tmp_path), type(tokenizer).from_pretrained(tmp_path)
     for one, new in ((model, report.tokenizer), loaded):
         assert torch.equal(logits(one, new, COVERED), expected[0])
         assert torch.equal(logits(one, new, COVERED[:2], COVERED[1:3]), expected[1])
@@ -171,7 +178,7 @@ def test_another_padding_id_moves_with_its_token(architecture):
 
 def test_rows_without_a_token_are_dropped():
     model, tokenizer = make(rows=28)
-    report = hfc.prune_vocabulary(model, tokenizer, CORPUS)
+    report = hfc.prune_vocabulary(model, tokenizer, CORPUS, keep=list(tokenizer.get_vocab()))
     assert model.config.vocab_size == len(report.tokenizer) == len(tokenizer)
     assert report.parameters[0] - report.parameters[1] == 28 * 32
     assert report.bytes[0] - report.bytes[1] == 28 * 32 * 4
@@ -304,7 +311,7 @@ def test_arguments_out_of_range_are_refused(settings, match):
 def test_a_tokenizer_that_does_not_fit_is_refused():
     model, tokenizer = make()
     tokenizer.add_tokens(["<new>"])
-    untouched(model, tokenizer, r"gives '<new>' the id .* resize_token_embeddings\(len\(tokenizer\)\)")
+    untouched(model, tokenizer, r"gives '<new>' the id .*resize_token_embeddings\(len\(tokenizer\)\)")
     model.config.vocab_size = 7
     untouched(model, tokenizer, "but its config says vocab_size=7")
     with pytest.raises(hfc.CompressionError, match="must be a transformers tokenizer, not Tokenizer"):
@@ -316,8 +323,12 @@ def test_models_that_have_no_row_for_each_token_are_refused():
     with torch.device("cpu"):
         model = CanineForSequenceClassification(config)
     untouched(model, make_tokenizer("wordpiece"), "Canine.*(vocab_size|no embedding)")
+    untouched(model, CanineTokenizer(), "CanineTokenizer is not a fast tokenizer")
+    head = BertForMaskedLM(make()[0].config)
+    untouched(head, make_tokenizer("wordpiece"), "BertForMaskedLM has a head with an output for each token")
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
 def test_quantized_and_meta_models_are_refused():
     model, tokenizer = make()
     with torch.device("meta"):
@@ -366,7 +377,8 @@ batch = tokenizer(["the plot", "a bad film with a good plot"], padding=True, ret
 with torch.no_grad():
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
-    print(model(**batch).logits.double().flatten().tolist(), batch["input_ids"][0, -1].item(), model.config.pad_token_id)
+    logits = model(**batch).logits.double().flatten().tolist()
+    print(logits, batch["input_ids"][0, -1].item(), model.config.pad_token_id)
 """
 
 
@@ -389,7 +401,7 @@ def test_it_composes_with_pruning_shrinking_and_packing(tmp_path):
     report = hfc.prune_vocabulary(model, tokenizer, TEXTS)
     zeros = hfc.sparsity_report(model).sparsity
     assert torch.equal(logits(model, report.tokenizer, COVERED), expected)
-    hfc.save_compressed(model, tmp_path, sparse=True, processing_class=report.tokenizer)
+    hfc.save_compressed(model, tmp_path, sparse="auto", processing_class=report.tokenizer)
     loaded, new = hfc.load_compressed(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     torch.testing.assert_close(logits(loaded, new, COVERED), expected)
     assert hfc.sparsity_report(loaded).sparsity == zeros > 0.3
@@ -458,3 +470,17 @@ def test_special_tokens_keep_their_names_and_order():
     report = hfc.prune_vocabulary(model, tokenizer, TEXTS, alphabet="used")
     assert report.tokenizer.convert_ids_to_tokens(range(5)) == SPECIAL
     assert report.tokenizer.special_tokens_map == tokenizer.special_tokens_map
+
+
+def test_a_word_that_was_unknown_is_not_counted_as_covered():
+    """It held a character without a piece of its own within a word, which a shorter path can reach."""
+    pieces = [*SPECIAL, "a", "b", "c", "##b", "ab", "##bc", "x", "##x"]
+    backend = Tokenizer(WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="<unk>"))
+    backend.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>")
+    tokenizer.add_tokens(SPECIAL, special_tokens=True)
+    assert tokenizer.tokenize("abc xbc") == ["<unk>", "x", "##bc"]
+    report = hfc.prune_vocabulary(build(vocab_size=len(pieces)), tokenizer, ["abc", "xbc"])
+    assert report.tokenizer.tokenize("abc") == ["a", "##bc"]
+    assert report.covered == 0.5
+    assert report.characters_without_piece == 2  # "##a" and "##c"
