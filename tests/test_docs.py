@@ -124,6 +124,9 @@ SAVING = {dtype: column("storage", "save: ratio", dtype=dtype) for dtype in DTYP
 LOADING = {dtype: column("storage", "load: ratio", dtype=dtype) for dtype in DTYPES}
 SLOWER = {what: column("precision", f"{what}: ratio", processor="AVX2 alone") for what in ("step", "forward pass")}
 DENSE = column("storage", "dense file, MB", dtype="float32")
+OF_VOCABULARY = ("M left", "M parameters", "MB left", "MB on disk", "load: ratio", "covered", "identical", "accuracy")
+OF_VOCABULARY += ("accuracy, pruned", "forward pass: ratio")
+PRUNED = {heading: column("vocabulary", heading, alphabet="all")[::-1] for heading in OF_VOCABULARY}  # e5, MiniLM
 PACKED = {one: column("storage", "packed file, MB", dtype="float32", amount=one)[0] for one in ("0.2", "0.9")}
 
 
@@ -273,6 +276,28 @@ CITED = {
             r"those halves had ([\d.]+), ([\d.]+) and ([\d.]+); the original model, trained in the same way, "
             r"([\d.]+)\.",
             tuple(study_accuracy("shrinking", run) for run in (*(f"{one} 0.5, distilled" for one in RANKED), CONTROL)),
+        ),
+    ],
+    "docs/vocabulary.md": [
+        (
+            r"multilingual-e5-small has ([\d.]+) instead of ([\d.]+) million parameters and (\d+) instead of (\d+) MB "
+            r"on disk, and loading it takes ([\d.]+) of the time; .* has ([\d.]+) instead of ([\d.]+) million",
+            (
+                *(f"{PRUNED[heading][0]:.1f}" for heading in ("M left", "M parameters")),
+                *(f"{PRUNED[heading][0]:.0f}" for heading in ("MB left", "MB on disk")),
+                f"{PRUNED['load: ratio'][0]:.2f}",
+                *(f"{PRUNED[heading][1]:.1f}" for heading in ("M left", "M parameters")),
+            ),
+        ),
+        (
+            r"1,000 other sentences, (\d+) and (\d+) use .* of (\d+) and (\d+) are equal .* all 1,000 was "
+            r"([\d.]+) and is ([\d.]+), with MiniLM ([\d.]+) and ([\d.]+); a forward pass takes ([\d.]+) and "
+            r"([\d.]+) of the time",
+            (
+                *(f"{one:.0f}" for heading in ("covered", "identical") for one in PRUNED[heading]),
+                *(f"{PRUNED[heading][model]:.4f}" for model in (0, 1) for heading in ("accuracy", "accuracy, pruned")),
+                *(f"{one:.2f}" for one in PRUNED["forward pass: ratio"]),
+            ),
         ),
     ],
     "docs/choose.md": [

@@ -21,6 +21,7 @@ examples:
   hfcompress report bert/
   hfcompress prune bert/ --amount 0.2 -o pruned/
   hfcompress shrink bert/ --flops 0.5 --data reviews.csv -o shrunken/
+  hfcompress shrink e5/ --vocabulary reviews.csv -o english/
   hfcompress distill bert/ --student-layers 2 --data reviews.csv -o small/
   hfcompress compare bert/ pruned/ small/ --data test.csv
 

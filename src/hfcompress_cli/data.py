@@ -89,6 +89,13 @@ def read_rows(
     return complete
 
 
+def read_texts(sources: Sequence[str], columns: Sequence[str], **table: Any) -> list[Any]:
+    """Return the texts of all rows of several files or data sets, as tuples if they are pairs; see `read_rows`."""
+    found = (read_rows(source, columns, None, rows=None, seed=0, **table) for source in sources)
+    texts = [tuple(row[name] for name in columns) for rows in found for row in rows]
+    return texts if len(columns) > 1 else [text for (text,) in texts]
+
+
 def _has_text(row: Row, name: str) -> bool:
     """Whether there is a text in a column; refuse anything else in its place."""
     text = row[name]

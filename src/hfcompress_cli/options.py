@@ -84,8 +84,12 @@ def text_columns(arguments: argparse.Namespace) -> list[str]:
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return how rows are read from --data."""
     kept = arguments.label_separator is not None
-    table = {"delimiter": arguments.delimiter, "encoding": arguments.encoding, "quotes": not arguments.no_quotes}
-    return table | {"rows": arguments.rows, "keep_unlabelled": kept}
+    return table(arguments) | {"rows": arguments.rows, "keep_unlabelled": kept}
+
+
+def table(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return how tables are read."""
+    return {"delimiter": arguments.delimiter, "encoding": arguments.encoding, "quotes": not arguments.no_quotes}
 
 
 def labels(arguments: argparse.Namespace) -> dict[str, Any]:

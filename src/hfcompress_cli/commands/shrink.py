@@ -1,22 +1,29 @@
-"""Remove the least important attention heads, intermediate neurons and layers.
+"""Remove the least important heads, neurons and layers, and unused tokens.
 
-The model becomes smaller and faster. Ask for fractions, or for one budget, and
-name a few hundred labelled texts with --data: they rank what is removed, and
-the report has the accuracy before and after. Without them, half of the FLOPs
-may leave a model that guesses until it is trained (hfcompress distill).
+Without heads, neurons and layers the model becomes smaller and faster: ask for
+fractions, or for one budget, and name a few hundred labelled texts with --data:
+they rank what is removed, and the report has the accuracy before and after.
+Without them, half of the FLOPs may leave a model that guesses until it is
+trained (hfcompress distill). Without the tokens that your texts do not use
+(--vocabulary) it becomes smaller alone, and those texts get the same results.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from hfcompress_cli import options
+
+# Settings and their defaults: of heads, neurons and layers, and of the vocabulary.
+_AMOUNTS = {"heads": 0.0, "neurons": 0.0, "flops": None, "parameters": None, "latency": None, "drop_layers": 0}
+_VOCABULARY = {"min_count": 1, "keep": [], "alphabet": "all"}
 
 
 def add_parser(verbs: options.Verbs) -> None:
     """Add the verb with its options."""
-    parser = options.add_verb(verbs, "shrink", run, "remove heads, neurons and layers", __doc__)
+    parser = options.add_verb(verbs, "shrink", run, "remove heads, neurons, layers and tokens", __doc__)
     parser.add_argument("model", **options.MODEL)
     add = parser.add_argument_group("how much").add_argument
     add("--heads", type=float, default=0.0, metavar="F", help="fraction of the heads to remove")
@@ -34,10 +41,24 @@ def add_parser(verbs: options.Verbs) -> None:
     add("--round-to", type=int, default=8, metavar="N", help="neurons stay in multiples of N (default: 8)")
     help = "remove only so that the folder loads without hfcompress: the same number in all layers"
     add("--plain", action="store_true", help=help)
+    _add_vocabulary(parser)
     help = "texts to rank by, a fourth of which are held out to measure before and after; best with labels"
     options.add_data(parser, help, rows=512)
     parser.add_argument("--device", **options.DEVICE)
     options.add_output(parser)
+
+
+def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
+    """Add which tokens are kept."""
+    about = "Tokens are removed first; shares to keep are of the model without them."
+    add = parser.add_argument_group("vocabulary", about).add_argument
+    help = "files or data sets, read as --data but all rows; the tokens of their texts are kept, others removed"
+    add("--vocabulary", nargs="+", action="extend", metavar="DATA", help=help)
+    help = "how often a token must be in the texts to be kept (default: %(default)s)"
+    add("--min-count", type=int, default=_VOCABULARY["min_count"], metavar="N", help=help)
+    add("--keep", nargs="+", action="extend", default=[], metavar="TOKEN", help="tokens to keep as well")
+    help = "characters and bytes to keep: all (default), so that other texts can be read too, or those used"
+    add("--alphabet", choices=("all", "used"), default=_VOCABULARY["alphabet"], help=help)
 
 
 def run(arguments: argparse.Namespace) -> options.Results:
@@ -50,11 +71,17 @@ def run(arguments: argparse.Namespace) -> options.Results:
     by_loss = arguments.importance in ("taylor", "fisher")
     if by_loss and arguments.data is None:
         raise hfc.CompressionError(f"--importance {arguments.importance} needs labelled texts: name them with --data.")
-    names = ("heads", "neurons", "flops", "parameters", "latency", "drop_layers", "importance", "scope", "round_to")
-    asked = {name: getattr(arguments, name) for name in (*names, "plain")}
+    has_vocabulary = arguments.vocabulary is not None
+    if not has_vocabulary and (unused := _changed(arguments, _VOCABULARY)):
+        raise hfc.CompressionError(f"--{unused[0].replace('_', '-')} needs texts whose tokens are kept: --vocabulary.")
+    asked = {name: getattr(arguments, name) for name in (*_AMOUNTS, "importance", "scope", "round_to", "plain")}
     reads = arguments.data is not None
+    reports: dict[str, Any] = {}
     with new_folder(arguments.output, arguments.overwrite) as folder:
-        model, tokenizer = load(arguments.model, trained=reads, reads_texts=reads)
+        model, tokenizer = load(arguments.model, trained=reads, reads_texts=reads or has_vocabulary)
+        if has_vocabulary:
+            reports["vocabulary"] = _prune_vocabulary(model, tokenizer, arguments)
+            tokenizer = reports["vocabulary"].tokenizer
         if reads:
             model.to(find_device(arguments.device))
             columns, label = options.text_columns(arguments), arguments.label_column
@@ -66,6 +93,24 @@ def run(arguments: argparse.Namespace) -> options.Results:
                 label = None
             length, labels = arguments.max_length, options.labels(arguments)
             asked["dataset"] = encode(rows, columns, label, model, tokenizer, length, **labels)
-        report = hfc.prune_structured(model, **asked)
+        if not has_vocabulary or arguments.data is not None or _changed(arguments, _AMOUNTS):
+            reports["structure"] = hfc.prune_structured(model, **asked)
         save(folder, model, tokenizer)
-    return str(report), report.to_dict()
+    values = {"vocabulary": reports["vocabulary"].to_dict()} if has_vocabulary else {}
+    if "structure" in reports:
+        values |= reports["structure"].to_dict()
+    return "\n\n".join(map(str, reports.values())), values
+
+
+def _prune_vocabulary(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Any:
+    """Remove the tokens that the texts of --vocabulary do not use; return the report."""
+    import hfcompress as hfc
+    from hfcompress_cli.data import read_texts
+
+    texts = read_texts(arguments.vocabulary, options.text_columns(arguments), **options.table(arguments))
+    return hfc.prune_vocabulary(model, tokenizer, texts, **{name: getattr(arguments, name) for name in _VOCABULARY})
+
+
+def _changed(arguments: argparse.Namespace, defaults: dict[str, Any]) -> list[str]:
+    """Return the settings that are not as by default."""
+    return [name for name, default in defaults.items() if getattr(arguments, name) != default]
