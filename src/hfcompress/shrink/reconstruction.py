@@ -61,17 +61,25 @@ def read_calibration(model: nn.Module, dataset: Iterable[Any], batch_size: int) 
         CompressionError: There are none, or a row is longer than the model reads.
     """
     check_count("batch_size", batch_size)
-    rows: list[Any] = []
+    rows: list[Mapping[str, Any]] = []
     for part in [dataset] if isinstance(dataset, Mapping) else dataset:
         ids = part.get("input_ids") if isinstance(part, Mapping) else None
+        if ids is None:
+            found = ", ".join(map(str, part)) if isinstance(part, Mapping) else type(part).__name__
+            raise CompressionError(
+                f"dataset must hold rows with 'input_ids', as a Trainer takes them; row {len(rows)} holds {found}."
+            )
         if isinstance(ids, Tensor) and ids.dim() == 2:
             tensors = {n: v for n, v in part.items() if isinstance(v, Tensor) and v.dim() and len(v) == len(ids)}
             rows += [{name: value[index] for name, value in tensors.items()} for index in range(len(ids))]
         else:
             rows.append(part)
-    rows = rows[:: -(-len(rows) // _ROWS)] if rows else rows
-    held_out = rows[_HELD_OUT - 1 :: _HELD_OUT] or rows[1:2] or rows
-    fit = [row for row in rows if not any(row is other for other in held_out)] or rows
+    if not rows:
+        raise CompressionError("dataset must hold rows with 'input_ids', as a Trainer takes them; found 0 rows.")
+    rows = rows[:: -(-len(rows) // _ROWS)]
+    split = min(_HELD_OUT, len(rows))
+    fit = [row for index, row in enumerate(rows) if (index + 1) % split] or rows
+    held_out = rows[split - 1 :: split]
     parts = [read_examples("dataset", model, part).batches(batch_size) for part in (fit, held_out)]
     return Calibration(*([batch for _, batch in part] for part in parts))
 
@@ -227,7 +235,7 @@ class _Solver:
         joined = torch.cat([part.to(fit.inputs.device).double() for part in before])
         dtype = self._dtypes[f"{self._names[module]}.weight"]
         after = (joined + best_change(fit, held_out, PENALTIES)).to(dtype).double()
-        after[joined == 0] = 0  # pruned
+        after[: len(before[0])][before[0].to(after.device) == 0] = 0  # pruned
         if not (fit + held_out).gain(after - joined) > 0:
             return {}
         values = {"weight": after[: len(before[0])].movedim(0, axis)}

@@ -1,0 +1,98 @@
+"""Time and memory of `prune_structured(reconstruct=)`: half of the FLOPs kept, with 512 texts.
+
+Models from their configs, random weights; texts of 128 tokens, as of long reviews, or of 27, as of sentences. Each call
+runs in a process of its own, so that the peak of its resident memory is its own. Beside the memory above the model
+stands what is kept: the Gram matrices of the widest projection, and the hidden states of all texts between two layers,
+those of both models and the targets of a layer.
+
+    python -m benchmarks.reconstruction > benchmarks/results/reconstruction.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from transformers import BertConfig, BertForSequenceClassification
+
+import hfcompress as hfc
+from benchmarks.prune_global import _peak, _reset_peak, machine
+
+MODELS = {
+    "MiniLM (6 layers, 384)": {
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
+    "BERT-base (12 layers, 768)": {},
+}
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", type=int, default=512)
+    parser.add_argument("--models", type=int, default=1, help="how many of the models, from the smallest")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(_shrink(**json.loads(arguments.case))))
+        return
+    rows = []
+    for model in list(MODELS)[: arguments.models]:
+        for tokens in (27, 128):
+            for reconstruct in (False, True):
+                case = {"model": model, "texts": arguments.texts, "tokens": tokens, "reconstruct": reconstruct}
+                command = [sys.executable, "-m", "benchmarks.reconstruction", "--case", json.dumps(case)]
+                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                found = json.loads(output.splitlines()[-1])
+                rows.append(
+                    {
+                        "model": model,
+                        "texts": f"{arguments.texts} x {tokens}",
+                        "reconstruct": reconstruct,
+                        "s": f"{found['seconds']:.1f}",
+                        "CPU-s": f"{found['cpu']:.1f}",
+                        "MB of the model": f"{found['model']:.0f}",
+                        "MB above it": f"{found['peak']:.0f}",
+                        "Gram matrices, MB": f"{found['gram']:.0f}" if reconstruct else "",
+                        "hidden states, MB": f"{found['states']:.0f}" if reconstruct else "",
+                    }
+                )
+                print(rows[-1], file=sys.stderr)
+    print("# Time and memory of reconstruction\n")
+    print(f"`prune_structured(flops=0.5)` with and without. {machine()}.\n")
+    print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
+
+
+def _shrink(model: str, texts: int, tokens: int, reconstruct: bool) -> dict[str, float]:
+    torch.manual_seed(0)
+    config = BertConfig(**MODELS[model])
+    network: Any = BertForSequenceClassification(config).eval()
+    ids = torch.randint(1000, 20000, (texts, tokens)).tolist()
+    rows = [{"input_ids": text} for text in ids]
+    with torch.no_grad():
+        network(input_ids=torch.tensor(ids[:8]))  # what torch loads and reserves once
+    before, start, cpu = _reset_peak(), time.perf_counter(), time.process_time()
+    hfc.prune_structured(network, flops=0.5, dataset=rows, reconstruct=reconstruct)
+    width = max(layer.output.dense.in_features for layer in network.bert.encoder.layer) + 1
+    states = 4 * texts * tokens * config.hidden_size
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu": time.process_time() - cpu,
+        "peak": _peak() - before,
+        "model": 4 * sum(parameter.numel() for parameter in BertForSequenceClassification(config).parameters()) / 1e6,
+        "gram": 2 * 8 * width * (width + config.hidden_size) / 1e6,  # solved from, and held out
+        "states": 4 * states / 1e6,  # of both models, and two targets
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""`prune_structured(reconstruct=)`: each projection against least squares by NumPy, on plain forward passes."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from architectures import SHRINKABLE, WITH_NEURONS, batch, build, rows, same_bits, state_of
+from shrinking import logits, refused, with_neurons
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForSequenceClassification
+from transformers.pytorch_utils import Conv1D
+
+from hfcompress import CompressionError, prune_global_l1, prune_structured
+from hfcompress.models.heads_and_neurons import KINDS, find_groups
+from hfcompress.models.traced_neurons import find_or_trace
+from hfcompress.shrink import reconstruction, structured
+
+TEXTS = rows(batch(32, 14, seed=3))
+TEXTS = [row | {name: row[name][: sum(row["attention_mask"])] for name in list(row)[:2]} for row in TEXTS]
+TEXTS = [row for row in TEXTS if len(row["input_ids"]) > 7]  # Funnel reads none that are shorter
+UNLABELLED = [{"input_ids": row["input_ids"]} for row in TEXTS]
+
+
+def asked(architecture):
+    return {"heads": 0.5, "neurons": 0.5} if architecture in SHRINKABLE else {"neurons": 0.5}
+
+
+def projections(model):
+    """Names of all modules that consume heads or neurons, by the records of architectures or a trace."""
+    found = []
+    for kind in KINDS:
+        try:
+            found += find_or_trace(model, kind) if kind == "neurons" else find_groups(model, kind)
+        except CompressionError:
+            continue
+    return [part.module for group in found for part in group.consumers]
+
+
+@torch.no_grad()
+def recorded(model, names, texts):
+    """What modules read and return for all texts, one at a time, by plain forward passes; shape (tokens, width)."""
+    model = copy.deepcopy(model).eval()
+    found = {name: ([], []) for name in names}
+
+    def record(name):
+        def hook(module, inputs, output):
+            for kept, states in zip(found[name], (inputs[0], output), strict=True):
+                kept.append(states.flatten(0, -2).numpy())
+
+        return hook
+
+    for name in names:
+        model.get_submodule(name).register_forward_hook(record(name))
+    for text in texts:
+        model(input_ids=torch.tensor([text["input_ids"]]))
+    return {name: tuple(map(np.concatenate, pair)) for name, pair in found.items()}
+
+
+def joined(model, name):
+    """A weight of shape (inputs, outputs), with the bias below it."""
+    module = model.get_submodule(name)
+    weight = module.weight.detach() if isinstance(module, Conv1D) else module.weight.detach().T
+    return weight.numpy() if module.bias is None else torch.cat([weight, module.bias.detach()[None]]).numpy()
+
+
+def squared(values):
+    return float(np.square(values).sum())
+
+
+def fixed(monkeypatch, target, penalty):
+    """Let one target and one penalty be taken, and held-out texts be those solved from."""
+    monkeypatch.setattr(reconstruction, "TARGETS", (target,))
+    monkeypatch.setattr(reconstruction, "PENALTIES", (penalty,))
+    monkeypatch.setattr(reconstruction, "_HELD_OUT", 1)
+    errors = iter([1.0, 0.0])
+    monkeypatch.setattr(reconstruction._Solver, "logits_error", lambda solver: next(errors))
+
+
+def solution(inputs, wanted, before, penalty):
+    """The least-squares weights, by NumPy."""
+    if len(before) > inputs.shape[1]:
+        inputs = np.concatenate([inputs, np.ones_like(inputs[:, :1])], 1)
+    strength = penalty * np.mean(np.square(inputs).sum(0))
+    left = np.concatenate([inputs, np.sqrt(strength) * np.eye(len(before))])
+    return np.linalg.lstsq(left, np.concatenate([wanted, np.sqrt(strength) * before]), rcond=None)[0]
+
+
+@pytest.mark.parametrize("architecture", [name for name in WITH_NEURONS if name != "albert"])
+def test_each_projection_is_the_least_squares_solution(architecture, monkeypatch):
+    original = build(architecture).double()
+    plain, model = copy.deepcopy(original), copy.deepcopy(original)
+    prune_structured(plain, **asked(architecture))
+    fixed(monkeypatch, "projection", 0.05)
+    report = prune_structured(model, **asked(architecture), dataset=UNLABELLED)
+    names = projections(original)
+    assert report.reconstruction.projections == len(names)
+    read, wanted = recorded(model, names, UNLABELLED), recorded(original, names, UNLABELLED)
+    for name in names:
+        expected = solution(read[name][0], wanted[name][1], joined(plain, name), 0.05)
+        np.testing.assert_allclose(joined(model, name), expected, rtol=1e-8, atol=1e-8, err_msg=name)
+
+
+def test_a_layer_is_compared_with_the_one_that_it_was(monkeypatch):
+    original = build("bert", layers=4).double()
+    model, plain = copy.deepcopy(original), copy.deepcopy(original)
+    prune_structured(plain, neurons=0.5, drop_layers=[1])
+    fixed(monkeypatch, "projection", 0.05)
+    prune_structured(model, neurons=0.5, drop_layers=[1], dataset=UNLABELLED)
+    was = {name: name.replace("layer.2", "layer.3").replace("layer.1", "layer.2") for name in projections(model)}
+    read, wanted = recorded(model, was, UNLABELLED), recorded(original, was.values(), UNLABELLED)
+    for name, other in was.items():
+        expected = solution(read[name][0], wanted[other][1], joined(plain, name), 0.05)
+        np.testing.assert_allclose(joined(model, name), expected, rtol=1e-8, atol=1e-8, err_msg=name)
+
+
+def test_layers_alone_can_be_dropped_and_reconstructed():
+    model = build("bert", layers=4)
+    report = prune_structured(model, drop_layers=[1], dataset=UNLABELLED)
+    assert report.reconstruction.projections > 0
+    assert report.reconstruction.logits_error[1] < report.reconstruction.logits_error[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "norms"),  # behind each projection, the module that reads the residual stream alone
+    [
+        ("bert", {"attention.output.dense": "attention.output.LayerNorm", "output.dense": "output.LayerNorm"}),
+        ("distilbert", {"attention.out_lin": "sa_layer_norm", "ffn.lin2": "output_layer_norm"}),
+    ],
+)
+def test_the_residual_stream_can_be_the_target(architecture, norms, monkeypatch):
+    original = build(architecture, layers=3).double()
+    plain, model = copy.deepcopy(original), copy.deepcopy(original)
+    prune_structured(plain, heads=0.5, neurons=0.5)
+    fixed(monkeypatch, "residual", 0.05)
+    prune_structured(model, heads=0.5, neurons=0.5, dataset=UNLABELLED)
+    for name in projections(original):
+        end = max((end for end in norms if name.endswith(f".{end}")), key=len)
+        norm = name[: len(name) - len(end)] + norms[end]
+        ours, theirs = (recorded(one, [name, norm], UNLABELLED) for one in (model, original))
+        past = ours[norm][0] - ours[name][1]
+        expected = solution(ours[name][0], theirs[norm][0] - past, joined(plain, name), 0.05)
+        np.testing.assert_allclose(joined(model, name), expected, rtol=1e-8, atol=1e-8, err_msg=name)
+
+
+@with_neurons
+def test_no_error_rises(architecture):
+    original = build(architecture, layers=3)
+    plain, model = copy.deepcopy(original), copy.deepcopy(original)
+    prune_structured(plain, **asked(architecture), dataset=UNLABELLED, reconstruct=False)
+    report = prune_structured(model, **asked(architecture), dataset=UNLABELLED).reconstruction
+    assert report.logits_error[1] <= report.logits_error[0]
+    assert (report.target is None) == (report.projections == 0) == same_bits(plain.state_dict(), model.state_dict())
+    if report.target == "projection" and architecture != "albert":
+        names = projections(original)
+        read, wanted = recorded(model, names, UNLABELLED), recorded(original, names, UNLABELLED)
+        for name in names:
+            inputs, reached = read[name]
+            before = joined(plain, name)
+            unsolved = inputs @ before[: inputs.shape[1]] + (before[-1] if len(before) > inputs.shape[1] else 0)
+            assert squared(wanted[name][1] - reached) <= squared(wanted[name][1] - unsolved) * (1 + 1e-5), name
+    assert all("forward" not in vars(module) and not module._forward_hooks for module in model.modules())
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any("mismatch" in key for key in model.state_dict())
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in plain.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama", "albert"])
+def test_nothing_removed_gives_the_weights_back(architecture):
+    model = build(architecture)
+    before = state_of(model)
+    report = prune_structured(model, neurons=0.001, dataset=UNLABELLED)
+    assert report.removed("neurons") == 0
+    assert report.reconstruction.target is None
+    assert same_bits(before, model.state_dict())
+
+
+def test_a_large_penalty_changes_no_logits(monkeypatch):
+    plain, model = build("gpt2").double(), build("gpt2").double()
+    prune_structured(plain, heads=0.5, neurons=0.5)
+    monkeypatch.setattr(reconstruction, "PENALTIES", (1e13,))
+    prune_structured(model, heads=0.5, neurons=0.5, dataset=UNLABELLED)
+    torch.testing.assert_close(logits(model), logits(plain), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama", "xlnet", "t5"])
+def test_padding_and_the_shape_of_the_data_change_nothing(architecture):
+    one, other = build(architecture).double(), build(architecture).double()
+    prune_structured(one, **asked(architecture), dataset=TEXTS)
+    ids = [torch.tensor(row["input_ids"]) for row in TEXTS]
+    padded = {"input_ids": pad_sequence(ids, batch_first=True), "labels": torch.zeros(len(ids), dtype=torch.long)}
+    padded["attention_mask"] = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    parts = [{name: value[start : start + 5] for name, value in padded.items()} for start in range(0, len(ids), 5)]
+    prune_structured(other, **asked(architecture), dataset=iter(parts), batch_size=3)
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_tokens_that_the_mask_hides_are_left_out():
+    states = torch.arange(12.0).view(2, 3, 2)
+    mask = torch.tensor([[1, 0, 1], [0, 1, 1]])
+    expected = torch.stack([states[0, 0], states[0, 2], states[1, 1], states[1, 2]])
+    assert torch.equal(reconstruction._real_tokens(states, mask), expected)
+    assert torch.equal(reconstruction._real_tokens(states.flatten(0, 1), mask), expected)
+    tokens_first = reconstruction._real_tokens(states.transpose(0, 1), mask)
+    assert sorted(tokens_first[:, 0].tolist()) == sorted(expected[:, 0].tolist())
+    assert len(reconstruction._real_tokens(states, None)) == 6
+    assert len(reconstruction._real_tokens(states[:1], mask)) == 3, "of a decoder, say"
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+def test_it_saves_and_loads_with_the_same_logits(architecture, tmp_path):
+    model = build(architecture, layers=3)
+    assert prune_structured(model, heads=0.5, neurons=0.4, dataset=UNLABELLED).reconstruction.projections > 0
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert same_bits(again.state_dict(), model.state_dict())
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("amount", [0.1, 0.6])
+def test_pruned_weights_stay_zero(amount):
+    model = build("bert", layers=3)
+    prune_global_l1(model, amount)
+    plain = copy.deepcopy(model)
+    prune_structured(plain, neurons=0.5)
+    report = prune_structured(model, neurons=0.5, dataset=UNLABELLED)
+    assert report.reconstruction.projections > 0
+    for name in projections(model):
+        assert torch.equal(model.get_submodule(name).weight == 0, plain.get_submodule(name).weight == 0), name
+
+
+def test_a_weight_of_two_modules_stays_as_it_is():
+    model = build("bert", layers=3)
+    first, second = (model.bert.encoder.layer[index].attention.output.dense for index in (0, 2))
+    second.weight = first.weight
+    before = first.weight.detach().clone()
+    report = prune_structured(model, neurons=0.5, dataset=UNLABELLED)
+    assert report.reconstruction.projections > 0
+    assert first.weight is second.weight
+    assert torch.equal(first.weight, before)
+
+
+def test_frozen_parameters_stay_frozen():
+    model = build("bert", layers=3)
+    frozen = model.bert.encoder.layer[1].output.dense
+    frozen.requires_grad_(False)
+    prune_structured(model, neurons=0.5, dataset=UNLABELLED)
+    assert [name for name, value in model.named_parameters() if not value.requires_grad] == [
+        "bert.encoder.layer.1.output.dense.weight",
+        "bert.encoder.layer.1.output.dense.bias",
+    ]
+
+
+def test_a_model_without_a_padding_token_is_reconstructed():
+    model = build("gpt2")
+    model.config.pad_token_id = None
+    report = prune_structured(model, heads=0.5, neurons=0.5, dataset=UNLABELLED)
+    assert report.reconstruction.projections > 0
+    assert model.config.pad_token_id is None
+
+
+def test_one_text_is_enough():
+    report = prune_structured(build("bert"), neurons=0.5, dataset=UNLABELLED[:1])
+    assert report.reconstruction.logits_error[1] <= report.reconstruction.logits_error[0]
+
+
+def test_without_data_or_on_request_nothing_is_reconstructed():
+    settings = {"heads": 0.5, "neurons": 0.5}
+    models = [build("bert") for _ in range(3)]
+    reports = [
+        prune_structured(models[0], **settings),
+        prune_structured(models[1], **settings, dataset=TEXTS, reconstruct=False),
+        prune_structured(models[2], **settings, dataset=TEXTS, reconstruct=True),
+    ]
+    assert [report.reconstruction is None for report in reports] == [True, True, False]
+    assert same_bits(models[0].state_dict(), models[1].state_dict())
+    assert not same_bits(models[0].state_dict(), models[2].state_dict())
+    assert "reconstructed: " in str(reports[2])
+    assert reports[2].to_dict()["reconstruction"]["projections"] == reports[2].reconstruction.projections
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reconstruct": "yes"}, "reconstruct='yes'"),
+        ({"reconstruct": True}, "reconstruct=True needs texts"),
+        ({"dataset": []}, "found 0 rows"),
+        ({"dataset": [{"input_ids": [5, 6]}, {"text": "good"}]}, "row 1 holds text"),
+        ({"dataset": ["good"]}, "row 0 holds str"),
+        ({"dataset": [{"input_ids": [5] * 65}]}, "65 tokens"),
+        ({"dataset": TEXTS, "batch_size": 0}, "batch_size=0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_read_is_refused_before_anything(settings, message):
+    refused(build("bert"), message, neurons=0.5, **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_failure_on_the_way_leaves_the_model_untouched(dtype, monkeypatch):
+    def fails(*arguments):
+        raise CompressionError("afterwards")
+
+    for module, name in ((structured, "_sizes"), (reconstruction, "_put")):
+        calls, own = iter(range(100)), getattr(module, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda *some, c=calls, o=own: fails() if next(c) == 1 else o(*some))
+            refused(build("bert", layers=3).to(dtype), "afterwards", heads=0.5, neurons=0.5, dataset=UNLABELLED)
