@@ -186,10 +186,10 @@ class Case:
     def _shrunken(self, method: str, share: float) -> tuple[Pair, float]:
         model, tokenizer = self.load_teacher()
         rows = self.data["train"].take(min(CALIBRATION_TEXTS, len(self.data["train"])))
-        options = METHODS[method]
+        if method.startswith("l1"):  # which needs none
+            rows = rows.remove_columns("labels")
         start = time.perf_counter()
-        with_data = options["importance"] != "l1" or options["reconstruct"]
-        hfc.prune_structured(model, flops=share, dataset=rows if with_data else None, **options)
+        hfc.prune_structured(model, flops=share, dataset=rows, **METHODS[method])
         return (model, tokenizer), time.perf_counter() - start
 
     def _trainer(self, pair: Pair, train: Dataset | None, teacher: Any = None, **settings: Any) -> Any:
@@ -222,7 +222,7 @@ def write_page(folder: Path, results: Result) -> None:
     """Write the results, the picture and the page of the study."""
     write_json(folder / "results.json", results)
     figure = Figure(figsize=(11, 5), layout="constrained")
-    for axes, (name, texts) in zip(figure.subplots(1, len(TEXTS)), TEXTS.items(), strict=True):
+    for axes, (name, texts) in zip(figure.subplots(1, len(TEXTS), squeeze=False).flat, TEXTS.items(), strict=True):
         draw(axes, texts, results["runs"][name])
     figure.savefig(folder / "accuracy.png", dpi=120)
     (folder / "index.md").write_text(render_page(results))
