@@ -46,7 +46,7 @@ def recorded(model, names, texts):
     def record(name):
         def hook(module, inputs, output):
             for kept, states in zip(found[name], (inputs[0], output), strict=True):
-                kept.append(states.flatten(0, -2).numpy())
+                kept.append(states.flatten(0, -2).clone().numpy())  # which Falcon changes in place
 
         return hook
 
@@ -68,8 +68,9 @@ def squared(values):
     return float(np.square(values).sum())
 
 
-def fixed(monkeypatch, target, penalty):
+def fixed(monkeypatch, target, penalty, sensitivity=0.0):
     """Let one target and one penalty be taken, and held-out texts be those solved from."""
+    monkeypatch.setattr(reconstruction, "_SENSITIVITY", sensitivity)
     monkeypatch.setattr(reconstruction, "TARGETS", (target,))
     monkeypatch.setattr(reconstruction, "PENALTIES", (penalty,))
     monkeypatch.setattr(reconstruction, "_HELD_OUT", 1)
@@ -98,7 +99,8 @@ def test_each_projection_is_the_least_squares_solution(architecture, monkeypatch
     read, wanted = recorded(model, names, UNLABELLED), recorded(original, names, UNLABELLED)
     for name in names:
         expected = solution(read[name][0], wanted[name][1], joined(plain, name), 0.05)
-        np.testing.assert_allclose(joined(model, name), expected, rtol=1e-8, atol=1e-8, err_msg=name)
+        exact = 1e-5 if architecture in ("gpt-neo", "gptj") else 1e-8  # whose attention computes in float32
+        np.testing.assert_allclose(joined(model, name), expected, rtol=exact, atol=exact, err_msg=name)
 
 
 def test_a_layer_is_compared_with_the_one_that_it_was(monkeypatch):

@@ -2,10 +2,11 @@
 
 Layer by layer, on the prefix that is pruned and reconstructed already, the weight W of each projection that reads heads
 or neurons becomes the one that minimizes ||Y - XW'||² + λ||W' - W||² over the tokens of a data set: X is what the
-pruned model's projection reads, Y what the original's returns, or what makes the residual stream the original's. It is
-the mask tuning of Kwon et al. 2022 (https://arxiv.org/abs/2204.09656, section 4.3), by which one number for each head
-or neuron is solved for, with the full weight instead (as in K-prune, Park et al. 2024,
-https://arxiv.org/abs/2308.03449).
+pruned model's projection reads, Y what the original's returns, or what makes the residual stream the original's. One
+half of a token's weight is 1; the other follows how sensitive the original's logits are to the output there, because a
+classifier reads only one or a few tokens of the last layer. It is the mask tuning of Kwon et al. 2022
+(https://arxiv.org/abs/2204.09656, section 4.3), which solves for one number a head or neuron, with the full weight
+solved for instead (as in K-prune, Park et al. 2024, https://arxiv.org/abs/2308.03449).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import evaluation_mode, in_float32
+from hfcompress.models.classifier import evaluation_mode, get_problem_type, in_float32
 from hfcompress.models.heads_and_neurons import KINDS, Group, find_groups, weight_axis
 from hfcompress.models.inputs import Batch, dummy_inputs, read_examples
 from hfcompress.models.padding import without_padding
@@ -38,6 +39,8 @@ TARGETS: tuple[Target, ...] = ("projection", "residual")
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 _ROWS = 1024  # of a data set, at most so many are read
 _HELD_OUT = 8  # each eighth row chooses the penalties and the target
+_SENSITIVITY = 0.5  # of a token's weight, the share that follows what the logits read of it
+_TOKENS = 512  # in a batch, so that the gradients' activations stay few
 Twins = Mapping[nn.Module, nn.Module]
 
 
@@ -80,8 +83,17 @@ def read_calibration(model: nn.Module, dataset: Iterable[Any], batch_size: int) 
     split = min(_HELD_OUT, len(rows))
     fit = [row for index, row in enumerate(rows) if (index + 1) % split] or rows
     held_out = rows[split - 1 :: split]
-    parts = [read_examples("dataset", model, part).batches(batch_size) for part in (fit, held_out)]
-    return Calibration(*([batch for _, batch in part] for part in parts))
+    return Calibration(*(_batches(model, part, batch_size) for part in (fit, held_out)))
+
+
+def _batches(model: nn.Module, rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[Batch]:
+    """Put rows into batches without padding, of a few hundred tokens where texts are long."""
+    found = []
+    for _, batch in read_examples("dataset", model, rows).batches(batch_size):
+        size = max(1, _TOKENS // batch["input_ids"].shape[1])
+        for start in range(0, len(batch["input_ids"]), size):
+            found.append({name: value[start : start + size] for name, value in batch.items()})
+    return found
 
 
 def copy_sharing_weights(model: nn.Module) -> dict[nn.Module, nn.Module]:
@@ -161,6 +173,7 @@ class _Solver:
         self._sums = {module: len(watch.outputs[module]) == calls for module, calls in self._calls.items()}
         self.targets = TARGETS if any(self._sums.values()) else TARGETS[:1]
         self._expected = self._logits(self._original)
+        self._weights = self._token_weights()
 
     def logits_error(self) -> float:
         """Return the mean squared difference of held-out logits from the original's; infinite where it is no number."""
@@ -179,17 +192,25 @@ class _Solver:
             for layer, modules in self._steps():
                 wanted: list[dict[nn.Module, list[Tensor]]] = [{} for _ in batches]
                 for module in modules:
-                    products = [self._no_products(module) for _ in ("fit", "held out")]
+                    products = [self._no_products(module) for _ in ("fit", "held out", "unweighted")]
                     for index, batch in enumerate(batches):
                         if module is modules[0]:
                             wanted[index] = self._run_original(full, index, modules, sums, layer)
                         watch = Watch({module: sums[module]}, self._calls[module])
                         small.run(index, watch)
                         mask = batch.get("attention_mask")
-                        outputs = zip(wanted[index].pop(module), watch.outputs[module], strict=True)
-                        for states, (goal, output) in zip(watch.inputs[module], outputs, strict=True):
-                            part = products[index >= len(self._calibration.fit)]
-                            part.add(_with_ones(module, _real_tokens(states, mask)), _real_tokens(goal - output, mask))
+                        part = products[index >= len(self._calibration.fit)]
+                        for goal, states, output, weights in zip(
+                            wanted[index].pop(module),
+                            watch.inputs[module],
+                            watch.outputs[module],
+                            self._weights[index][module],
+                            strict=True,
+                        ):
+                            inputs = _with_ones(module, _real_tokens(states, mask))
+                            missing = _real_tokens(goal - output, mask)
+                            products[2].add(inputs, missing)
+                            part.add(inputs * weights, missing * weights)
                     for name, parameter in self._changed(module, *products).items():
                         _put(self._model, name, parameter, undo)
                         found[name] = parameter
@@ -197,6 +218,49 @@ class _Solver:
                     full.skip(self._twins[layer])
                     small.advance(layer)
         return found
+
+    def _token_weights(self) -> list[dict[nn.Module, list[Tensor]]]:
+        """Weights of each batch's real tokens at the output of each projection, a tensor of shape (tokens, 1) a call.
+
+        The square of a weight has a mean of about 1. It follows the squared gradient of one logit a text, less the mean
+        of the logits where classes compete, for the original's output at the token.
+        """
+        found, texts = [], 0
+        for batch in [*self._calibration.fit, *self._calibration.held_out]:
+            found.append(self._sensitivities(batch, texts))
+            texts += len(batch["input_ids"])
+        for module in self._calls:
+            mean = torch.cat([call for one in found for call in one[module]]).mean()
+            known = bool(mean > 0) and bool(mean.isfinite())
+            for one in found:
+                shares = [call / mean if known else torch.ones_like(call) for call in one[module]]
+                one[module] = [(1 - _SENSITIVITY + _SENSITIVITY * share).sqrt() for share in shares]
+        return found
+
+    def _sensitivities(self, batch: Batch, texts: int) -> dict[nn.Module, list[Tensor]]:
+        """The squared gradients for the original's outputs of a batch that so many texts are before."""
+        outputs: dict[nn.Module, list[Tensor]] = {module: [] for module in self._calls}
+
+        with ExitStack() as hooks, torch.enable_grad():
+            for module, found in outputs.items():
+
+                def follow(module: nn.Module, inputs: Any, output: Tensor, found: list[Tensor] = found) -> Tensor:
+                    found.append(torch.zeros_like(output, requires_grad=True))
+                    return output + found[-1]
+
+                hooks.callback(self._twins[module].register_forward_hook(follow).remove)
+            logits = PartialForward(self._original, [batch], []).logits(0)
+            if logits.shape[1] > 1 and get_problem_type(self._original, "model") == "single_label_classification":
+                logits = logits - logits.mean(1, keepdim=True)
+            chosen = (texts + torch.arange(len(logits), device=logits.device)) % logits.shape[1]
+            total = logits.gather(1, chosen[:, None]).sum()
+            leaves = [leaf for found in outputs.values() for leaf in found]
+            gradients = iter(torch.autograd.grad(total, leaves, materialize_grads=True))
+        mask = batch.get("attention_mask")
+        return {
+            module: [_real_tokens(next(gradients), mask).square().sum(1, keepdim=True) for _ in found]
+            for module, found in outputs.items()
+        }
 
     def _logits(self, model: PreTrainedModel) -> Tensor:
         runs = PartialForward(model, self._calibration.held_out, [])
@@ -228,7 +292,7 @@ class _Solver:
         inputs, outputs = (module.weight.shape[weight_axis(module, outputs=part)] for part in (False, True))
         return Products.zeros(inputs + (module.bias is not None), outputs, module.weight.device)
 
-    def _changed(self, module: Any, fit: Products, held_out: Products) -> dict[str, nn.Parameter]:
+    def _changed(self, module: Any, fit: Products, held_out: Products, unweighted: Products) -> dict[str, nn.Parameter]:
         """Return a projection's new parameters in the dtype of its weight; none if its outputs' error does not fall."""
         axis = weight_axis(module, outputs=False)
         before = [module.weight.movedim(axis, 0)] + ([] if module.bias is None else [module.bias[None]])
@@ -236,7 +300,7 @@ class _Solver:
         dtype = self._dtypes[f"{self._names[module]}.weight"]
         after = (joined + best_change(fit, held_out, PENALTIES)).to(dtype).double()
         after[: len(before[0])][before[0].to(after.device) == 0] = 0  # pruned
-        if not (fit + held_out).gain(after - joined) > 0:
+        if not unweighted.gain(after - joined) > 0:
             return {}
         values = {"weight": after[: len(before[0])].movedim(0, axis)}
         if module.bias is not None:
