@@ -332,7 +332,7 @@ def _mean(values: Sequence[float], form: str = ".3f") -> str:
 
 
 def _table(rows: Iterable[dict[str, str]]) -> str:
-    return tabulate([*rows], headers="keys", tablefmt="github", disable_numparse=True)
+    return str(tabulate([*rows], headers="keys", tablefmt="github", disable_numparse=True))
 
 
 def _wrapped(part: str) -> str:

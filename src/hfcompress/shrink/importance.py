@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.errors import CompressionError
-from hfcompress.losses import LabelLoss, label_loss
+from hfcompress.losses import LabelLoss, Problem, label_loss
 from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, get_problem_type
 from hfcompress.models.heads_and_neurons import Group
 from hfcompress.models.inputs import LABELS, Batch, read_examples
@@ -49,25 +49,61 @@ def mask_gradients(model: nn.Module, groups: Sequence[Group], batches: Iterable[
     Args:
         model: A classifier; left as it was. The loss is the cross-entropy, in regression the squared error.
         groups: Heads and neurons of several blocks.
-        batches: What the model reads, with ``labels``.
+        batches: What the model reads, with ``labels``. Without them the squares of the gradients are those that are
+            expected where the labels are as the model predicts: see `expected_loss`.
 
     Returns:
         For each group shape (examples, count), float32, on the CPU.
     """
     found: list[list[Tensor]] = [[] for _ in groups]
+    random = torch.Generator().manual_seed(0)
     problem = get_problem_type(model, "model")
     kind: LabelLoss = "mse" if problem == "regression" else "cross_entropy"
     with evaluation_mode(model):
         for batch in batches:
             inputs = dict(batch)
-            labels = inputs.pop("labels")
-            masks = [torch.ones(len(labels), 1, one.count, device=labels.device, requires_grad=True) for one in groups]
+            labels, ids = inputs.pop("labels", None), inputs["input_ids"]
+            masks = [torch.ones(len(ids), 1, one.count, device=ids.device, requires_grad=True) for one in groups]
             with torch.enable_grad(), masked(model, list(zip(groups, masks, strict=True))):
-                loss = label_loss(get_logits(model(**inputs)), labels, kind, problem=problem).sum()
+                logits = get_logits(model(**inputs))
+                if labels is None:
+                    loss = expected_loss(logits, problem, random).sum()
+                else:
+                    loss = label_loss(logits, labels, kind, problem=problem).sum()
             made = torch.autograd.grad(loss, masks, materialize_grads=True)  # 0 of a block that is not used
             for gradients, gradient in zip(found, made, strict=True):
                 gradients.append(gradient[:, 0].cpu())
     return [torch.cat(gradients) for gradients in found]
+
+
+def expected_loss(logits: Tensor, problem: Problem, random: torch.Generator) -> Tensor:
+    """A value whose squared gradient is that of the loss, expected over labels as likely as the model predicts.
+
+    So their mean is the diagonal of the Fisher information itself, for which the empirical one takes the data's labels.
+
+    Args:
+        logits: Shape (batch, classes).
+        problem: With two classes the expectation is exact; of more it is that of whether the predicted class is the
+            label. Several labels, or outputs of a regression, are added with random signs, so that the products of two
+            cancel out on average; the outputs of a regression are equally uncertain.
+        random: Draws the signs.
+
+    Returns:
+        Shape (batch,), float32.
+    """
+    logits = logits.float()
+    if problem == "single_label_classification":
+        best = logits.argmax(1, keepdim=True)
+        odds = logits.gather(1, best)[:, 0] - logits.scatter(1, best, float("-inf")).logsumexp(1)
+        return odds * _deviation(odds)
+    signs = (2 * torch.randint(2, logits.shape, generator=random) - 1).to(logits)
+    weights = signs / logits.shape[1] * (1 if problem == "regression" else _deviation(logits))
+    return (logits * weights).sum(1)
+
+
+def _deviation(odds: Tensor) -> Tensor:
+    """The standard deviation of a label with these log-odds."""
+    return (odds.sigmoid() * (-odds).sigmoid()).sqrt().detach()
 
 
 def importance_scores(
@@ -81,8 +117,9 @@ def importance_scores(
         kind: ``"l1"``: `l1_scores`. ``"taylor"``: the mean magnitude of the mask's gradient, the loss's first-order
             change when the head or neuron is removed (Michel et al. 2019, https://arxiv.org/abs/1905.10650, eq. 2).
             ``"fisher"``: its mean square, the diagonal of the empirical Fisher information (Kwon et al. 2022,
-            https://arxiv.org/abs/2204.09656, section 4.2).
-        batches: Labelled batches; for ``"l1"`` None.
+            https://arxiv.org/abs/2204.09656, section 4.2); of batches without labels the Fisher information that they
+            estimate, by `expected_loss`.
+        batches: What the model reads, for ``"taylor"`` with labels; for ``"l1"`` None.
 
     Returns:
         For each group shape (count,), float64, on the CPU.
@@ -94,7 +131,7 @@ def importance_scores(
     return [(one.abs() if kind == "taylor" else one.square()).mean(0) for one in gradients]
 
 
-def labelled_batches(model: nn.Module, dataset: Any, batch_size: int) -> list[Batch]:
+def labelled_batches(model: nn.Module, dataset: Any, batch_size: int, *, needs_labels: bool = True) -> list[Batch]:
     """Put the rows of a data set into batches on the model's device, those of one length together.
 
     Args:
@@ -102,28 +139,45 @@ def labelled_batches(model: nn.Module, dataset: Any, batch_size: int) -> list[Ba
         dataset: Rows with ``input_ids``, ``labels`` and other inputs, as a Trainer takes them; or batches of tensors
             already.
         batch_size: Rows in a batch.
+        needs_labels: Whether rows without labels are refused; otherwise the batches have none.
 
     Raises:
         CompressionError: There are no rows, or no labels, or a row is longer than the model reads.
     """
     check_count("batch_size", batch_size)
     rows = [dataset] if isinstance(dataset, Mapping) else list(dataset)
-    names = [set(row) if isinstance(row, Mapping) else set() for row in rows]
-    shared = set.intersection(*names) if rows else set()
-    if "input_ids" not in shared or not shared & set(LABELS):
-        raise CompressionError(
-            f"dataset must hold rows with 'input_ids' and 'labels', as a Trainer takes them; found {len(rows)} rows "
-            f"with {', '.join(sorted(set().union(*names))) or 'nothing'}."
-        )
-    are_batches = isinstance(rows[0]["input_ids"], Tensor) and rows[0]["input_ids"].dim() == 2
+    check_columns(rows, needs_labels=needs_labels)
     can_pad = getattr(get_config(model), "pad_token_id", None) is not None  # else some models read one text at a time
     batches = []
-    for part in rows if are_batches else [rows]:
+    for part in rows if are_batches(rows) else [rows]:
         examples = read_examples("dataset", model, part)
-        if examples.labels is None:
+        if examples.labels is None and needs_labels:
             raise CompressionError("The labels of dataset must be tensors, as its input_ids are.")
         count = len(examples.lengths)
-        size = 1 if not can_pad else count if are_batches else batch_size
+        size = 1 if not can_pad else count if are_batches(rows) else batch_size
         for indices, batch in examples.batches(size):
-            batches.append(batch | {"labels": examples.labels[indices]})
+            batches.append(batch if examples.labels is None else batch | {"labels": examples.labels[indices]})
     return batches
+
+
+def has_labels(dataset: Any) -> bool:
+    """Whether a batch, or some row or batch of a data set, has labels."""
+    rows = [dataset] if isinstance(dataset, Mapping) else dataset
+    return any(isinstance(row, Mapping) and not set(LABELS).isdisjoint(row) for row in rows)
+
+
+def check_columns(rows: Sequence[Any], *, needs_labels: bool) -> None:
+    """Refuse rows, or batches, that do not all have token ids, or labels if those are needed."""
+    names = [set(row) if isinstance(row, Mapping) else set() for row in rows]
+    shared = set.intersection(*names) if rows else set()
+    if "input_ids" not in shared or (needs_labels and not shared & set(LABELS)):
+        wanted = "'input_ids' and 'labels'" if needs_labels else "'input_ids'"
+        raise CompressionError(
+            f"dataset must hold rows with {wanted}, as a Trainer takes them; found {len(rows)} rows "
+            f"with {', '.join(sorted(map(str, set().union(*names)))) or 'nothing'}."
+        )
+
+
+def are_batches(rows: Sequence[Any]) -> bool:
+    """Whether these are batches of tensors, not rows."""
+    return isinstance(rows[0]["input_ids"], Tensor) and rows[0]["input_ids"].dim() == 2
