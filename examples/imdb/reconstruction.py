@@ -2,8 +2,8 @@
 
     python -m examples.imdb.reconstruction
 
-For each of two data sets and three seeds one BERT is fine-tuned, shrunk to several shares of its FLOPs with and without
-labels, with and without the outputs of its layers reconstructed, and tested without further training. Some of the
+For each of two data sets and three seeds one BERT is fine-tuned, shrunk to several shares of its FLOPs by several
+rankings, with and without the outputs of its layers reconstructed, and tested without further training. Some of the
 shrunken models are also distilled from the original for one and for three epochs and tested again. Stopped, the program
 resumes after the last finished run; several processes can share the work (``--texts``, ``--seeds``, ``--jobs``). It
 writes its page, picture and figures to docs/reconstruction.
@@ -53,6 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "l1, reconstructed": {"importance": "l1", "reconstruct": True},
     "fisher": {"importance": "fisher", "reconstruct": False},
     "fisher, reconstructed": {"importance": "fisher", "reconstruct": True},
+    "obs, reconstructed": {"importance": "obs", "reconstruct": True},
 }
 LAST = [*METHODS][-1]  # which the page compares with the original
 DISTILLED = ("fisher", LAST)
@@ -186,7 +187,7 @@ class Case:
     def _shrunken(self, method: str, share: float) -> tuple[Pair, float]:
         model, tokenizer = self.load_teacher()
         rows = self.data["train"].take(min(CALIBRATION_TEXTS, len(self.data["train"])))
-        if method.startswith("l1"):  # which needs none
+        if not method.startswith("fisher"):  # the others need none
             rows = rows.remove_columns("labels")
         start = time.perf_counter()
         hfc.prune_structured(model, flops=share, dataset=rows, **METHODS[method])
@@ -231,7 +232,7 @@ def write_page(folder: Path, results: Result) -> None:
 def draw(axes: Axes, texts: Texts, runs: dict[str, list[Result]]) -> None:
     """Draw the accuracies of one data set."""
     axes.grid(alpha=0.3)
-    for method, marker in zip(METHODS, "sv^o", strict=True):
+    for method, marker in zip(METHODS, "sv^oD", strict=True):
         shares = [share for share in SHARES if f"{method} {share}" in runs]
         values = [[run["accuracy"] for run in runs[f"{method} {share}"]] for share in shares]
         bars = [spread(one) for one in values]
@@ -257,8 +258,8 @@ def render_page(results: Result) -> str:
     parts = [
         "# What is reconstruction worth?",
         f"""all-MiniLM-L6-v2 fine-tuned on {drawn}, then shrunk to a share of its FLOPs by `prune_structured(model,
-flops=share, importance=..., reconstruct=..., dataset=...)` with {CALIBRATION_TEXTS} of the training texts (without
-their labels for `"l1"`) and tested without further training. {len(SEEDS)} seeds, each with texts and a teacher of its
+flops=share, importance=..., reconstruct=..., dataset=...)` with {CALIBRATION_TEXTS} of the training texts (their labels
+for `"fisher"` alone) and tested without further training. {len(SEEDS)} seeds, each with texts and a teacher of its
 own: mean and Student's 95 % interval. The last columns are about `{LAST}`; differences are taken seed by seed.""",
     ]
     for name, texts in TEXTS.items():
@@ -268,7 +269,7 @@ own: mean and Student's 95 % interval. The last columns are about `{LAST}`; diff
         "## After distillation",
         f"""The same models after distillation from the original on all its training texts (KL at temperature
 {SOFT_LABELS["temperature"]:g} and cross-entropy, alpha {SOFT_LABELS["alpha"]}; AdamW, learning rate falling linearly,
-16 texts a step). The gain is that of the reconstruction, seed by seed.""",
+16 texts a step). The gain is that over `fisher`, seed by seed.""",
     ]
     for name, texts in TEXTS.items():
         if texts.recipes:

@@ -14,7 +14,8 @@ from hfcompress.models.heads_and_neurons import KINDS, find_groups
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.surgery import masked
 from hfcompress.models.traced_neurons import find_or_trace
-from hfcompress.shrink.importance import expected_loss, l1_scores, labelled_batches, mask_gradients
+from hfcompress.shrink.expected_loss import expected_loss
+from hfcompress.shrink.importance import l1_scores, labelled_batches, mask_gradients
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama", "modernbert"])

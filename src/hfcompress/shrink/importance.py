@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.errors import CompressionError
-from hfcompress.losses import LabelLoss, Problem, label_loss
+from hfcompress.losses import LabelLoss, label_loss
 from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, get_problem_type
 from hfcompress.models.heads_and_neurons import Group
 from hfcompress.models.inputs import LABELS, Batch, read_examples
 from hfcompress.models.surgery import masked
+from hfcompress.shrink.expected_loss import expected_loss
+from hfcompress.shrink.surgeon import obs_scores
 from hfcompress.validation import check_count
 
-Importance = Literal["l1", "taylor", "fisher"]
+Importance = Literal["l1", "taylor", "fisher", "obs"]
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 
 
@@ -76,36 +78,6 @@ def mask_gradients(model: nn.Module, groups: Sequence[Group], batches: Iterable[
     return [torch.cat(gradients) for gradients in found]
 
 
-def expected_loss(logits: Tensor, problem: Problem, random: torch.Generator) -> Tensor:
-    """A value whose squared gradient is that of the loss, expected over labels as likely as the model predicts.
-
-    So their mean is the diagonal of the Fisher information itself, for which the empirical one takes the data's labels.
-
-    Args:
-        logits: Shape (batch, classes).
-        problem: With two classes the expectation is exact; of more it is that of whether the predicted class is the
-            label. Several labels, or outputs of a regression, are added with random signs, so that the products of two
-            cancel out on average; the outputs of a regression are equally uncertain.
-        random: Draws the signs.
-
-    Returns:
-        Shape (batch,), float32.
-    """
-    logits = logits.float()
-    if problem == "single_label_classification":
-        best = logits.argmax(1, keepdim=True)
-        odds = logits.gather(1, best)[:, 0] - logits.scatter(1, best, float("-inf")).logsumexp(1)
-        return odds * _deviation(odds)
-    signs = (2 * torch.randint(2, logits.shape, generator=random) - 1).to(logits)
-    weights = signs / logits.shape[1] * (1 if problem == "regression" else _deviation(logits))
-    return (logits * weights).sum(1)
-
-
-def _deviation(odds: Tensor) -> Tensor:
-    """The standard deviation of a label with these log-odds."""
-    return (odds.sigmoid() * (-odds).sigmoid()).sqrt().detach()
-
-
 def importance_scores(
     model: nn.Module, groups: Sequence[Group], kind: Importance, batches: Iterable[Batch] | None
 ) -> list[Tensor]:
@@ -118,7 +90,7 @@ def importance_scores(
             change when the head or neuron is removed (Michel et al. 2019, https://arxiv.org/abs/1905.10650, eq. 2).
             ``"fisher"``: its mean square, the diagonal of the empirical Fisher information (Kwon et al. 2022,
             https://arxiv.org/abs/2204.09656, section 4.2); of batches without labels the Fisher information that they
-            estimate, by `expected_loss`.
+            estimate, by `expected_loss`. ``"obs"``: `obs_scores`.
         batches: What the model reads, for ``"taylor"`` with labels; for ``"l1"`` None.
 
     Returns:
@@ -127,6 +99,8 @@ def importance_scores(
     if kind == "l1":
         return [l1_scores(model, one) for one in groups]
     assert batches is not None
+    if kind == "obs":
+        return obs_scores(model, groups, batches)
     gradients = [gradient.double() for gradient in mask_gradients(model, groups, batches)]
     return [(one.abs() if kind == "taylor" else one.square()).mean(0) for one in gradients]
 

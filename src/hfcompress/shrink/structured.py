@@ -68,9 +68,10 @@ def prune_structured(
         latency: The same for the share of the time that a text of 128 tokens takes, measured here and now, again and
             again while the FLOPs to keep are narrowed down. A busy machine measures badly.
         drop_layers: Whole layers to remove first: their indices, or how many, the least important ones then.
-        importance: ``"l1"`` needs no data, ``"fisher"`` a ``dataset`` and ``"taylor"`` a labelled one (see
-            `hfcompress.importance`), of which ``"fisher"`` reads the labels where there are some. With ``"l1"`` heads
-            and neurons cannot be weighed against each other: to meet a budget, the same fraction of both is removed.
+        importance: ``"l1"`` needs no data, ``"obs"`` and ``"fisher"`` a ``dataset`` and ``"taylor"`` a labelled one
+            (see `hfcompress.importance`); ``"fisher"`` reads the labels where there are some, ``"obs"`` never, and is
+            the best where outputs are reconstructed. With ``"l1"`` heads and neurons cannot be weighed against each
+            other: to meet a budget, the same fraction of both is removed.
         scope: ``"global"``: the least important of all layers; ``"layer"``: the same fraction of each.
         dataset: Rows with ``input_ids``, ``labels`` and other inputs, as a Trainer takes them (a few hundred will do);
             or batches of tensors.
