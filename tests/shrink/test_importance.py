@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import SHRINKABLE, batch, build
-from shrinking import LABELLED, everywhere, refused, with_neurons
+from shrinking import LABELLED, refused, with_neurons
 from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 
@@ -14,7 +14,6 @@ from hfcompress.models.heads_and_neurons import KINDS, find_groups
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.surgery import masked
 from hfcompress.models.traced_neurons import find_or_trace
-from hfcompress.shrink.expected_loss import expected_loss
 from hfcompress.shrink.importance import l1_scores, labelled_batches, mask_gradients
 
 
@@ -105,61 +104,6 @@ def test_gradients_are_those_of_the_loss_of_the_problem():
 def test_data_that_do_not_fit_are_refused(dataset, message):
     size = 0 if "batch_size" in message else 16
     refused(build("bert"), message, heads=0.5, importance="fisher", dataset=dataset, batch_size=size)
-
-
-@everywhere
-def test_without_labels_they_are_expected_from_the_model(architecture):
-    model = build(architecture).eval()
-    groups = [group for kind in KINDS for group in find_groups(model, kind)]
-    data = batch(5, 6)
-    labels = [torch.full_like(data["labels"], label) for label in range(2)]
-    unlabelled = {name: value for name, value in data.items() if name != "labels"}
-    found = mask_gradients(model, groups, [unlabelled])
-    with torch.no_grad():
-        probabilities = model(**unlabelled).logits.softmax(1)
-    each = [mask_gradients(model, groups, [data | {"labels": one}]) for one in labels]
-    for index, gradients in enumerate(found):
-        expected = sum(probabilities[:, label, None] * each[label][index].square() for label in range(2))
-        torch.testing.assert_close(gradients.square(), expected, rtol=1e-3, atol=1e-9)
-
-
-def test_expected_gradients_of_more_classes_and_labels():
-    """Three classes: of the predicted one against the rest. Labels: on average over the signs, of each label."""
-    logits = torch.tensor([[2.0, -0.5, 0.5], [0.1, 0.2, 0.3]], dtype=torch.float64, requires_grad=True)
-    (found,) = torch.autograd.grad(
-        expected_loss(logits, "single_label_classification", torch.Generator()).sum(), logits
-    )
-    probabilities = logits.detach().softmax(1)
-    for row in range(2):
-        best = int(logits[row].argmax())
-        p = float(probabilities[row, best])
-        expected = torch.zeros(3, dtype=torch.float64)
-        for is_best, likely in ((True, p), (False, 1 - p)):
-            other = logits[row].detach().clone().requires_grad_()
-            likelihood = other.softmax(0)[best]
-            (-torch.log(likelihood if is_best else 1 - likelihood)).backward()
-            expected += likely * other.grad.square()
-        torch.testing.assert_close(found[row].square(), expected, rtol=1e-5, atol=0)
-
-    random, sums = torch.Generator().manual_seed(0), torch.zeros(3, 3, dtype=torch.float64)
-    for _ in range(2000):
-        loss = expected_loss(logits, "multi_label_classification", random)[0]
-        (gradient,) = torch.autograd.grad(loss, logits)
-        sums += torch.outer(gradient[0], gradient[0]) / 2000
-    odds = logits.detach()[0].sigmoid()
-    torch.testing.assert_close(sums, torch.diag(odds * (1 - odds) / 9), rtol=1e-4, atol=2e-3)
-
-
-def test_fisher_without_labels_is_reproducible_and_taylor_refused():
-    unlabelled = [{name: value for name, value in row.items() if name != "labels"} for row in LABELLED]
-    reports = [
-        prune_structured(build("bert", layers=3, **more), flops=0.6, importance="fisher", dataset=unlabelled)
-        for more in ({}, {}, {"num_labels": 1}, {"num_labels": 3, "problem_type": "multi_label_classification"})
-    ]
-    assert reports[0] == reports[1]
-    assert all(report.flops[1] <= 0.6 * report.flops[0] for report in reports)
-    refused(build("bert"), "'input_ids' and 'labels'", heads=0.5, importance="taylor", dataset=unlabelled)
-    refused(build("bert"), "'fisher' needs data: pass dataset=", heads=0.5, importance="fisher")
 
 
 def test_data_may_be_one_batch_or_have_no_padding_token():

@@ -14,7 +14,6 @@ from hfcompress.models.classifier import evaluation_mode, get_config, get_logits
 from hfcompress.models.heads_and_neurons import Group
 from hfcompress.models.inputs import LABELS, Batch, read_examples
 from hfcompress.models.surgery import masked
-from hfcompress.shrink.expected_loss import expected_loss
 from hfcompress.shrink.surgeon import obs_scores
 from hfcompress.validation import check_count
 
@@ -51,27 +50,21 @@ def mask_gradients(model: nn.Module, groups: Sequence[Group], batches: Iterable[
     Args:
         model: A classifier; left as it was. The loss is the cross-entropy, in regression the squared error.
         groups: Heads and neurons of several blocks.
-        batches: What the model reads, with ``labels``. Without them the squares of the gradients are those that are
-            expected where the labels are as the model predicts: see `expected_loss`.
+        batches: What the model reads, with ``labels``.
 
     Returns:
         For each group shape (examples, count), float32, on the CPU.
     """
     found: list[list[Tensor]] = [[] for _ in groups]
-    random = torch.Generator().manual_seed(0)
     problem = get_problem_type(model, "model")
     kind: LabelLoss = "mse" if problem == "regression" else "cross_entropy"
     with evaluation_mode(model):
         for batch in batches:
             inputs = dict(batch)
-            labels, ids = inputs.pop("labels", None), inputs["input_ids"]
-            masks = [torch.ones(len(ids), 1, one.count, device=ids.device, requires_grad=True) for one in groups]
+            labels = inputs.pop("labels")
+            masks = [torch.ones(len(labels), 1, one.count, device=labels.device, requires_grad=True) for one in groups]
             with torch.enable_grad(), masked(model, list(zip(groups, masks, strict=True))):
-                logits = get_logits(model(**inputs))
-                if labels is None:
-                    loss = expected_loss(logits, problem, random).sum()
-                else:
-                    loss = label_loss(logits, labels, kind, problem=problem).sum()
+                loss = label_loss(get_logits(model(**inputs)), labels, kind, problem=problem).sum()
             made = torch.autograd.grad(loss, masks, materialize_grads=True)  # 0 of a block that is not used
             for gradients, gradient in zip(found, made, strict=True):
                 gradients.append(gradient[:, 0].cpu())
@@ -89,9 +82,8 @@ def importance_scores(
         kind: ``"l1"``: `l1_scores`. ``"taylor"``: the mean magnitude of the mask's gradient, the loss's first-order
             change when the head or neuron is removed (Michel et al. 2019, https://arxiv.org/abs/1905.10650, eq. 2).
             ``"fisher"``: its mean square, the diagonal of the empirical Fisher information (Kwon et al. 2022,
-            https://arxiv.org/abs/2204.09656, section 4.2); of batches without labels the Fisher information that they
-            estimate, by `expected_loss`. ``"obs"``: `obs_scores`.
-        batches: What the model reads, for ``"taylor"`` with labels; for ``"l1"`` None.
+            https://arxiv.org/abs/2204.09656, section 4.2). ``"obs"``: `obs_scores`.
+        batches: Labelled batches; for ``"obs"`` labels are not read, and for ``"l1"`` None.
 
     Returns:
         For each group shape (count,), float64, on the CPU.
@@ -132,12 +124,6 @@ def labelled_batches(model: nn.Module, dataset: Any, batch_size: int, *, needs_l
         for indices, batch in examples.batches(size):
             batches.append(batch if examples.labels is None else batch | {"labels": examples.labels[indices]})
     return batches
-
-
-def has_labels(dataset: Any) -> bool:
-    """Whether a batch, or some row or batch of a data set, has labels."""
-    rows = [dataset] if isinstance(dataset, Mapping) else dataset
-    return any(isinstance(row, Mapping) and not set(LABELS).isdisjoint(row) for row in rows)
 
 
 def check_columns(rows: Sequence[Any], *, needs_labels: bool) -> None:

@@ -23,7 +23,7 @@ from hfcompress.models.traced_neurons import find_or_trace
 from hfcompress.models.weights import PRUNABLE_DTYPES, check_no_computed_weights, check_not_quantized
 from hfcompress.report.structure import BlockStructure, Reconstruction, StructureReport
 from hfcompress.shrink.budget import MEASURES, Budget
-from hfcompress.shrink.importance import IMPORTANCES, Importance, has_labels, importance_scores, labelled_batches
+from hfcompress.shrink.importance import IMPORTANCES, Importance, importance_scores, labelled_batches
 from hfcompress.shrink.layers import are_indices, keep_layers
 from hfcompress.shrink.reconstruction import copy_sharing_weights, read_calibration, reconstruct_outputs
 from hfcompress.shrink.selection import Scope, select
@@ -68,10 +68,10 @@ def prune_structured(
         latency: The same for the share of the time that a text of 128 tokens takes, measured here and now, again and
             again while the FLOPs to keep are narrowed down. A busy machine measures badly.
         drop_layers: Whole layers to remove first: their indices, or how many, the least important ones then.
-        importance: ``"l1"`` needs no data, ``"obs"`` and ``"fisher"`` a ``dataset`` and ``"taylor"`` a labelled one
-            (see `hfcompress.importance`); ``"fisher"`` reads the labels where there are some, ``"obs"`` never, and is
-            the best where outputs are reconstructed. With ``"l1"`` heads and neurons cannot be weighed against each
-            other: to meet a budget, the same fraction of both is removed.
+        importance: ``"l1"`` needs no data, ``"obs"`` a ``dataset``, labelled or not, and ``"taylor"`` and ``"fisher"`` a
+            labelled one (see `hfcompress.importance`). ``"obs"`` counts on the outputs being reconstructed, and is the
+            best then. With ``"l1"`` heads and neurons cannot be weighed against each other: to meet a budget, the same
+            fraction of both is removed.
         scope: ``"global"``: the least important of all layers; ``"layer"``: the same fraction of each.
         dataset: Rows with ``input_ids``, ``labels`` and other inputs, as a Trainer takes them (a few hundred will do);
             or batches of tensors.
@@ -113,10 +113,9 @@ def prune_structured(
     groups = _find(model, kinds, any_kind=budget is not None)
     if dataset is not None and not isinstance(dataset, Mapping):
         dataset = list(dataset)
-    needs_labels = importance == "taylor" or (dataset is not None and has_labels(dataset))
     batches = None
     if importance != "l1":
-        batches = labelled_batches(model, dataset, batch_size, needs_labels=needs_labels)
+        batches = labelled_batches(model, dataset, batch_size, needs_labels=importance != "obs")
     calibration = None if dataset is None or not reconstruct else read_calibration(model, dataset, batch_size)
     try:
         before = _sizes(model)
@@ -226,7 +225,7 @@ def _check_arguments(asked: dict[str, Any], importance: str, scope: str, round_t
     check_choice("scope", scope, get_args(Scope))
     check_count("round_to", round_to)
     if importance != "l1" and dataset is None:
-        needed = "labelled data" if importance == "taylor" else "data"
+        needed = "data" if importance == "obs" else "labelled data"
         raise CompressionError(f"importance={importance!r} needs {needed}: pass dataset=, or choose 'l1'.")
 
 

@@ -2,10 +2,10 @@
 
 What removing heads or neurons costs is estimated with the weights of the others in the same projection chosen anew, as
 `prune_structured` does when it reconstructs outputs. A projection's weight W reads X, and g are the gradients of the
-loss for its outputs. With the Kronecker factors H = X'X and G = E[gg'] of the loss's curvature, the least rise of the
-loss when the columns u of W go is tr(G W_u (H⁻¹_uu)⁻¹ W_u'): Hassibi and Stork 1992 for single weights; van der Ouderaa
-et al. 2024 (https://arxiv.org/abs/2312.17244) for columns, with these factors; Kurtic et al. 2023
-(https://arxiv.org/abs/2302.04089) for heads and neurons removed one after the other, there with G = 1.
+logits for its outputs. With the Kronecker factors H = X'X and G = E[gg'], the least squared change of the logits when
+the columns u of W go is tr(G W_u (H⁻¹_uu)⁻¹ W_u'): Hassibi and Stork 1992 for single weights; van der Ouderaa et al.
+2024 (https://arxiv.org/abs/2312.17244) for columns, with the factors of the loss; Kurtic et al. 2023
+(https://arxiv.org/abs/2302.04089) for heads and neurons removed one after the other, with G = 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from hfcompress.models.classifier import evaluation_mode, get_logits, get_problem_type, in_float32
 from hfcompress.models.heads_and_neurons import Group, weight_axis
 from hfcompress.models.inputs import Batch
-from hfcompress.shrink.expected_loss import expected_loss
 
 _PENALTY = 0.01  # added to the diagonal of H, as a multiple of its mean
 _STEPS = 32  # in which the neurons of a block are removed; heads one by one
@@ -29,7 +28,7 @@ _STEPS = 32  # in which the neurons of a block are removed; heads one by one
 
 @dataclass
 class Curvature:
-    """Kronecker factors of the curvature of the expected loss for the weight of one projection, and how many tokens.
+    """Kronecker factors of the logits' squared change with the weight of one projection.
 
     Attributes:
         inputs: X'X, the sum over all tokens, shape (inputs, inputs), float64.
@@ -43,7 +42,7 @@ class Curvature:
 
 
 def obs_scores(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch]) -> list[Tensor]:
-    """Score heads or neurons by what the expected loss rises when they go and the others are solved for again.
+    """Score heads or neurons by how much the logits change when they go and the others are solved for again.
 
     Args:
         model: A classifier; left as it was.
@@ -122,7 +121,7 @@ def _damped(gram: Tensor) -> Tensor:
 def _curvatures(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]) -> dict[str, Curvature]:
     """Compute the factors of projections, by one forward and backward pass."""
     found: dict[str, Curvature] = {}
-    problem, random = get_problem_type(model, "model"), torch.Generator().manual_seed(0)
+    problem, texts = get_problem_type(model, "model"), 0
     with ExitStack() as hooks, in_float32(model), evaluation_mode(model), torch.enable_grad():
         calls: list[tuple[str, Tensor, Tensor]] = []
         for name in names:
@@ -137,10 +136,14 @@ def _curvatures(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]
         for batch in batches:
             calls.clear()
             logits = get_logits(model(**{name: value for name, value in batch.items() if name != "labels"}))
+            if problem == "single_label_classification":  # in which what all logits share has no effect
+                logits = logits - logits.mean(1, keepdim=True)
+            one = (texts + torch.arange(len(logits), device=logits.device)) % logits.shape[1]  # of each text in turn
+            texts += len(logits)
             leaves = [leaf for _, _, leaf in calls]
-            made = torch.autograd.grad(expected_loss(logits, problem, random).sum(), leaves, materialize_grads=True)
+            made = torch.autograd.grad(logits.gather(1, one[:, None]).sum(), leaves, materialize_grads=True)
             for (name, states, _), gradients in zip(calls, made, strict=True):
-                parts = [one.flatten(0, -2).to(place).double() for one in (states, gradients)]
+                parts = [part.flatten(0, -2).to(place).double() for part in (states, gradients)]
                 grams = [part.T @ part for part in parts]
                 factors = found.setdefault(name, Curvature(torch.zeros_like(grams[0]), torch.zeros_like(grams[1])))
                 factors.inputs += grams[0]
