@@ -61,7 +61,7 @@ def write_reviews(data, path, *, labels=True):
 def test_labelled_data_rank_and_say_what_it_cost(models, data, tmp_path, run):
     reviews = write_reviews(data, tmp_path / "reviews.csv")
     found = run("shrink", models / "bert", "--flops", 0.6, "--data", reviews, "-o", tmp_path / "out", "--json")
-    assert found["importance"] == "fisher"
+    assert found["importance"] == "obs"
     assert found["held_out"] == 10
     with reviews.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -82,7 +82,7 @@ def test_texts_without_labels_are_not_ignored(models, data, tmp_path, run):
     found = run(*shrink, tmp_path / "out", "--json")
     assert "no labels in a column 'label'" in run.error
     assert "warning" not in run.error
-    assert (found["importance"], found["held_out"], found["accuracy"]) == ("l1", 10, None)
+    assert (found["importance"], found["held_out"], found["accuracy"]) == ("obs", 10, None)
     assert 0 <= found["agreement"] <= 1
     run(*shrink, tmp_path / "other", "--importance", "fisher", status=2)
     assert "no column 'label'" in run.error
@@ -97,7 +97,8 @@ def test_rows_without_a_label_are_left_out_where_others_have_one(cells, models, 
     shrink = ("shrink", models / "bert", "--flops", 0.8, "--data", reviews, "-o", tmp_path / "out", "--json")
     found = run(*shrink)
     labelled = bool(cells[0])
-    assert found["importance"] == ("fisher" if labelled else "l1")
+    assert found["importance"] == "obs"
+    assert (found["accuracy"] is not None) == labelled
     assert found["held_out"] == (10 if labelled else 20)
     assert ("40 of 80 rows have no text or no label" in run.error) is labelled
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from examples.imdb import __main__ as command
-from examples.imdb import losses, models, report, schedules, shrinking, study, training
+from examples.imdb import losses, models, reconstruction, report, schedules, shrinking, study, training
 from examples.imdb.data import load_reviews
 from examples.imdb.settings import PRESETS, QUICK_SYSTEMS, SYSTEMS
 from hfcompress import DistillationArguments, compat
@@ -361,6 +362,52 @@ def test_the_committed_page_is_of_the_committed_results(program):
     results = json.loads((ROOT / "docs" / name / "results.json").read_text())
     page = study.render_page(name, results, *program.describe(results))
     assert page == (ROOT / "docs" / name / "index.md").read_text()
+
+
+def test_the_study_of_reconstruction_resumes_and_writes(tmp_path, monkeypatch, capsys):
+    texts = list(load_reviews("packaged", 40, 0, seed=0)["train"]["text"])
+    monkeypatch.setattr(reconstruction, "starting_models", lambda *_: models.starting_models("tiny", {}, texts, 64))
+    small = {"count": 40, "test_count": 20, "max_length": 32, "epochs": 1}
+    one = {"sentences": replace(reconstruction.TEXTS["sentences"], **small, recipes=["5e-5, hidden states"])}
+    for name, value in {"TEXTS": one, "SEEDS": (0, 1), "SHARES": (0.8,), "DISTILLED_SHARES": (0.8,)}.items():
+        monkeypatch.setattr(reconstruction, name, value)
+    monkeypatch.setattr(reconstruction, "EPOCHS", (1,))
+    page = tmp_path / "page"
+
+    def run(*arguments):
+        folders = ["--output", str(page), "--work", str(tmp_path / "work"), "--precision", "float32"]
+        monkeypatch.setattr(sys, "argv", ["study", *folders, *arguments])
+        reconstruction.main()
+        return json.loads((page / "results.json").read_text())["runs"]["sentences"]
+
+    first = run("--seeds", "0", "--jobs", "^fisher")
+    assert set(first) == {"teacher"} | {name for name in first if name.startswith("fisher")}
+    assert "(one seed)" in (page / "index.md").read_text()
+    capsys.readouterr()
+    runs = run()
+    done = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sentences-0")]
+    assert [line.partition(": ")[2] for line in done] == ["l1 0.8", "l1, reconstructed 0.8"]
+    assert {len(results) for results in runs.values()} == {2}
+    assert runs["fisher 0.8"][0] == first["fisher 0.8"][0]
+    assert runs["teacher"][0]["agreement"] == 1
+    text = (page / "index.md").read_text()
+    assert all(method in text for method in reconstruction.METHODS)
+    assert "(one seed)" not in text
+    assert (page / "accuracy.png").stat().st_size > 10_000
+
+
+def test_the_page_of_reconstruction_is_of_its_results():
+    folder = ROOT / "docs" / "reconstruction"
+    results = json.loads((folder / "results.json").read_text())
+    assert reconstruction.render_page(results) == (folder / "index.md").read_text()
+
+
+def test_the_packaged_sentences_are_other_texts():
+    sentences = load_reviews("packaged-sentences", 40, 20, seed=0)
+    assert [len(part) for part in sentences.values()] == [32, 8, 20]
+    reviews = load_reviews("packaged", 40, 20, seed=0)
+    lengths = [sum(map(len, part["train"]["text"])) / 32 for part in (sentences, reviews)]
+    assert 50 < lengths[0] < 200 < lengths[1]
 
 
 @pytest.mark.parametrize("preset", ["quick", "paper"])

@@ -47,7 +47,7 @@ def test_accuracy_before_and_after_is_of_rows_held_out(architecture, form):
     model = build(architecture, layers=3)
     whole = copy.deepcopy(model)
     report = prune_structured(model, flops=0.5, dataset=form(ROWS))
-    assert report.importance == "fisher"
+    assert report.importance == "obs"
     assert report.held_out == 16
     labels = torch.tensor([row["labels"] for row in HELD_OUT])
     predicted = [outputs(one).argmax(-1) for one in (whole, model)]
@@ -89,20 +89,29 @@ def test_rows_held_out_change_nothing():
     assert found[2] == found[0]
 
 
-def test_the_default_is_fisher_with_labels_and_l1_without():
-    for importance, data in (("fisher", ROWS), ("l1", UNLABELLED), ("l1", None)):
-        one, other = build("bert", layers=3), build("bert", layers=3)
-        report = prune_structured(one, flops=0.8, dataset=data)
-        prune_structured(other, flops=0.8, dataset=ROWS if importance == "fisher" else None, importance=importance)
-        assert report.importance == importance
-        assert same_bits(one.state_dict(), other.state_dict())
+@pytest.mark.parametrize(
+    ("importance", "data", "reconstruct"),
+    [
+        ("obs", ROWS, "auto"),
+        ("obs", UNLABELLED, True),
+        ("fisher", ROWS, False),
+        ("l1", UNLABELLED, False),
+        ("l1", None, "auto"),
+    ],
+)
+def test_the_default_depends_on_the_data(importance, data, reconstruct):
+    one, other = build("bert", layers=3), build("bert", layers=3)
+    report = prune_structured(one, flops=0.8, dataset=data, reconstruct=reconstruct)
+    prune_structured(other, flops=0.8, dataset=data, reconstruct=reconstruct, importance=importance)
+    assert report.importance == importance
+    assert same_bits(one.state_dict(), other.state_dict())
 
 
 @pytest.mark.parametrize("missing", [-1, -100, None, np.int64(-1), torch.tensor(-100)], ids=repr)
 def test_missing_labels_are_no_labels(missing):
     model = build("bert", layers=3)
     before = outputs(model).argmax(-1)
-    report = prune_structured(model, flops=0.8, dataset=[row | {"labels": missing} for row in ROWS])
+    report = prune_structured(model, flops=0.8, dataset=[row | {"labels": missing} for row in ROWS], reconstruct=False)
     assert report.importance == "l1"
     assert report.accuracy is None
     assert report.agreement == float((outputs(model).argmax(-1) == before).double().mean())

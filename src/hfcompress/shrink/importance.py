@@ -14,9 +14,10 @@ from hfcompress.models.classifier import evaluation_mode, get_config, get_logits
 from hfcompress.models.heads_and_neurons import Group
 from hfcompress.models.inputs import LABELS, Batch, read_examples
 from hfcompress.models.surgery import masked
+from hfcompress.shrink.surgeon import obs_scores
 from hfcompress.validation import check_count
 
-Importance = Literal["l1", "taylor", "fisher"]
+Importance = Literal["l1", "taylor", "fisher", "obs"]
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 
 
@@ -81,8 +82,8 @@ def importance_scores(
         kind: ``"l1"``: `l1_scores`. ``"taylor"``: the mean magnitude of the mask's gradient, the loss's first-order
             change when the head or neuron is removed (Michel et al. 2019, https://arxiv.org/abs/1905.10650, eq. 2).
             ``"fisher"``: its mean square, the diagonal of the empirical Fisher information (Kwon et al. 2022,
-            https://arxiv.org/abs/2204.09656, section 4.2).
-        batches: Labelled batches; for ``"l1"`` None.
+            https://arxiv.org/abs/2204.09656, section 4.2). ``"obs"``: `obs_scores`.
+        batches: Labelled batches; for ``"obs"`` labels are not read, and for ``"l1"`` None.
 
     Returns:
         For each group shape (count,), float64, on the CPU.
@@ -90,6 +91,8 @@ def importance_scores(
     if kind == "l1":
         return [l1_scores(model, one) for one in groups]
     assert batches is not None
+    if kind == "obs":
+        return obs_scores(model, groups, batches)
     gradients = [gradient.double() for gradient in mask_gradients(model, groups, batches)]
     return [(one.abs() if kind == "taylor" else one.square()).mean(0) for one in gradients]
 

@@ -76,11 +76,12 @@ def prune_structured(
         latency: The same for the share of the time that a text of 128 tokens takes, measured here and now, again and
             again while the FLOPs to keep are narrowed down. A busy machine measures badly.
         drop_layers: Whole layers to remove first: their indices, or how many, the least important ones then.
-        importance: ``"l1"`` needs no data; ``"taylor"`` and ``"fisher"`` need a labelled ``dataset`` (see
-            `hfcompress.importance`). With ``"l1"`` heads and neurons cannot be weighed against each other: to meet a
-            budget, the same fraction of both is removed. ``"auto"``: ``"fisher"`` where the dataset has labels, else
-            ``"l1"``, with a warning where there is no dataset and less than 70 % of the FLOPs are left, from where on
-            the accuracy falls much faster than with ``"fisher"``.
+        importance: ``"l1"`` needs no data, ``"obs"`` a ``dataset``, labelled or not, and ``"taylor"`` and ``"fisher"``
+            a labelled one (see `hfcompress.importance`). ``"obs"`` counts on the outputs being reconstructed. With
+            ``"l1"`` heads and neurons cannot be weighed against each other: to meet a budget, the same fraction of both
+            is removed. ``"auto"``: ``"obs"`` with a dataset; where nothing is reconstructed, ``"fisher"`` with a
+            labelled one; else ``"l1"``, with a warning where there is no dataset and less than 70 % of the FLOPs are
+            left, from where on the accuracy falls much faster than with data.
         scope: ``"global"``: the least important of all layers; ``"layer"``: the same fraction of each.
         dataset: Rows with ``input_ids``, ``labels`` and other inputs, as a Trainer takes them (a few hundred will do);
             or batches of tensors; both may be an iterator, which is read to its end. A fourth of the rows, 300 at
@@ -132,10 +133,16 @@ def prune_structured(
         groups, _ = _keep_plain(model, groups, round_to, any_kind=budget is not None)
     rows = None if dataset is None else read_rows(model, dataset, needs_labels=importance in ("taylor", "fisher"))
     dataset = None if rows is None else rows.ranking  # from here on, without the rows that are held out
-    ranking: Importance = _choose_importance(rows) if importance == "auto" else importance
-    batches = None if ranking == "l1" else labelled_batches(model, dataset, batch_size)
+    ranking: Importance = _choose_importance(rows, reconstruct) if importance == "auto" else importance
+    calibration = None
+    if dataset is not None and (reconstruct or ranking == "obs"):
+        calibration = read_calibration(model, dataset, batch_size)
+    batches = None
+    if ranking == "obs" and calibration is not None:
+        batches = [*calibration.fit, *calibration.held_out]
+    elif ranking != "l1":
+        batches = labelled_batches(model, dataset, batch_size)
     held_out = None if rows is None or not rows.held_out else HeldOutRows(model, rows, batch_size)
-    calibration = None if dataset is None or not reconstruct else read_calibration(model, dataset, batch_size)
     try:
         before = _sizes(model)
     except Exception as error:
@@ -146,7 +153,7 @@ def prune_structured(
     reconstruction: Reconstruction | None = None
     with ExitStack() as undo:
         own_configs(model, undo)  # which other models may share
-        twins = copy_sharing_weights(model) if calibration is not None else {}
+        twins = copy_sharing_weights(model) if calibration is not None and reconstruct else {}
         if "drop_layers" in asked:
             kept = _layers_to_keep(model, drop_layers, ranking, batches)
             keep_layers(model, layer_stack(model)[0], kept, undo)
@@ -166,7 +173,7 @@ def prune_structured(
             remove_and_verify(model, removal, undo)
             blocks = [BlockStructure(g.name, g.kind, g.count, g.count - len(removal[g])) for g in groups]
             write_plan(model)
-        if calibration is not None:
+        if calibration is not None and reconstruct:
             reconstruction = reconstruct_outputs(model, twins, groups, calibration, undo)
         if plain:
             check_plain(model)
@@ -189,9 +196,13 @@ def prune_structured(
     )
 
 
-def _choose_importance(rows: Rows | None) -> Importance:
+def _choose_importance(rows: Rows | None, reconstruct: object) -> Importance:
     """Return how to rank by what there is."""
-    return "fisher" if rows is not None and rows.labelled else "l1"
+    if rows is None:
+        return "l1"
+    if reconstruct:
+        return "obs"
+    return "fisher" if rows.labelled else "l1"
 
 
 def _warn_of_l1(share: float) -> None:
@@ -295,7 +306,8 @@ def _check_arguments(asked: dict[str, Any], importance: str, scope: str, round_t
     check_choice("scope", scope, get_args(Scope))
     check_count("round_to", round_to)
     if importance not in ("auto", "l1") and dataset is None:
-        raise CompressionError(f"importance={importance!r} needs labelled data: pass dataset=, or choose 'l1'.")
+        needed = "data" if importance == "obs" else "labelled data"
+        raise CompressionError(f"importance={importance!r} needs {needed}: pass dataset=, or choose 'l1'.")
 
 
 def check_model(model: object) -> None:

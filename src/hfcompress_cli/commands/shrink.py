@@ -34,9 +34,9 @@ def add_parser(verbs: options.Verbs) -> None:
     help = "layers to remove first: the N least important, or those with these indices (3, with a comma: layer 3)"
     add("--drop-layers", type=options.layers, default=0, metavar="N|I,J", help=help)
     add = parser.add_argument_group("which ones").add_argument
-    help = "how heads and neurons are ranked: by the loss on --data (fisher, taylor) or by their weights alone (l1); "
-    help += "auto, the default: fisher with labelled data, else l1"
-    add("--importance", choices=("auto", "l1", "taylor", "fisher"), default="auto", help=help)
+    help = "how heads and neurons are ranked: by the logits on --data (obs), by the loss on it (fisher, taylor), or by "
+    help += "their weights alone (l1); auto, the default: obs with data, else l1"
+    add("--importance", choices=("auto", "l1", "taylor", "fisher", "obs"), default="auto", help=help)
     add("--scope", choices=("global", "layer"), default="global", help="rank over all layers (default), or in each")
     add("--round-to", type=int, default=8, metavar="N", help="neurons stay in multiples of N (default: 8)")
     help = "remove only so that the folder loads without hfcompress: the same number in all layers"
@@ -69,8 +69,9 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress_cli.outputs import new_folder, save
 
     by_loss = arguments.importance in ("taylor", "fisher")
-    if by_loss and arguments.data is None:
-        raise hfc.CompressionError(f"--importance {arguments.importance} needs labelled texts: name them with --data.")
+    if arguments.importance not in ("auto", "l1") and arguments.data is None:
+        needed = "labelled texts" if by_loss else "texts"
+        raise hfc.CompressionError(f"--importance {arguments.importance} needs {needed}: name them with --data.")
     has_vocabulary = arguments.vocabulary is not None
     if not has_vocabulary and (unused := _changed(arguments, _VOCABULARY)):
         raise hfc.CompressionError(f"--{unused[0].replace('_', '-')} needs texts whose tokens are kept: --vocabulary.")

@@ -1,0 +1,152 @@
+"""Scores of heads and neurons that count on the others being solved for afterwards: the structured brain surgeon.
+
+What removing heads or neurons costs is estimated with the weights of the others in the same projection chosen anew, as
+`prune_structured` does when it reconstructs outputs. A projection's weight W reads X, and g are the gradients of the
+logits for its outputs. With the Kronecker factors H = X'X and G = E[gg'], the least squared change of the logits when
+the columns u of W go is tr(G W_u (H⁻¹_uu)⁻¹ W_u'): Hassibi and Stork 1992 for single weights; van der Ouderaa et al.
+2024 (https://arxiv.org/abs/2312.17244) for columns, with the factors of the loss; Kurtic et al. 2023
+(https://arxiv.org/abs/2302.04089) for heads and neurons removed one after the other, with G = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.models.classifier import evaluation_mode, get_logits, get_problem_type, in_float32
+from hfcompress.models.heads_and_neurons import Group, weight_axis
+from hfcompress.models.inputs import Batch
+
+_PENALTY = 0.01  # added to the diagonal of H, as a multiple of its mean
+_STEPS = 32  # in which the neurons of a block are removed; heads one by one
+
+
+@dataclass
+class Curvature:
+    """Kronecker factors of the logits' squared change with the weight of one projection.
+
+    Attributes:
+        inputs: X'X, the sum over all tokens, shape (inputs, inputs), float64.
+        outputs: The sum of gg', shape (outputs, outputs), float64.
+        tokens: How many.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    tokens: int = 0
+
+
+def obs_scores(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch]) -> list[Tensor]:
+    """Score heads or neurons by how much the logits change when they go and the others are solved for again.
+
+    Args:
+        model: A classifier; left as it was.
+        groups: Heads and neurons of several blocks.
+        batches: What the model reads, without padding; labels are not read.
+
+    Returns:
+        For each group shape (count,), float64, on the CPU. They are those of a greedy removal, one after the other,
+        each with those before it removed: the order of the scores is that of the removal.
+    """
+    curvatures = _curvatures(model, [part.module for group in groups for part in group.consumers], batches)
+    scores = []
+    for group in groups:
+        weights, inputs = [], []
+        for part in group.consumers:
+            module: Any = model.get_submodule(part.module)
+            factors = curvatures.get(part.module)
+            if factors is None:  # a block that is not used
+                continue
+            weight = module.weight.detach().movedim(weight_axis(module, outputs=True), 0).to(factors.inputs)
+            values, vectors = torch.linalg.eigh(factors.outputs / max(1, factors.tokens))
+            weights.append((vectors * values.clamp_min(0).sqrt()).T @ weight)
+            inputs.append(factors.inputs)
+        at_once = 1 if group.kind == "heads" else -(-group.count // _STEPS)
+        scores.append(removal_losses(inputs, weights, group.count, at_once))
+    return scores
+
+
+def removal_losses(grams: Sequence[Tensor], weights: Sequence[Tensor], count: int, at_once: int = 1) -> Tensor:
+    """Remove units of matrices greedily, solving for the others each time, and return what each removal cost.
+
+    Args:
+        grams: For each matrix X'X of its inputs, shape (inputs, inputs), float64; a hundredth of its mean diagonal is
+            added to the diagonal.
+        weights: The matrices, of shape (outputs, inputs), float64. Unit u is the inputs from u * inputs / count on, in
+            all of them together.
+        count: How many units there are.
+        at_once: How many to remove in a step, the cheapest then.
+
+    Returns:
+        Shape (count,), on the CPU: the rise of the sum of ||X(W - W')'||² where the unit goes alone, after those of the
+        steps before; at least as much as any of theirs.
+    """
+    matrices = [weight.clone() for weight in weights]
+    inverses = [torch.linalg.inv(_damped(gram)) for gram in grams]
+    losses, left, least = torch.zeros(count, dtype=torch.float64), torch.arange(count), 0.0
+    while len(left):
+        rises = torch.zeros(len(left), dtype=torch.float64)
+        for inverse, matrix in zip(inverses, matrices, strict=True):
+            size = matrix.shape[1] // len(left)
+            blocks = inverse.view(len(left), size, len(left), size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+            own = matrix.T.view(len(left), size, -1)
+            rises += (own * torch.linalg.solve(blocks, own)).sum((1, 2)).cpu()
+        chosen = rises.argsort(stable=True)[: min(at_once, len(left) - 1) or 1]
+        # Rising by a trifle at least, so that sorting the scores gives the order of the removal.
+        losses[left[chosen]] = rises[chosen].clamp_min(least * (1 + 1e-9))
+        least = float(losses[left[chosen]].max())
+        stays = torch.ones(len(left), dtype=torch.bool)
+        stays[chosen] = False
+        for index, (inverse, matrix) in enumerate(zip(inverses, matrices, strict=True)):
+            kept = stays.repeat_interleave(matrix.shape[1] // len(left)).to(matrix.device)
+            # What stays makes up for what goes, and the inverse becomes that of what stays (block elimination).
+            change = torch.linalg.solve(inverse[~kept][:, ~kept], inverse[~kept][:, kept])
+            matrices[index] = matrix[:, kept] - matrix[:, ~kept] @ change
+            inverses[index] = inverse[kept][:, kept] - inverse[kept][:, ~kept] @ change
+        left = left[stays]
+    return losses
+
+
+def _damped(gram: Tensor) -> Tensor:
+    diagonal = gram.diagonal()
+    scale = diagonal.mean() if float(diagonal.mean()) > 0 else torch.ones_like(diagonal[0])
+    return gram + _PENALTY * scale * torch.eye(len(gram)).to(gram)
+
+
+def _curvatures(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]) -> dict[str, Curvature]:
+    """Compute the factors of projections, by one forward and backward pass."""
+    found: dict[str, Curvature] = {}
+    problem, texts = get_problem_type(model, "model"), 0
+    with ExitStack() as hooks, in_float32(model), evaluation_mode(model), torch.enable_grad():
+        calls: list[tuple[str, Tensor, Tensor]] = []
+        for name in names:
+
+            def follow(module: nn.Module, inputs: tuple[Any, ...], output: Tensor, name: str = name) -> Tensor:
+                calls.append((name, inputs[0].detach(), torch.zeros_like(output, requires_grad=True)))
+                return output + calls[-1][2]
+
+            hooks.callback(model.get_submodule(name).register_forward_hook(follow).remove)
+        device = next(model.parameters()).device
+        place = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        for batch in batches:
+            calls.clear()
+            logits = get_logits(model(**{name: value for name, value in batch.items() if name != "labels"}))
+            if problem == "single_label_classification":  # in which what all logits share has no effect
+                logits = logits - logits.mean(1, keepdim=True)
+            one = (texts + torch.arange(len(logits), device=logits.device)) % logits.shape[1]  # of each text in turn
+            texts += len(logits)
+            leaves = [leaf for _, _, leaf in calls]
+            made = torch.autograd.grad(logits.gather(1, one[:, None]).sum(), leaves, materialize_grads=True)
+            for (name, states, _), gradients in zip(calls, made, strict=True):
+                parts = [part.flatten(0, -2).to(place).double() for part in (states, gradients)]
+                grams = [part.T @ part for part in parts]
+                factors = found.setdefault(name, Curvature(torch.zeros_like(grams[0]), torch.zeros_like(grams[1])))
+                factors.inputs += grams[0]
+                factors.outputs += grams[1]
+                factors.tokens += len(parts[0])
+    return found
