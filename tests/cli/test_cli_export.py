@@ -1,0 +1,30 @@
+"""``hfcompress export``."""
+
+import pytest
+from command_line import contents
+from exports import needs_torch_export
+
+import hfcompress as hfc
+
+pytestmark = needs_torch_export
+
+
+@pytest.fixture(scope="module")
+def exported(models, tmp_path_factory):
+    """The folder of an exported BERT, and what was printed as JSON."""
+    from hfcompress_cli import main
+
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    assert main(["export", str(models / "bert"), "-o", str(folder)]) == 0
+    return folder
+
+
+def test_export_writes_a_folder_that_loads(exported):
+    assert hfc.load_exported(exported).dtype == "float32"
+
+
+def test_a_folder_is_replaced_only_when_asked(exported, models, run):
+    before = contents(exported)
+    run("export", models / "bert", "-o", exported, status=2)
+    assert "exists already" in run.error
+    assert contents(exported) == before
