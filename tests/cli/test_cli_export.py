@@ -1,7 +1,7 @@
 """``hfcompress export``."""
 
 import pytest
-from command_line import contents
+from command_line import COLUMNS, contents, predict
 from exports import needs_torch_export
 
 import hfcompress as hfc
@@ -28,3 +28,11 @@ def test_a_folder_is_replaced_only_when_asked(exported, models, run):
     run("export", models / "bert", "-o", exported, status=2)
     assert "exists already" in run.error
     assert contents(exported) == before
+
+
+def test_compare_takes_an_exported_folder(exported, models, data, run):
+    found = run("compare", models / "bert", exported, "--data", data / "test.jsonl", *COLUMNS, "--repeats", 1, "--json")
+    torchs, onnx = found.values()
+    assert onnx["accuracy"] == torchs["accuracy"] == predict(models / "bert", data)[1]
+    assert onnx["bytes"] == (exported / "model.onnx").stat().st_size
+    assert onnx["agreement"] == 1.0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem, check_problem
 from hfcompress.models.architectures import OFFSET_POSITIONS, TOKEN_LIMITS
+from hfcompress.models.exported import ExportedModule
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -36,7 +37,8 @@ def get_config(model: nn.Module) -> Any:
 
 def input_names(model: nn.Module) -> frozenset[str]:
     """Return the names of the inputs that a model takes."""
-    return frozenset(inspect.signature(unwrap(model).forward).parameters)
+    inner = unwrap(model)
+    return inner.inputs if isinstance(inner, ExportedModule) else frozenset(inspect.signature(inner.forward).parameters)
 
 
 def get_logits(outputs: Any) -> Tensor:
@@ -79,10 +81,12 @@ def max_tokens(model: nn.Module) -> int | None:
         >>> max_tokens(RobertaForSequenceClassification(config))  # its positions start behind the padding index, 1
         510
     """
-    config = get_config(model)
+    config, inner = get_config(model), unwrap(model)
+    if isinstance(inner, ExportedModule) and inner.max_tokens is not None:
+        return inner.max_tokens
     limits = [limit for name in TOKEN_LIMITS if isinstance(limit := getattr(config, name, None), int) and limit > 0]
     module: Any
-    for name, module in unwrap(model).named_modules():
+    for name, module in inner.named_modules():
         if name.rpartition(".")[2] in OFFSET_POSITIONS and getattr(module, "padding_idx", None) is not None:
             limits.append(len(module.weight) - module.padding_idx - 1)
     return min(limits, default=None)

@@ -22,6 +22,7 @@ from hfcompress.models.classifier import (
     max_tokens,
     unwrap,
 )
+from hfcompress.models.exported import ExportedClassifier, ExportedModule, as_module
 from hfcompress.models.inputs import Batch, Examples, dummy_inputs, read_examples
 from hfcompress.models.labels import label_order
 from hfcompress.models.padding import reading, without_padding
@@ -49,19 +50,20 @@ Inputs = Mapping[str, Tensor] | Sequence[Mapping[str, Any]] | Any  # a batch of 
 
 
 def measure(
-    model: nn.Module,
+    model: nn.Module | ExportedClassifier,
     inputs: Inputs | None = None,
     *,
     batch_size: int | Sequence[int] = 16,
     length: int | Sequence[int] | None = None,
     repeats: int = 20,
     processing_class: PreTrainedTokenizerBase | None = None,
-    reference: nn.Module | None = None,
+    reference: nn.Module | ExportedClassifier | None = None,
 ) -> Measurement:
     """Measure one model. Its weights, gradients and mode are not changed.
 
     Args:
-        model: A Hugging Face classifier.
+        model: A Hugging Face classifier, or an exported one (see `load_exported`), of which there are no counts of
+            parameters, zeros and FLOPs and no peak memory.
         inputs: Inputs of the model: tensors with one row an example, as a tokenizer returns them with
             ``return_tensors="pt"``; or a data set, a sequence of rows each with ``input_ids``; or a sequence of texts,
             or of pairs of texts, which the tokenizer truncates to what the model reads. With ``"labels"``, the quality
@@ -94,11 +96,12 @@ def measure(
         (565760, 4)
     """
     models, own_inputs, tokenizers = {"model": model}, {"model": inputs}, {"model": processing_class}
-    return _compare(models, own_inputs, tokenizers, batch_size, length, repeats, reference).first
+    other = None if reference is None else as_module("reference", reference)
+    return _compare(models, own_inputs, tokenizers, batch_size, length, repeats, other).first
 
 
 def compare(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, nn.Module | ExportedClassifier],
     inputs: Inputs | Mapping[str, Inputs] | None = None,
     *,
     batch_size: int | Sequence[int] = 16,
@@ -113,7 +116,7 @@ def compare(
     of several labels or numbers). The models are not changed.
 
     Args:
-        models: Models by name.
+        models: Models by name, exported ones among them if there are any.
         inputs: As for `measure`, for all models; or by the same names where each model has its own tokenizer. The
             predictions are compared where the labels are the same, example by example.
         batch_size: As for `measure`.
@@ -166,7 +169,7 @@ def packed_bytes(model: nn.Module) -> int:
 
 
 def _compare(
-    models: Mapping[str, nn.Module],
+    given: Mapping[str, nn.Module | ExportedClassifier],
     inputs: Mapping[str, Inputs | None],
     tokenizers: Mapping[str, PreTrainedTokenizerBase | None],
     batch_size: int | Sequence[int],
@@ -178,6 +181,7 @@ def _compare(
     sizes = _read_counts("batch_size", batch_size)
     lengths = [None] if length is None else _read_counts("length", length)
     check_count("repeats", repeats)
+    models = {name: as_module(name, model) for name, model in given.items()}
     for name, model in models.items():
         _check_model(name, model, max(tokens or 0 for tokens in lengths))
     readable = {name: model for name, model in models.items() if inputs[name] is not None}
@@ -212,7 +216,7 @@ def _measure_all(
             batches = {name: dummy_inputs(model, tokens, size) for name, model in models.items()}
         times = _time_rounds(models, batches, repeats)
         for name, batch in batches.items():
-            flops, peak = count_flops(models[name], batch), peak_bytes(models[name], batch)
+            flops, peak = _count_cost(models[name], batch)
             rows, columns = (*batch.get("input_ids", next(iter(batch.values()))).shape, 1)[:2]
             passes[name].append(ForwardPass(rows, columns, flops, peak, tuple(times[name])))
     return Comparison({name: Measurement(**figures[name], passes=tuple(passes[name])) for name in models})
@@ -253,7 +257,19 @@ def _read_examples(name: str, model: nn.Module, inputs: Inputs, tokenizer: PreTr
     return read_examples(owner, model, encode_texts(owner, model, inputs, tokenizer), tokenizer)
 
 
+def _count_cost(model: nn.Module, batch: Batch) -> tuple[int | None, int | None]:
+    """Return the FLOPs and the bytes at the peak of a forward pass; what another runtime does is not known."""
+    if isinstance(model, ExportedModule):
+        return None, None
+    return count_flops(model, batch), peak_bytes(model, batch)
+
+
 def _measure_size(model: nn.Module) -> dict[str, Any]:
+    if isinstance(model, ExportedModule):
+        size, dtype = model.exported.stored_bytes, str(getattr(model.exported, "dtype", "unknown"))
+        unknown = dict.fromkeys(("parameters", "nonzeros", "zeros", "sparsity", "bytes_in_memory"))
+        sizes = {"bytes": size, "bytes_packed": size, "device": "cpu", "dtype": dtype}
+        return unknown | sizes | {"threads": torch.get_num_threads()}
     selection = select_matrices(model)
     report, packed = make_report(model, selection), packed_tensors(model)
     quantized = [quantized_weight(model.get_submodule(name)) for name in selection.quantized]
