@@ -13,7 +13,7 @@ from hfcompress.storage.quantizer import register_loader
 if TYPE_CHECKING:  # a type checker sees the names; the table below says where they are imported from
     from hfcompress import importance as importance
     from hfcompress import losses as losses
-    from hfcompress.deploy import ExportedModel, ExportReport, export, load_exported
+    from hfcompress.deploy import ExportedModel, ExportReport, QualityGate, export, load_exported
     from hfcompress.distill import DistillationArguments, DistillationTrainer, cache_teacher_logits
     from hfcompress.prune import GradualPruning, KeepSparsity, prune_global_l1
     from hfcompress.report import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # a type checker sees the names; the table below says where t
 __version__ = "0.1.0"
 
 __all__ = ["CompressionError", "__version__"]
-__all__ += ["ExportReport", "ExportedModel", "export", "load_exported"]
+__all__ += ["ExportReport", "ExportedModel", "QualityGate", "export", "load_exported"]
 __all__ += ["DistillationArguments", "DistillationTrainer", "cache_teacher_logits"]
 __all__ += ["GradualPruning", "KeepSparsity", "prune_global_l1"]
 __all__ += ["BlockStructure", "Comparison", "ForwardPass", "LayerSparsity", "Measurement", "SparsityReport"]

@@ -15,7 +15,7 @@ def exported(models, tmp_path_factory):
     from hfcompress_cli import main
 
     folder = tmp_path_factory.mktemp("exported") / "onnx"
-    assert main(["export", str(models / "bert"), "-o", str(folder)]) == 0
+    assert main(["export", str(models / "bert"), "-o", str(folder), "--repeats", "0"]) == 0
     return folder
 
 
@@ -36,3 +36,17 @@ def test_compare_takes_an_exported_folder(exported, models, data, run):
     assert onnx["accuracy"] == torchs["accuracy"] == predict(models / "bert", data)[1]
     assert onnx["bytes"] == (exported / "model.onnx").stat().st_size
     assert onnx["agreement"] == 1.0
+
+
+def test_int8_is_exported_for_any_machine(models, data, run, tmp_path):
+    asked = ("--int8", "always", "--data", data / "train.csv", *COLUMNS)
+    found = run("export", models / "bert", "-o", tmp_path / "int8", *asked, "--max-drop", 0.9, "--repeats", 1, "--json")
+    assert (found["dtype"], found["weight_bits"]) == ("int8", 7)
+    assert found["gate"]["rows"] == 20
+    assert hfc.load_exported(tmp_path / "int8").dtype == "int8"
+
+
+def test_int8_without_data_is_refused(models, run, tmp_path):
+    run("export", models / "bert", "-o", tmp_path / "int8", "--int8", status=2)
+    assert "--int8 needs labelled texts" in run.error
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +68,27 @@ class ExportedModel:
             raise CompressionError(
                 f"A text has {shape[1]} tokens, and the exported model reads {self.max_tokens}; truncate the texts."
             )
-        arrays = {name: self._fill(name, given).cpu().to(torch.int64).numpy() for name in self.input_names}
+        arrays = {name: value.numpy() for name, value in self.complete(given).items()}
         try:
             logits = self._session.run(["logits"], arrays)[0]
         except Exception as error:  # onnxruntime's own classes have no public base
             raise CompressionError(f"ONNX Runtime does not run the exported model: {first_line(error)}") from error
         return SequenceClassifierOutput(logits=torch.from_numpy(logits))
 
-    def _fill(self, name: str, given: dict[str, Tensor]) -> Tensor:
-        if name in given:
-            return given[name]
-        if self._defaults[name] is None:
-            raise CompressionError(f"The exported model needs {name}; pass what the tokenizer returns for the texts.")
-        return torch.full_like(given["input_ids"], int(self._defaults[name] or 0))
+    def complete(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return all inputs that the model file has, as int64 on the CPU, those that are not given with their default.
+
+        Raises:
+            CompressionError: One is not given that has none.
+        """
+        missing = [name for name in self.input_names - inputs.keys() if self._defaults[name] is None]
+        if missing:
+            raise CompressionError(f"The exported model needs {', '.join(missing)}; pass what the tokenizer returns.")
+        ids = inputs["input_ids"]
+        filled = {
+            name: torch.full_like(ids, int(self._defaults[name] or 0)) for name in self.input_names - inputs.keys()
+        }
+        return {name: value.cpu().to(torch.int64) for name, value in (dict(inputs) | filled).items()}
 
 
 def load_exported(directory: Folder) -> ExportedModel:

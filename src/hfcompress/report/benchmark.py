@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import product
 from typing import Any, cast
@@ -222,7 +222,7 @@ def _measure_all(
     return Comparison({name: Measurement(**figures[name], passes=tuple(passes[name])) for name in models})
 
 
-def _by_model(argument: str, given: Any, models: Mapping[str, nn.Module], by_name: bool) -> Mapping[str, Any]:
+def _by_model(argument: str, given: Any, models: Collection[str], by_name: bool) -> Mapping[str, Any]:
     """Return what an argument gives to each model, whether by name or to all of them."""
     if not by_name:
         return dict.fromkeys(models, given)
@@ -319,7 +319,7 @@ def _measure_quality(
                 f"The models {first!r} and {name!r} have their classes in different orders, so the same labels mean "
                 "different classes to them; pass inputs={name: inputs of the model}, each with its own labels."
             )
-        logits, labels = _predict(name, models[name], examples[name], batch_size), own_labels[name].cpu()
+        logits, labels = predict_logits(name, models[name], examples[name], batch_size), own_labels[name].cpu()
         figures[name] = score(name, logits, labels, problem)
         if order is not None:
             single = problem == "single_label_classification"
@@ -328,7 +328,7 @@ def _measure_quality(
         outputs[name] = logits, labels
         if reference is not None:
             same = _read_examples("reference", reference, inputs[name], tokenizers[name])
-            expected = _predict("reference", reference, same, batch_size)
+            expected = predict_logits("reference", reference, same, batch_size)
             roles = (f"model {name!r}", "reference")
             order = None if one_output else label_order(models[name], reference, roles, strict=True)
             expected = expected if order is None else expected[:, order]
@@ -340,7 +340,7 @@ def _measure_quality(
     return figures
 
 
-def _predict(name: str, model: nn.Module, examples: Examples, batch_size: int) -> Tensor:
+def predict_logits(name: str, model: nn.Module, examples: Examples, batch_size: int) -> Tensor:
     """Return the logits of all examples, in their order, on the CPU in float64."""
     order, logits = [], []
     with evaluation_mode(model):
