@@ -1,4 +1,4 @@
-"""Prune, distill and measure Hugging Face text classifiers.
+"""Prune, distill, measure and export Hugging Face text classifiers.
 
 What is public is imported when it is first used, so that ``import hfcompress`` costs little beside transformers.
 """
@@ -6,13 +6,14 @@ What is public is imported when it is first used, so that ``import hfcompress`` 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hfcompress import distill, prune, report, shrink, storage
+from hfcompress import deploy, distill, prune, report, shrink, storage
 from hfcompress.errors import CompressionError
 from hfcompress.storage.quantizer import register_loader
 
 if TYPE_CHECKING:  # a type checker sees the names; the table below says where they are imported from
     from hfcompress import importance as importance
     from hfcompress import losses as losses
+    from hfcompress.deploy import ExportedModel, ExportReport, QualityGate, export, load_exported
     from hfcompress.distill import DistillationArguments, DistillationTrainer, cache_teacher_logits
     from hfcompress.prune import GradualPruning, KeepSparsity, prune_global_l1
     from hfcompress.report import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # a type checker sees the names; the table below says where t
 __version__ = "0.1.0"
 
 __all__ = ["CompressionError", "__version__"]
+__all__ += ["ExportReport", "ExportedModel", "QualityGate", "export", "load_exported"]
 __all__ += ["DistillationArguments", "DistillationTrainer", "cache_teacher_logits"]
 __all__ += ["GradualPruning", "KeepSparsity", "prune_global_l1"]
 __all__ += ["BlockStructure", "Comparison", "ForwardPass", "LayerSparsity", "Measurement", "SparsityReport"]
@@ -50,7 +52,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for a public one
     def __getattr__(name: str) -> Any:
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
-        for package in (distill, prune, report, shrink, storage):
+        for package in (deploy, distill, prune, report, shrink, storage):
             if name in package.__all__:
                 value = globals()[name] = getattr(package, name)
                 return value

@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from hfcompress_cli import launch, options
-from hfcompress_cli.commands import compare, distill, pack, prune, report, shrink
+from hfcompress_cli.commands import compare, distill, export, pack, prune, report, shrink
 
 _EXAMPLES = """\
 MODEL is a folder that save_pretrained wrote, or the id of a model on the hub.
@@ -24,6 +24,7 @@ examples:
   hfcompress shrink e5/ --vocabulary reviews.csv -o english/
   hfcompress distill bert/ --student-layers 2 --data reviews.csv -o small/
   hfcompress compare bert/ pruned/ small/ --data test.csv
+  hfcompress export small/ -o onnx/
 
 Results go to standard output, progress and messages to standard error. The exit
 status is 0, 2 if the input cannot be used, or 130 if it was interrupted; then
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     kind = options.VerbParser
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True, parser_class=kind)
-    for command in (report, prune, shrink, distill, compare, pack):
+    for command in (report, prune, shrink, distill, compare, pack, export):
         command.add_parser(verbs)
     return parser
 

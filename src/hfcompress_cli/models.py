@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -18,8 +19,11 @@ from transformers import (
     PreTrainedModel,
 )
 
+import hfcompress as hfc
 from hfcompress.compat import current_accelerator
+from hfcompress.deploy.folder import is_exported
 from hfcompress.errors import CompressionError
+from hfcompress.models.exported import as_module
 from hfcompress.models.labels import are_default_names, label_maps, label_names, readable_maps
 
 # Where none of these is in a folder, transformers makes an empty tokenizer.
@@ -56,6 +60,15 @@ def load(
             raise CompressionError(f"{name} has no tokenizer; save one there with tokenizer.save_pretrained().")
         set_pad_token(tokenizer, model)
     return model, tokenizer
+
+
+def load_exported(name: str) -> tuple[nn.Module, Any] | None:
+    """Load an exported classifier and its tokenizer; None if this is no folder with one."""
+    folder = Path(name).expanduser()
+    if not is_exported(folder):
+        return None
+    model = hfc.load_exported(folder)
+    return as_module(name, model), _load_tokenizer(str(folder), model.config)
 
 
 def set_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:

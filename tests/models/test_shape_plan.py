@@ -1,6 +1,8 @@
 """Shapes of shrunken models in config.json: plain settings, plans, and plans that are refused."""
 
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,26 @@ def test_a_plan_of_other_modules_or_widths_is_refused(change, tmp_path):
     for load in (hfc.load_compressed, AutoModelForSequenceClassification.from_pretrained):
         with pytest.raises(CompressionError, match=r"plan of config\.json"):
             load(tmp_path)
+
+
+COPIES = {
+    "itself": lambda config: config,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda config: pickle.loads(pickle.dumps(config)),
+    "from_dict": lambda config: type(config).from_dict(config.to_dict()),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_plan_says_who_can_rebuild_the_shapes(way, loaded, tmp_path):
+    model = build("bert", layers=3)
+    prune_structured(model, heads=0.5, neurons=0.4)
+    if loaded:
+        model.save_pretrained(tmp_path)
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    plan = COPIES[way](model.config).quantization_config
+    assert isinstance(plan, dict)
+    assert plan.quant_method == plan["quant_method"] == "hfcompress"
+    assert type(plan.to_dict()) is dict
+    assert plan.to_dict() == plan

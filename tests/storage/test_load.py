@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import cached, same_bits
+from architectures import batch, build, cached, same_bits
 from model_folders import plain, pruned
 from safetensors.torch import load_file
-from transformers import BertTokenizerFast, pipeline
+from transformers import BertTokenizerFast, BitsAndBytesConfig, pipeline
 
 import hfcompress as hfc
 
@@ -25,6 +25,23 @@ def test_another_place_for_the_weights_is_refused(option, tmp_path):
     hfc.save_compressed(pruned(), tmp_path)
     with pytest.raises(hfc.CompressionError, match=f"{option}= is not supported"):
         hfc.load_compressed(tmp_path, **{option: "other"})
+
+
+def test_a_second_quantization_is_refused_and_told_what_works(tmp_path):
+    hfc.save_compressed(pruned(), tmp_path)
+    with pytest.raises(hfc.CompressionError, match=r"quantize the model then, such as with torchao: quantize_\(model"):
+        hfc.load_compressed(tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+
+
+def test_a_loaded_model_is_quantized_by_torchao(tmp_path):
+    torchao = pytest.importorskip("torchao.quantization")
+    model = build("bert", layers=3).eval()
+    hfc.prune_structured(model, heads=0.5, neurons=0.4)
+    hfc.save_compressed(model, tmp_path)
+    loaded = hfc.load_compressed(tmp_path)
+    torchao.quantize_(loaded, torchao.Int8WeightOnlyConfig())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch()).logits, model(**batch()).logits, atol=0.1, rtol=0.1)
 
 
 def test_any_option_of_from_pretrained_is_passed_on(tmp_path):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem, check_problem
 from hfcompress.models.architectures import OFFSET_POSITIONS, TOKEN_LIMITS
+from hfcompress.models.exported import ExportedModule
 
 _TEXT_INPUTS = {"input_ids", "inputs_embeds"}
 
@@ -48,6 +49,8 @@ def input_names(model: nn.Module) -> frozenset[str]:
         True
     """
     inner = unwrap(model)
+    if isinstance(inner, ExportedModule):
+        return inner.inputs
     parameters = inspect.signature(inner.forward).parameters
     passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if passes_on and parameters.keys().isdisjoint(_TEXT_INPUTS):
@@ -98,10 +101,12 @@ def max_tokens(model: nn.Module) -> int | None:
         >>> max_tokens(RobertaForSequenceClassification(config))  # its positions start behind the padding index, 1
         510
     """
-    config = get_config(model)
+    config, inner = get_config(model), unwrap(model)
+    if isinstance(inner, ExportedModule) and inner.max_tokens is not None:
+        return inner.max_tokens
     limits = [limit for name in TOKEN_LIMITS if isinstance(limit := getattr(config, name, None), int) and limit > 0]
     module: Any
-    for name, module in unwrap(model).named_modules():
+    for name, module in inner.named_modules():
         if name.rpartition(".")[2] in OFFSET_POSITIONS and getattr(module, "padding_idx", None) is not None:
             limits.append(len(module.weight) - module.padding_idx - 1)
     return min(limits, default=None)

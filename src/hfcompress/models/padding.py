@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_config, unwrap
+from hfcompress.models.exported import ExportedModule
 from hfcompress.models.weights import is_quantized
 
 Row = Mapping[str, Any]
@@ -141,8 +142,8 @@ def unpadded_batches(
         The indices of the rows, and the batch.
     """
     eos = _end_of_text(model)
-    if any(map(is_quantized, model.modules())):
-        batch_size = 1  # quantize_dynamic takes the scale of the inputs of a layer from all rows of a batch
+    if isinstance(unwrap(model), ExportedModule) or any(map(is_quantized, model.modules())):
+        batch_size = 1  # dynamic quantization takes the scale of the inputs of a layer from all rows of a batch
 
     def shape(index: int) -> list[Any]:
         row = rows[index]

@@ -19,12 +19,25 @@ METHOD = "hfcompress"  # how config.json names who can rebuild the shapes
 _VERSIONS = (1, 2)  # of plans; 2 where neurons are named by their modules
 
 
+class Plan(dict[str, Any]):
+    """A plan as it stands in a config: a dict, with what others ask a ``quantization_config`` for (OpenVINO does)."""
+
+    @property
+    def quant_method(self) -> str:
+        """Who can rebuild the shapes."""
+        return str(self["quant_method"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a plain dict."""
+        return dict(self)
+
+
 def is_plan(value: object) -> TypeGuard[Mapping[str, Any]]:
     """Whether this ``quantization_config`` is a plan of ours."""
     return isinstance(value, Mapping) and value.get("quant_method") == METHOD
 
 
-def make_plan(shapes: Mapping[str, Any]) -> dict[str, Any]:
+def make_plan(shapes: Mapping[str, Any]) -> Plan:
     """Make a plan, of the lowest version that can hold these shapes.
 
     Args:
@@ -37,7 +50,7 @@ def make_plan(shapes: Mapping[str, Any]) -> dict[str, Any]:
     shapes = {kind: shapes[kind] for kind in KINDS if kind in shapes}
     neurons = shapes.get("neurons")
     named = isinstance(neurons, list) and any(isinstance(entry, Mapping) for entry in neurons)
-    return {"quant_method": METHOD, "version": _VERSIONS[named], **shapes}
+    return Plan({"quant_method": METHOD, "version": _VERSIONS[named], **shapes})
 
 
 def check_version(plan: Mapping[str, Any]) -> None:

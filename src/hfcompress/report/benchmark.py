@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import product
 from typing import Any, cast
@@ -22,6 +22,7 @@ from hfcompress.models.classifier import (
     max_tokens,
     unwrap,
 )
+from hfcompress.models.exported import ExportedClassifier, ExportedModule, as_module
 from hfcompress.models.inputs import Batch, Examples, dummy_inputs, read_examples
 from hfcompress.models.labels import check_class_names, label_order
 from hfcompress.models.padding import reading, without_padding
@@ -49,19 +50,20 @@ Inputs = Mapping[str, Tensor] | Sequence[Mapping[str, Any]] | Any  # a batch of 
 
 
 def measure(
-    model: nn.Module,
+    model: nn.Module | ExportedClassifier,
     inputs: Inputs | None = None,
     *,
     batch_size: int | Sequence[int] = 16,
     length: int | Sequence[int] | None = None,
     repeats: int = 20,
     processing_class: PreTrainedTokenizerBase | None = None,
-    reference: nn.Module | None = None,
+    reference: nn.Module | ExportedClassifier | None = None,
 ) -> Measurement:
     """Measure one model. Its weights, gradients and mode are not changed.
 
     Args:
-        model: A Hugging Face classifier.
+        model: A Hugging Face classifier, or an exported one (see `load_exported`), of which there are no counts of
+            parameters, zeros and FLOPs and no peak memory.
         inputs: Inputs of the model: tensors with one row an example, as a tokenizer returns them with
             ``return_tensors="pt"``; or a data set, a sequence of rows each with ``input_ids``; or a sequence of texts,
             of pairs of texts, or of rows with ``text`` (and ``text_pair``), which the tokenizer truncates to what the
@@ -95,11 +97,12 @@ def measure(
         (565760, 4)
     """
     models, own_inputs, tokenizers = {"model": model}, {"model": inputs}, {"model": processing_class}
-    return _compare(models, own_inputs, tokenizers, batch_size, length, repeats, reference).first
+    other = None if reference is None else as_module("reference", reference)
+    return _compare(models, own_inputs, tokenizers, batch_size, length, repeats, other).first
 
 
 def compare(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, nn.Module | ExportedClassifier],
     inputs: Inputs | Mapping[str, Inputs] | None = None,
     *,
     batch_size: int | Sequence[int] = 16,
@@ -114,7 +117,7 @@ def compare(
     of several labels or numbers). The models are not changed.
 
     Args:
-        models: Models by name.
+        models: Models by name, exported ones among them if there are any.
         inputs: As for `measure`, for all models; or by the same names where each model has its own tokenizer. The
             predictions are compared where the labels are the same, example by example.
         batch_size: As for `measure`.
@@ -167,7 +170,7 @@ def packed_bytes(model: nn.Module) -> int:
 
 
 def _compare(
-    models: Mapping[str, nn.Module],
+    given: Mapping[str, nn.Module | ExportedClassifier],
     inputs: Mapping[str, Inputs | None],
     tokenizers: Mapping[str, PreTrainedTokenizerBase | None],
     batch_size: int | Sequence[int],
@@ -179,6 +182,7 @@ def _compare(
     sizes = _read_counts("batch_size", batch_size)
     lengths = [None] if length is None else _read_counts("length", length)
     check_count("repeats", repeats)
+    models = {name: as_module(name, model) for name, model in given.items()}
     for name, model in models.items():
         _check_model(name, model, max(tokens or 0 for tokens in lengths))
     readable = {name: model for name, model in models.items() if inputs[name] is not None}
@@ -213,13 +217,13 @@ def _measure_all(
             batches = {name: dummy_inputs(model, tokens, size) for name, model in models.items()}
         times = _time_rounds(models, batches, repeats)
         for name, batch in batches.items():
-            flops, peak = count_flops(models[name], batch), peak_bytes(models[name], batch)
+            flops, peak = _count_cost(models[name], batch)
             rows, columns = (*batch.get("input_ids", next(iter(batch.values()))).shape, 1)[:2]
             passes[name].append(ForwardPass(rows, columns, flops, peak, tuple(times[name])))
     return Comparison({name: Measurement(**figures[name], passes=tuple(passes[name])) for name in models})
 
 
-def _by_model(argument: str, given: Any, models: Mapping[str, nn.Module], by_name: bool) -> Mapping[str, Any]:
+def _by_model(argument: str, given: Any, models: Collection[str], by_name: bool) -> Mapping[str, Any]:
     """Return what an argument gives to each model, whether by name or to all of them."""
     if not by_name:
         return dict.fromkeys(models, given)
@@ -255,7 +259,19 @@ def _read_examples(name: str, model: nn.Module, inputs: Inputs, tokenizer: PreTr
     return read_examples(owner, model, encode_texts(owner, model, inputs, tokenizer), tokenizer)
 
 
+def _count_cost(model: nn.Module, batch: Batch) -> tuple[int | None, int | None]:
+    """Return the FLOPs and the bytes at the peak of a forward pass; what another runtime does is not known."""
+    if isinstance(model, ExportedModule):
+        return None, None
+    return count_flops(model, batch), peak_bytes(model, batch)
+
+
 def _measure_size(model: nn.Module) -> dict[str, Any]:
+    if isinstance(model, ExportedModule):
+        size, dtype = model.exported.stored_bytes, str(getattr(model.exported, "dtype", "unknown"))
+        unknown = dict.fromkeys(("parameters", "nonzeros", "zeros", "sparsity", "bytes_in_memory"))
+        sizes = {"bytes": size, "bytes_packed": size, "device": "cpu", "dtype": dtype}
+        return unknown | sizes | {"threads": torch.get_num_threads()}
     selection = select_matrices(model)
     report, packed = make_report(model, selection), packed_tensors(model)
     quantized = [quantized_weight(model.get_submodule(name)) for name in selection.quantized]
@@ -305,7 +321,7 @@ def _measure_quality(
                 f"The models {first!r} and {name!r} have their classes in different orders, so the same labels mean "
                 "different classes to them; pass inputs={name: inputs of the model}, each with its own labels."
             )
-        logits, labels = _predict(name, models[name], examples[name], batch_size), own_labels[name].cpu()
+        logits, labels = predict_logits(name, models[name], examples[name], batch_size), own_labels[name].cpu()
         figures[name] = score(name, logits, labels, problem)
         if order is not None:
             single = problem == "single_label_classification"
@@ -314,7 +330,7 @@ def _measure_quality(
         outputs[name] = logits, labels
         if reference is not None:
             same = _read_examples("reference", reference, inputs[name], tokenizers[name])
-            expected = _predict("reference", reference, same, batch_size)
+            expected = predict_logits("reference", reference, same, batch_size)
             roles = (f"model {name!r}", "reference")
             order = None if one_output else label_order(models[name], reference, roles, strict=True)
             expected = expected if order is None else expected[:, order]
@@ -326,7 +342,7 @@ def _measure_quality(
     return figures
 
 
-def _predict(name: str, model: nn.Module, examples: Examples, batch_size: int) -> Tensor:
+def predict_logits(name: str, model: nn.Module, examples: Examples, batch_size: int) -> Tensor:
     """Return the logits of all examples, in their order, on the CPU in float64."""
     order, logits = [], []
     with evaluation_mode(model):

@@ -27,15 +27,16 @@ class ForwardPass:
         tokens: Tokens of each example, padding included.
         flops: Floating-point operations of the matrix products, attention included: two for a multiplication with
             addition. Softmax, norms and other operations by element are not counted. Zeros are counted like other
-            numbers.
-        peak_bytes: Peak memory in bytes: the model, its inputs and what the pass itself allocates.
+            numbers. None of an exported model.
+        peak_bytes: Peak memory in bytes: the model, its inputs and what the pass itself allocates. None of an exported
+            model.
         times_ms: Milliseconds of each timed pass, in the order of the rounds.
     """
 
     batch_size: int
     tokens: int
-    flops: int
-    peak_bytes: int
+    flops: int | None
+    peak_bytes: int | None
     times_ms: tuple[float, ...]
 
     @property
@@ -77,7 +78,8 @@ class ForwardPass:
 class Measurement(Report):
     """What was measured of one model. ``print`` and a notebook show a table.
 
-    A figure is None where the inputs or labels that it needs were not given.
+    A figure is None where the inputs or labels that it needs were not given. Of an exported model there are no counts
+    of parameters and zeros and no bytes in memory, and its bytes are those of its file.
 
     Attributes:
         parameters: Number of parameters; a shared one counts once.
@@ -120,13 +122,13 @@ class Measurement(Report):
         undefined: Names of the figures above that are None because they have no value for these examples.
     """
 
-    parameters: int
-    nonzeros: int
-    zeros: int
-    sparsity: float
+    parameters: int | None
+    nonzeros: int | None
+    zeros: int | None
+    sparsity: float | None
     bytes: int
     bytes_packed: int
-    bytes_in_memory: int
+    bytes_in_memory: int | None
     device: str
     dtype: str
     threads: int
@@ -376,6 +378,8 @@ def explain(models: Mapping[str, Measurement], *, verbose: bool) -> list[str]:
             )
         if any(one.zeros for one in timed):
             notes.append("Zeros save no FLOPs and no time here: dense kernels multiply a zero like any other number.")
+    if any(one.parameters is None for one in models.values()):
+        notes.append("Exported models: MB are those of the file; parameters, zeros, FLOPs and memory are not known.")
     labels = [str(speedup(first, other)) for other in others]
     if any(label.endswith("noise") for label in labels):
         notes.append("noise: the interval of the speed-up holds 1: a difference is not shown.")

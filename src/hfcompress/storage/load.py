@@ -83,6 +83,12 @@ def load_compressed(
         directory, revision=revision, token=token, local_files_only=local_files_only, cache_dir=cache_dir
     )
     config = read_config(folder)
+    if kwargs.get("quantization_config") is not None and config.get("quantization_config") is not None:
+        raise CompressionError(
+            f"{folder} has its shapes, or what is packed, under quantization_config, so that no other can be applied "
+            "while it is loaded. Load it without, and quantize the model then, such as with torchao: "
+            "quantize_(model, Int8WeightOnlyConfig())."
+        )
     kind = model_class(config)
     # Weights that do not fit are to be listed, not raised: they are refused below.
     forced = {"output_loading_info": True, "ignore_mismatched_sizes": True}

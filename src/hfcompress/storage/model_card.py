@@ -18,7 +18,7 @@ from hfcompress.models.tensors import stored_bytes
 from hfcompress.report.sparsity import sparsity_report
 
 CARD = "README.md"
-_MARK = "<!-- This card was written by hfcompress. Without this line, a save leaves it as it is. -->"
+MARK = "<!-- This card was written by hfcompress. Without this line, a save leaves it as it is. -->"
 
 
 class Table(Protocol):
@@ -44,7 +44,7 @@ def write_card(
     ModelCard.from_template(
         data,
         template_str=files(__package__).joinpath("model_card.md.j2").read_text(encoding="utf-8") + "\n",
-        mark=_MARK,
+        mark=MARK,
         name=name,
         model_class=model_class,
         held=sum(file.stat().st_size for file in folder.glob("model*.safetensors")),
@@ -60,6 +60,6 @@ def write_card(
 def is_our_card(card: Path) -> bool:
     """Whether we wrote a card, and nobody has removed the line with which it may be replaced."""
     try:
-        return _MARK in card.read_text(encoding="utf-8")
+        return MARK in card.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False

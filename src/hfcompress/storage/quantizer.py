@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from hfcompress.compat import kept_in_float32
 from hfcompress.errors import CompressionError
-from hfcompress.models.shape_plan import METHOD, apply_plan
+from hfcompress.models.shape_plan import METHOD, Plan, apply_plan
 from hfcompress.models.tensors import distinct
 from hfcompress.storage.safetensors_file import PACKABLE, POSITIONS, check_packed_tensors, unpack_file
 from hfcompress.storage.sparse_codec import MOST_EXPANSION, Packed, unpack
@@ -118,7 +118,7 @@ class PlanQuantizer(HfQuantizer):
                 vars(module).pop(name, None)
             if isinstance(module, PreTrainedModel):
                 if set(plan) > {"quant_method", "version"}:
-                    module.config.quantization_config = plan
+                    module.config.quantization_config = Plan(plan)
                 else:  # the shapes are plain and nothing is packed any more
                     vars(module.config).pop("quantization_config", None)
 

@@ -16,7 +16,7 @@ def add_parser(verbs: options.Verbs) -> None:
     """Add the verb with its options."""
     parser = options.add_verb(verbs, "compare", run, "measure several models side by side", __doc__)
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="folders or hub ids")
+    add("models", nargs="+", metavar="MODEL", help="folders, exported ones too, or hub ids")
     add("--markdown", action="store_true", help="print a Markdown table")
     add("--html", metavar="FILE", help="also write a page with plots")
     add("--overwrite", action="store_true", help="replace FILE if it exists")
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     import hfcompress as hfc
     from hfcompress.report.plots import pyplot
     from hfcompress_cli.data import check_labels, encode, read_rows
-    from hfcompress_cli.models import find_device, load
+    from hfcompress_cli.models import find_device, load, load_exported
     from hfcompress_cli.outputs import check_file, write_file
 
     names = arguments.models
@@ -47,12 +47,13 @@ def run(arguments: argparse.Namespace) -> options.Results:
     rows = None if arguments.data is None else read_rows(arguments.data, columns, label, seed=0, **reading)
     models, inputs, tokenizers = {}, {}, {}
     for name in names:
-        model, tokenizer = load(name, trained=rows is not None, reads_texts=rows is not None)
+        exported = load_exported(name)
+        model, tokenizer = exported or load(name, trained=rows is not None, reads_texts=rows is not None)
         tokenizers[name] = tokenizer  # with it GPT-2 reads batches, even of dummy texts
         if rows is not None:
             length, labels = arguments.max_length, options.labels(arguments)
             inputs[name] = encode(rows, columns, label, model, tokenizer, length, **labels)
-        models[name] = model.to(device)
+        models[name] = model if exported else model.to(device)
     if rows is not None:
         check_labels(rows, label, models, **options.labels(arguments))
     timing = {"batch_size": arguments.batch_size, "length": arguments.length, "repeats": arguments.repeats}

@@ -1,0 +1,45 @@
+"""Writes the model card of an exported model, with the lines that serve it."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfcompress.deploy.export_report import ExportReport
+from hfcompress.models.tokenizers import token_limit
+from hfcompress.storage.model_card import CARD, MARK, is_our_card
+
+_TOKENIZER = "tokenizer.json"
+
+
+def write_card(
+    folder: Path,
+    target: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    report: ExportReport,
+) -> None:
+    """Write the card into a new folder, unless the folder that it replaces has one of the user's own."""
+    old = target / CARD
+    if old.exists() and not is_our_card(old):
+        return
+    pad = tokenizer.pad_token_id
+    pad = model.config.get_text_config().pad_token_id if pad is None else pad
+    ModelCard.from_template(
+        ModelCardData(library_name="onnx", tags=["hfcompress"], pipeline_tag="text-classification"),
+        template_str=files(__package__).joinpath("served_card.md.j2").read_text(encoding="utf-8") + "\n",
+        mark=MARK,
+        name=target.resolve().name,
+        model_class=type(model).__name__,
+        report=report,
+        table=report.to_markdown(),
+        has_tokenizer=(folder / _TOKENIZER).is_file(),
+        side=tokenizer.padding_side,
+        pad=pad,
+        pad_token=json.dumps(tokenizer.convert_ids_to_tokens(pad), ensure_ascii=False),  # a literal of Python too
+        limit=token_limit(tokenizer, model),
+    ).save(folder / CARD)

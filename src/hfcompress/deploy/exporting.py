@@ -1,0 +1,185 @@
+"""Exports a classifier to a folder from which another runtime serves it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfcompress.compat import processor_features
+from hfcompress.deploy.card import write_card
+from hfcompress.deploy.export_report import ExportReport
+from hfcompress.deploy.exported_model import ExportedModel
+from hfcompress.deploy.folder import GRAPH, Folder, describe_config, replacing_exported, write_record
+from hfcompress.deploy.onnx_graph import GraphInputs, build_graph, check_logits
+from hfcompress.deploy.quality_gate import Candidates, HeldOut, choose, split_dataset
+from hfcompress.deploy.quantization import Machine, weight_bits
+from hfcompress.deploy.runtime import import_exporter
+from hfcompress.deploy.speed import ALL_INT8, FLOAT32, INT8, is_slower, time_models
+from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import evaluation_mode, get_problem_type, max_tokens, unwrap
+from hfcompress.models.exported import ExportedModule
+from hfcompress.models.tensors import check_has_values, stored_bytes
+from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
+from hfcompress.storage.layout import write_labels
+from hfcompress.validation import check_choice, check_count, check_fraction
+
+_PACKAGES = ("hfcompress", "torch", "transformers", "onnx", "onnxruntime")
+
+
+def export(
+    model: nn.Module,
+    directory: Folder,
+    *,
+    processing_class: PreTrainedTokenizerBase,
+    format: Literal["onnx"] = "onnx",
+    dtype: Literal["float32", "int8"] = "float32",
+    dataset: Any = None,
+    max_drop: float = 0.01,
+    machine: Machine = "any",
+    repeats: int = 8,
+) -> ExportReport:
+    """Export a classifier to a folder that ONNX Runtime serves, without torch, transformers or this library.
+
+    The folder has the model, its config and tokenizer, a model card with the lines that run it, and a record of what
+    was done. It replaces an older one at once, when all is written and checked: the logits of the exported model are
+    compared with those of the classifier for texts of several lengths, padded and not.
+
+    An int8 model must pass a gate. First all weights are int8, embeddings included; then all but the embeddings; then
+    all but the modules whose output suffers most, ranked on one half of the rows by what leaving each in float32
+    repairs. The first that passes on the other half is written: its accuracy is at most ``max_drop`` below that of the
+    float32 model, and it predicts 95 % of the rows (or 1 - ``max_drop``) as that does.
+
+    Args:
+        model: A Hugging Face classifier, shrunken or not; it is not changed. One in half precision is exported from a
+            copy in float32.
+        directory: The folder to write.
+        processing_class: The tokenizer, saved beside the model; the model file has the inputs that it makes.
+        format: ``"onnx"``, by `torch.onnx.export`.
+        dtype: ``"float32"``, or ``"int8"``: weights quantized by columns, activations while the model runs, by
+            onnxruntime.quantization.
+        dataset: Rows with ``input_ids`` and ``labels`` that no training has seen; needed for int8. Their lengths are
+            those that are timed.
+        max_drop: The loss that an int8 model may have on these rows, in accuracy (label accuracy of a multi-label
+            model, R2 of a regression).
+        machine: What the folder is made for. ``"any"``: weights of 7 bits, which no processor saturates, and int8
+            is written also if it is slower here. ``"this"``: 8 bits where this processor has VNNI or AMX, and float32
+            if int8 is slower than that.
+        repeats: Rounds in which torch and ONNX Runtime are timed, texts alone and 16 at once; 0 for none.
+
+    Returns:
+        What was written, checked and timed.
+
+    Raises:
+        CompressionError: The model cannot be exported, its logits would differ, no int8 model passes, or the folder
+            cannot be written; an old folder is unchanged.
+        ImportError: onnx, onnxscript or onnxruntime is not installed: ``pip install 'hfcompress[onnx]'``.
+
+    Example:
+        ``report = hfc.export(model, "onnx/", processing_class=tokenizer); exported = hfc.load_exported("onnx/")``
+    """
+    check_choice("format", format, ("onnx",))
+    check_choice("dtype", dtype, ("float32", "int8"))
+    check_choice("machine", machine, ("any", "this"))
+    check_fraction("max_drop", max_drop, "the loss of accuracy that int8 may have")
+    check_count("repeats", repeats, least=0)
+    halves = split_dataset(dataset) if dtype == "int8" else None
+    onnx = import_exporter()
+    source = _check_exportable(model, processing_class)
+    with replacing_exported(directory) as new, tempfile.TemporaryDirectory(dir=new, prefix="work-") as place:
+        work, own = Path(place), _float32_copy(source, processing_class)
+        with evaluation_mode(own):
+            inputs = GraphInputs(own, processing_class)
+            graph = build_graph(own, inputs)
+            onnx.save(graph, work / GRAPH)
+            difference = check_logits(work / GRAPH, own, inputs)
+        record = {
+            "max_tokens": max_tokens(own),
+            "config": describe_config(own.config),
+            "inputs": {name: inputs.defaults.get(name) for name in inputs.names},
+        }
+
+        def open_model(file: Path, kind: str) -> ExportedModel:
+            return ExportedModel(file, own.config, record | {"dtype": kind})
+
+        models, gate, bits, file = {FLOAT32: open_model(work / GRAPH, "float32")}, None, None, work / GRAPH
+        if halves is not None:
+            bits = weight_bits(machine)
+            candidates = Candidates(graph, work, bits, lambda file: open_model(file, "int8"))
+            rows = HeldOut(ExportedModule(models[FLOAT32]), processing_class, *halves)
+            gate = choose(candidates, models[FLOAT32], rows, max_drop)
+            file = work / "int8.onnx"
+            models[INT8] = open_model(file, "int8")
+            if gate.left_in_float32:
+                models[ALL_INT8] = candidates.build([], "all")
+        timed = dataset if halves is None else halves[1]
+        times = time_models(own, models, timed, processing_class, repeats) if repeats else None
+        if machine == "this" and times is not None and INT8 in models and is_slower(times, INT8, FLOAT32):
+            file, bits = work / GRAPH, None
+        written = "float32" if file.name == GRAPH else "int8"
+        os.replace(file, new / GRAPH)
+        shutil.rmtree(work)
+        report = ExportReport(
+            directory=str(directory),
+            format=format,
+            dtype=written,
+            inputs=inputs.names,
+            bytes=(stored_bytes(source), (new / GRAPH).stat().st_size),
+            difference=difference,
+            weight_bits=bits,
+            gate=gate,
+            times=times,
+            processor=tuple(processor_features()),
+            versions={package: version(package) for package in _PACKAGES},
+        )
+        own.config.save_pretrained(new)
+        write_labels(new, own.config)
+        processing_class.save_pretrained(new)
+        write_card(new, Path(directory), own, processing_class, report)
+        write_record(new, report.to_dict() | record)
+    return report
+
+
+def _check_exportable(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return the model without its wrapper, or refuse what cannot be exported."""
+    inner = unwrap(model)
+    name = type(inner).__name__
+    if not isinstance(inner, PreTrainedModel):
+        raise CompressionError(f"{name} is not a Hugging Face model, so it cannot be exported.")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise CompressionError(
+            f"processing_class={tokenizer!r:.60} is not a tokenizer; pass the model's, which is saved beside it."
+        )
+    if getattr(inner, "_hf_peft_config_loaded", False) or any(hasattr(m, "base_layer") for m in inner.modules()):
+        raise CompressionError("The model has a PEFT adapter; merge it first: model = model.merge_and_unload().")
+    check_not_quantized(inner, "exported")
+    check_no_computed_weights(inner, "exported")
+    check_has_values(inner.named_parameters())
+    get_problem_type(inner, "model")
+    pads = inner.config.get_text_config().pad_token_id, tokenizer.pad_token_id
+    if pads == (None, None):
+        raise CompressionError(
+            f"Neither the config of {name} nor the tokenizer has a padding token, so no batch could be read; set "
+            "processing_class.pad_token, for example to processing_class.eos_token."
+        )
+    return inner
+
+
+def _float32_copy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return a copy on the CPU that can be traced, with the id that the tokenizer pads with where it has none."""
+    own = copy.deepcopy(model).cpu().float()
+    own.config.dtype = torch.float32
+    own.config.architectures = [type(own).__name__]
+    vars(own.config).pop("quantization_config", None)  # a plan of shapes, which are in the graph
+    text = own.config.get_text_config()
+    if text.pad_token_id is None:
+        text.pad_token_id = own.config.pad_token_id = tokenizer.pad_token_id
+    return own

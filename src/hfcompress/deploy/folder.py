@@ -1,0 +1,132 @@
+"""The folder of an exported model: which files it has, and what is checked before one is run or replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from hfcompress.atomic_folder import replacing
+from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import count_outputs
+from hfcompress.storage.layout import CONFIG
+from hfcompress.storage.model_card import CARD, is_our_card
+
+GRAPH = "model.onnx"
+RECORD = "hfcompress_export.json"  # what was done, and with which files
+_VERSION = 1  # of the record
+_WEIGHTS = (".safetensors", ".bin")
+
+Folder = str | os.PathLike[str]
+
+
+def is_exported(directory: Folder) -> bool:
+    """Whether a folder is one that `export` wrote."""
+    return (Path(directory) / RECORD).is_file()
+
+
+def replacing_exported(directory: Folder) -> AbstractContextManager[Path]:
+    """Yield a new folder, which at the end takes the place of what an earlier export wrote; other files stay.
+
+    Raises:
+        CompressionError: The folder cannot be written, or holds a model of torch, whose config would be replaced.
+    """
+    target = Path(directory)
+    held = [name for name in (os.listdir(target) if target.is_dir() else []) if name.endswith(_WEIGHTS)]
+    if held:
+        raise CompressionError(
+            f"{str(directory)!r} holds a model of torch ({min(held)}), whose config the exported one would replace; "
+            "name another folder."
+        )
+    old = {GRAPH, RECORD}
+    if is_exported(target):
+        with suppress(CompressionError):  # damaged: it is replaced, and what else was written with it stays
+            old |= set(read_record(target)["files"])
+    if not is_our_card(target / CARD):
+        old.discard(CARD)
+    return replacing(directory, old.__contains__)
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write what was done into a new folder, with the names and sizes of all files in it."""
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*"))}
+    files = {name: size for name, size in files.items() if (folder / name).is_file()}
+    text = json.dumps({"version": _VERSION, **record, "files": files}, indent=2)
+    (folder / RECORD).write_text(f"{text}\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read what was done.
+
+    Raises:
+        CompressionError: There is no record, or it is damaged.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        what = "is not a directory" if not folder.is_dir() else f"has no {RECORD}, so hfcompress did not export it"
+        raise CompressionError(f"{folder} {what}; name a folder that hfcompress.export wrote.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version, files, inputs = record["version"], record["files"], record["inputs"]
+        if not (isinstance(files, dict) and GRAPH in files and isinstance(inputs, dict)):
+            raise TypeError("its parts are not what they should be")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CompressionError(f"{path} cannot be read: {error!r:.200}; export the model again.") from error
+    if version != _VERSION:
+        raise CompressionError(f"{path} is of version {version!r:.20}; this hfcompress reads {_VERSION}. Update it.")
+    return dict(record)
+
+
+def check_files(folder: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a folder of which a file is missing, or whose model file is not as long as it was written."""
+    for name in record["files"]:
+        if name not in (CARD, RECORD) and not (folder / name).is_file():
+            raise CompressionError(f"{folder / name} is missing; export the model again.")
+    size, written = (folder / GRAPH).stat().st_size, record["files"][GRAPH]
+    if size != written:
+        raise CompressionError(
+            f"{folder / GRAPH} has {size:,} bytes and was written with {written:,}; it is truncated or of another "
+            "model. Export the model again."
+        )
+
+
+def describe_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what tells the config of one model from that of another."""
+    text = config.get_text_config()
+    return {
+        "model_type": config.model_type,
+        "outputs": count_outputs(config),
+        "vocab_size": getattr(text, "vocab_size", None),
+    }
+
+
+def read_model_config(folder: Path, record: Mapping[str, Any]) -> PreTrainedConfig:
+    """Read the config of an exported model; no code of the folder is run.
+
+    Raises:
+        CompressionError: It cannot be read, or is that of another model.
+    """
+    path = folder / CONFIG
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        name = written.get("model_type")
+        known = name in CONFIG_MAPPING
+        kind = CONFIG_MAPPING[name] if known else PreTrainedConfig
+        config: PreTrainedConfig = kind.from_dict(written)
+        found, expected = describe_config(config), dict(record["config"])
+    except Exception as error:  # whatever a manipulated config leads to
+        raise CompressionError(f"{path} cannot be read: {error!r:.200}; export the model again.") from error
+    if not known:  # of a class of the user's own, which is not needed to run the graph
+        found = {**expected, "outputs": found["outputs"]}
+    for name in expected:
+        if found.get(name) != expected[name]:
+            raise CompressionError(
+                f"{path} is of another model: its {name} is {found.get(name)!r:.60}, and that of the exported one "
+                f"{expected[name]!r:.60}. Export the model again."
+            )
+    return config

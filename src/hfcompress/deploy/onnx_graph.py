@@ -1,0 +1,199 @@
+"""Writes a classifier as an ONNX model, by torch's exporter, and checks that it has the logits of the classifier."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from transformers import PreTrainedTokenizerBase
+
+from hfcompress.deploy.runtime import first_line, open_session, quietly
+from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import get_logits, input_names, max_tokens
+from hfcompress.models.inputs import Batch, Padder, dummy_inputs
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # that a graph may have, in this order
+TOLERANCE = 1e-4  # of logits, absolute and relative
+_EXAMPLE = (9, 12)  # tokens of the texts that are traced; Funnel does not read much shorter ones
+_CHECKED = ((1,), (2,), (5, 3, 4), (12, 7), (33, 20))
+_LARGEST = 2_000_000_000  # bytes: a protobuf file holds less than 2 GiB
+
+
+class _Logits(nn.Module):
+    """A classifier that returns its logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        given = dict(zip(INPUTS, (input_ids, attention_mask, token_type_ids), strict=True))
+        return get_logits(self.model(**{name: value for name, value in given.items() if value is not None}))
+
+
+class GraphInputs:
+    """The inputs that the graph of a model has, and made-up batches of them.
+
+    Args:
+        model: The classifier, in eval mode on the CPU.
+        tokenizer: What makes its inputs.
+
+    Attributes:
+        names: In the order of the graph.
+        defaults: By name, what an input is filled with where it is not given.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._model, self._padder = model, Padder(model, tokenizer)
+        taken = input_names(model)
+        made = set(tokenizer("a")) | set(tokenizer.model_input_names)
+        unknown = sorted((made & taken) - set(INPUTS))
+        if unknown:
+            raise CompressionError(
+                f"{type(model).__name__} takes {', '.join(unknown)} of its tokenizer, which cannot be exported; only "
+                f"{', '.join(INPUTS)} can."
+            )
+        self.names = tuple(name for name in INPUTS[:2] if name in taken)
+        self.defaults: dict[str, int] = dict.fromkeys(self.names[1:], 1)
+        if "token_type_ids" in taken:
+            optional = self._zeros_are_the_default()
+            if optional or "token_type_ids" in made:
+                self.names += ("token_type_ids",)
+                self.defaults |= {"token_type_ids": 0} if optional else {}
+
+    def batch(self, lengths: Sequence[int]) -> Batch:
+        """Make a batch of texts with so many tokens, padded as the tokenizer pads."""
+        rows = []
+        for length in lengths:
+            ids = dummy_inputs(self._model, length)["input_ids"][0]
+            row = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            if "token_type_ids" in self.names:
+                kinds = getattr(self._model.config, "type_vocab_size", 2) or 1
+                row["token_type_ids"] = (torch.arange(len(ids)) >= (len(ids) + 1) // 2).long() * min(1, kinds - 1)
+            rows.append({name: row[name] for name in self.names})
+        batch = self._padder(rows)
+        return {name: batch[name] for name in self.names}
+
+    def _zeros_are_the_default(self) -> bool:
+        batch = self.batch(_EXAMPLE)
+        try:
+            without = get_logits(self._model(**batch))
+            zeros = get_logits(self._model(**batch, token_type_ids=torch.zeros_like(batch["input_ids"])))
+        except (IndexError, RuntimeError, ValueError):
+            return False
+        return torch.equal(without, zeros)
+
+
+def build_graph(model: nn.Module, inputs: GraphInputs) -> Any:
+    """Return the ONNX model of a classifier; batch and length are any.
+
+    The nodes that multiply by a weight, or look rows up in one, have the names of the modules that do.
+
+    Args:
+        model: In float32 and eval mode, on the CPU.
+        inputs: The inputs of the graph.
+
+    Raises:
+        CompressionError: torch's exporter cannot express the model.
+    """
+    name = type(model).__name__
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if size > _LARGEST:
+        raise CompressionError(f"{name} has {size:,} bytes in float32; an ONNX file holds {_LARGEST:,} at most.")
+    example = inputs.batch(_EXAMPLE)
+    shape = {0: Dim("batch"), 1: Dim("length", min=2)}
+    try:
+        with quietly():
+            program = torch.onnx.export(
+                _Logits(model).eval(),
+                (),
+                kwargs=example,
+                input_names=list(inputs.names),
+                output_names=["logits"],
+                dynamic_shapes=dict.fromkeys(inputs.names, shape),
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+            )
+    except Exception as error:  # of any layer of torch's exporter
+        raise CompressionError(
+            f"{name} cannot be exported: torch.onnx.export fails with {_describe_cause(error)}"
+        ) from error
+    graph = program.model_proto  # type: ignore[union-attr] # None only without dynamo
+    _name_nodes_by_module(graph)
+    return graph
+
+
+def check_logits(file: Path, model: nn.Module, inputs: GraphInputs) -> float:
+    """Compare the logits of a model file with those of the classifier, for texts of several lengths, padded or not.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        CompressionError: They differ by more than `TOLERANCE`, or are not finite.
+    """
+    session, worst = open_session(file), 0.0
+    for batch in _checked_batches(model, inputs):
+        try:
+            expected = get_logits(model(**batch)).numpy()
+        except (IndexError, RuntimeError, ValueError):  # Funnel does not read texts of a token
+            continue
+        rows, tokens = batch["input_ids"].shape
+        shape = f"{rows} x {tokens} tokens"
+        if not np.isfinite(expected).all():
+            raise CompressionError(f"{type(model).__name__} returns NaN or infinity for a text of {tokens} tokens.")
+        try:
+            found = session.run(["logits"], {name: value.numpy() for name, value in batch.items()})[0]
+        except Exception as error:  # onnxruntime's own classes have no public base
+            raise CompressionError(
+                f"{type(model).__name__} cannot be exported: ONNX Runtime fails for {shape}: {first_line(error)}"
+            ) from error
+        if found.shape != expected.shape or not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+            apart = "their shape" if found.shape != expected.shape else f"{np.abs(found - expected).max():.2g}"
+            raise CompressionError(
+                f"{type(model).__name__} cannot be exported: for {shape} the logits of the exported model differ from "
+                f"those of the original by {apart}."
+            )
+        worst = max(worst, float(np.abs(found - expected).max()))
+    return worst
+
+
+def _checked_batches(model: nn.Module, inputs: GraphInputs) -> Iterator[Batch]:
+    limit = max_tokens(model)
+    for lengths in (*_CHECKED, *([(limit,)] if limit is not None and limit <= 512 else [])):
+        if limit is None or max(lengths) <= limit:
+            yield inputs.batch(lengths)
+
+
+def _describe_cause(error: BaseException) -> str:
+    """Name what lies at the bottom of an error of torch's exporter, whose own message is a page."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _name_nodes_by_module(model: Any) -> None:
+    """Give nodes with a weight the name of their module, and remove where in which file each node was written."""
+    weights = {one.name for one in model.graph.initializer if len(one.dims) > 1}
+    taken: dict[str, int] = {}
+    for node in model.graph.node:
+        scopes = next((one.value for one in node.metadata_props if one.key == "pkg.torch.onnx.name_scopes"), "[]")
+        modules = [name.removeprefix("model.") for name in ast.literal_eval(scopes)[:-1] if name.startswith("model.")]
+        if modules and weights.intersection(node.input):
+            taken[modules[-1]] = taken.get(modules[-1], 0) + 1
+            node.name = f"{modules[-1]}#{taken[modules[-1]]}"
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        if hasattr(value, "metadata_props"):
+            del value.metadata_props[:]
+    del model.graph.metadata_props[:]

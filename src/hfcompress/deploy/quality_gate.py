@@ -1,0 +1,256 @@
+"""Decides which int8 model may be written: one that predicts as the float32 model does, on held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from hfcompress.deploy.exported_model import ExportedModel
+from hfcompress.deploy.quantization import Operator, find_operators, output_errors, quantize, save_for_quantizer
+from hfcompress.errors import CompressionError
+from hfcompress.losses import Problem
+from hfcompress.metrics import example_scores, predict
+from hfcompress.models.classifier import get_problem_type
+from hfcompress.models.exported import ExportedModule
+from hfcompress.models.inputs import read_examples
+from hfcompress.models.padding import split_rows
+from hfcompress.report.benchmark import predict_logits
+from hfcompress.report.intervals import McNemar, SignFlip, paired_interval
+from hfcompress.report.quality import as_columns, check_labels, compare_with_reference, score
+
+_LEAST_AGREEMENT = 0.95  # or 1 - max_drop, where that is less: what predicts otherwise more often is another model
+_TRIED = 5  # operators, those whose own output is worst, that are left in float32 one by one
+_MEASURED = 64  # rows, on which the outputs of operators are compared
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityGate:
+    """What an int8 model was found to lose against the float32 model, on rows that chose nothing.
+
+    Attributes:
+        left_in_float32: Names of the modules that are not int8, the one that repairs most first.
+        rows: How many rows this is about.
+        ranked_rows: How many others the modules were ranked on.
+        agreement: Fraction of the rows (of a multi-label model, of the labels) with the same prediction; of a
+            regression 1 less the mean squared difference over the variance of the float32 outputs.
+        score: What the loss is about: ``"accuracy"``, ``"label accuracy"`` or ``"R2"``.
+        float32: That score of the float32 model.
+        int8: That of the int8 model.
+        interval: 95 % interval of the loss, paired by rows.
+        max_drop: The loss that is allowed.
+        test: Whether the difference is significant: McNemar's test, or a permutation test.
+        tried: How many models were judged.
+        all_int8_agreement: The agreement of the first of them, in which nothing is left in float32.
+    """
+
+    left_in_float32: tuple[str, ...]
+    rows: int
+    ranked_rows: int
+    agreement: float
+    score: str
+    float32: float
+    int8: float
+    interval: tuple[float, float]
+    max_drop: float
+    test: McNemar | SignFlip
+    tried: int
+    all_int8_agreement: float
+
+    @property
+    def drop(self) -> float:
+        """The loss: the float32 model's score less that of the int8 model."""
+        return self.float32 - self.int8
+
+    @property
+    def passed(self) -> bool:
+        """Whether the loss is at most ``max_drop``, and 95 % of the rows, or 1 - ``max_drop``, are predicted alike."""
+        return self.drop <= self.max_drop + 1e-9 and self.agreement >= min(_LEAST_AGREEMENT, 1 - self.max_drop) - 1e-9
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether there are rows enough to exclude a larger loss: its interval ends below ``max_drop``."""
+        return self.interval[1] <= self.max_drop
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures as plain Python values that JSON can hold."""
+        derived = {name: getattr(self, name) for name in ("drop", "passed", "confirmed")}
+        return asdict(self) | {"test": asdict(self.test) | {"verdict": self.test.verdict}} | derived
+
+    def sentences(self) -> list[str]:
+        """Say what was found."""
+        low, high = self.interval
+        found = [
+            f"On {self.rows:,} held-out rows int8 predicts as float32 does on {self.agreement:.1%}; {self.score} "
+            f"{self.float32:.3f} before and {self.int8:.3f} after, a loss of {100 * self.drop:.1f} points (95 % "
+            f"interval {100 * low:.1f} to {100 * high:.1f}; p {self.test.p_value:.3f})."
+        ]
+        if not self.confirmed:
+            found.append(
+                f"So few rows cannot confirm that the loss is at most {100 * self.max_drop:g} points, only that it is "
+                f"at most {100 * high:.1f}; pass more rows, or take it as not shown."
+            )
+        if self.left_in_float32:
+            names = ", ".join(self.left_in_float32)
+            found.append(f"Left in float32: {names}; all of it int8 agrees on {self.all_int8_agreement:.1%}.")
+        return found
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows on which int8 models are ranked, and others on which they are judged."""
+
+    module: ExportedModule
+    tokenizer: PreTrainedTokenizerBase
+    ranked: Rows
+    judged: Rows
+
+    @cached_property
+    def problem(self) -> Problem:
+        """What the logits mean."""
+        return get_problem_type(self.module, "model")
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The labels of the rows to judge on."""
+        labels = read_examples("dataset", self.module, self.judged, self.tokenizer).labels
+        assert labels is not None
+        return check_labels("dataset", labels, self.problem).cpu()
+
+    def logits(self, model: ExportedModel, rows: Rows) -> Tensor:
+        """Return the logits of rows, each read alone, as where a text is served when it comes."""
+        module = ExportedModule(model)
+        return predict_logits("int8", module, read_examples("dataset", module, rows, self.tokenizer), 1)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return how right the logits of the rows to judge on are, by row."""
+        if self.problem == "single_label_classification":
+            return (predict(logits, self.problem) == self.labels).double()
+        labels = as_columns(self.labels)
+        found = example_scores(as_columns(logits), labels, self.problem)
+        if self.problem == "regression":
+            return 1 - found / labels.double().var(0, correction=0).mean().clamp(min=1e-12)
+        return found
+
+
+def split_dataset(dataset: Any) -> tuple[Rows, Rows]:
+    """Return rows to rank on and rows to judge on: two halves, drawn at random, the same in each call.
+
+    Raises:
+        CompressionError: There are no rows, fewer than two, or they have no labels.
+    """
+    if dataset is None:
+        raise CompressionError(
+            "dtype='int8' needs dataset=: labelled rows that no training has seen, on which int8 is compared with "
+            "float32; some hundred of them."
+        )
+    rows = split_rows(dataset) if isinstance(dataset, Mapping) else [dict(row) for row in dataset]
+    if len(rows) < 2:
+        raise CompressionError(f"dataset has {len(rows)} rows; half of them rank what is quantized, so pass more.")
+    unlabelled = sum("labels" not in row and "label" not in row for row in rows)
+    if unlabelled:
+        raise CompressionError(f"{unlabelled} of the {len(rows)} rows of dataset have no 'labels', which are needed.")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    half = len(rows) // 2
+    return [rows[index] for index in order[:half]], [rows[index] for index in order[half:]]
+
+
+class Candidates:
+    """The int8 models that are tried, from all int8 on; each is a file.
+
+    Args:
+        graph: The float32 model.
+        folder: For files.
+        bits: Of a weight.
+        make: Opens a file as a model.
+    """
+
+    def __init__(self, graph: Any, folder: Path, bits: int, make: Any) -> None:
+        self._graph, self._folder, self._bits, self._make = graph, folder, bits, make
+        self.operators = find_operators(graph)
+        save_for_quantizer(graph, folder / "source.onnx")
+
+    def build(self, left: Sequence[Operator], name: str = "int8") -> ExportedModel:
+        """Quantize all but these operators."""
+        file = self._folder / f"{name}.onnx"
+        quantize(self._folder / "source.onnx", file, bits=self._bits, float32=left)
+        model: ExportedModel = self._make(file)
+        return model
+
+    def sets(self, float32: ExportedModel, rows: HeldOut) -> Iterator[list[Operator]]:
+        """Yield what to leave in float32: nothing, the embeddings, then those that repair most, each time one more."""
+        yield []
+        tables = [one for one in self.operators if one.table]
+        if tables:
+            yield tables
+        ranked = self._rank(float32, rows)
+        yield from (ranked[:count] for count in range(1, len(ranked) + 1))
+
+    def _rank(self, float32: ExportedModel, rows: HeldOut) -> list[Operator]:
+        """Order the operators with the worst outputs by what leaving each in float32 repairs of the logits."""
+        examples = read_examples("dataset", rows.module, rows.ranked[:_MEASURED], rows.tokenizer)
+        batches = (float32.complete(batch) for _, batch in examples.batches(1))
+        errors = output_errors(self._graph, self.operators, batches, bits=self._bits, folder=self._folder)
+        worst = sorted(self.operators, key=lambda one: -errors[one.name])[:_TRIED]
+        expected = rows.logits(float32, rows.ranked)
+
+        def error(left: list[Operator]) -> float:
+            return float((rows.logits(self.build(left, "ranked"), rows.ranked) - expected).square().mean())
+
+        all_int8, repaired = error([]), {one: error([one]) for one in worst}
+        return sorted((one for one in worst if repaired[one] < all_int8), key=repaired.__getitem__)
+
+
+def choose(candidates: Candidates, float32: ExportedModel, rows: HeldOut, max_drop: float) -> QualityGate:
+    """Build int8 models until one passes; its file is the last that was built, ``int8.onnx``.
+
+    Raises:
+        CompressionError: None passes; the best is named.
+    """
+    expected = rows.logits(float32, rows.judged)
+    score("float32", expected, rows.labels, rows.problem)  # refuses labels that do not fit
+    before = rows.scores(expected)
+    tried: list[QualityGate] = []
+    kinds = {"multi_label_classification": "label accuracy", "regression": "R2"}
+    for left in candidates.sets(float32, rows):
+        logits = rows.logits(candidates.build(left), rows.judged)
+        after = rows.scores(logits)
+        compared = compare_with_reference("int8", expected, logits, rows.labels, rows.problem)
+        agreement = compared["agreement"] if "agreement" in compared else _explained(logits, expected)
+        result = QualityGate(
+            left_in_float32=tuple(one.name for one in left),
+            rows=len(rows.judged),
+            ranked_rows=len(rows.ranked),
+            agreement=agreement,
+            score=kinds.get(rows.problem, "accuracy"),
+            float32=float(before.mean()),
+            int8=float(after.mean()),
+            interval=paired_interval(before - after),
+            max_drop=max_drop,
+            test=compared.get("mcnemar") or compared["sign_flip"],
+            tried=len(tried) + 1,
+            all_int8_agreement=tried[0].agreement if tried else agreement,
+        )
+        if result.passed:
+            return result
+        tried.append(result)
+    best = max(tried, key=lambda one: (one.agreement, -one.drop))
+    raise CompressionError(
+        f"None of {len(tried)} int8 models passes max_drop={max_drop:g}, so nothing was written. The best: "
+        f"{' '.join(best.sentences())} Export in float32, or allow a larger max_drop."
+    )
+
+
+def _explained(logits: Tensor, expected: Tensor) -> float:
+    """Return 1 less the mean squared difference over the variance of what is expected."""
+    logits, expected = as_columns(logits), as_columns(expected)
+    variance = expected.var(0, correction=0).mean().clamp(min=1e-12)
+    return float(1 - (logits - expected).square().mean() / variance)

@@ -1,0 +1,60 @@
+"""Export a model to a folder that ONNX Runtime serves.
+
+The folder has the model, its tokenizer, and a model card with the lines that
+run it without torch, transformers or hfcompress. An int8 model is written only
+if it predicts as well as the float32 model on --data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from hfcompress_cli import options
+
+
+def add_parser(verbs: options.Verbs) -> None:
+    """Add the verb with its options."""
+    parser = options.add_verb(verbs, "export", run, "write a folder that ONNX Runtime serves", __doc__)
+    parser.add_argument("model", **options.MODEL)
+    add = parser.add_argument_group("int8").add_argument
+    help = "quantize, unless int8 is slower on this machine; with 'always' for any machine, though it is slower here"
+    add("--int8", nargs="?", const="this", choices=("this", "always"), metavar="always", help=help)
+    help = "accuracy that int8 may lose on --data (default: 0.01, one point)"
+    add("--max-drop", type=float, default=0.01, metavar="F", help=help)
+    help = "rounds in which torch and ONNX Runtime are timed; 0: none (default: 8)"
+    parser.add_argument("--repeats", type=int, default=8, metavar="N", help=help)
+    options.add_data(parser, "labelled texts that no training has seen, for --int8; their lengths are timed")
+    options.add_output(parser)
+
+
+def run(arguments: argparse.Namespace) -> options.Results:
+    """Write the exported model."""
+    import hfcompress as hfc
+    from hfcompress_cli.data import encode, read_rows
+    from hfcompress_cli.models import load
+    from hfcompress_cli.outputs import check_folder
+
+    output = Path(arguments.output).expanduser()
+    check_folder(output, arguments.overwrite)
+    if arguments.int8 and arguments.data is None:
+        raise hfc.CompressionError("--int8 needs labelled texts that no training has seen: name them with --data.")
+    model, tokenizer = load(arguments.model, trained=True, reads_texts=True)
+    dataset = None
+    if arguments.data is not None:
+        columns, label = options.text_columns(arguments), arguments.label_column
+        rows = read_rows(arguments.data, columns, label, seed=0, **options.reading(arguments))
+        dataset = encode(rows, columns, label, model, tokenizer, arguments.max_length, **options.labels(arguments))
+    report = hfc.export(
+        model,
+        output,
+        processing_class=tokenizer,
+        dtype="int8" if arguments.int8 else "float32",
+        dataset=dataset,
+        max_drop=arguments.max_drop,
+        machine="this" if arguments.int8 == "this" else "any",
+        repeats=arguments.repeats,
+    )
+    print(f"Written to {arguments.output}.", file=sys.stderr)
+    return report.to_text(), report.to_dict()

@@ -1,0 +1,287 @@
+"""hfc.export to ONNX Runtime in float32: the logits, the folder, and what is refused with nothing written."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from architectures import PAD, WITH_NEURONS, build, same_bits, state_of, word_tokenizer
+from exports import TEXTS, TOKENIZER, export, inputs, logits, needs_torch_export, shrunken
+from transformers import AutoConfig, AutoTokenizer
+
+import hfcompress as hfc
+
+pytestmark = needs_torch_export
+SAMPLE = ("gpt2", "llama", "bart", "deberta-v2")  # all others with HYPOTHESIS_PROFILE=long: an export takes seconds
+ALL = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+NOT_EXPORTED = ("xlnet", "funnel")  # an operator without a translation; a fixed length
+EXPORTED = [name for name in WITH_NEURONS if name not in NOT_EXPORTED and name != "bert"]
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A BERT in bfloat16, unevenly shrunk and with zeros; its state and config before; its folder and report."""
+    model = shrunken("bert").bfloat16().train()
+    before, config, folder = state_of(model), model.config.to_dict(), tmp_path_factory.mktemp("half") / "onnx"
+    report = export(model, folder)
+    return model, before, config, folder, report
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+# Logits
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 7), (5, 33), (3, 64)])
+def test_logits_are_those_of_the_float32_copy(shape, left, half):
+    model, *_, folder, _ = half
+    data = inputs(*shape, left=left) if shape != (1, 1) else {"input_ids": torch.tensor([[7]])}
+    found = hfc.load_exported(folder)(**data).logits
+    assert found.dtype == torch.float32
+    close(found, logits(copied(model), data))
+
+
+def copied(model):
+    return copy.deepcopy(model).float()
+
+
+def test_token_types_are_read(half):
+    model, *_, folder, _ = half
+    data = inputs(3, 8)
+    data["token_type_ids"] = (torch.arange(8) > 3).long().expand(3, 8)
+    exported = hfc.load_exported(folder)
+    close(exported(**data).logits, logits(copied(model), data))
+    assert not torch.equal(exported(**data).logits, exported(**inputs(3, 8)).logits)
+
+
+@pytest.mark.parametrize("architecture", EXPORTED if ALL else SAMPLE)
+def test_an_architecture_is_exported(architecture, tmp_path):
+    model = shrunken(architecture) if architecture in ("gpt2", "deberta-v2") else build(architecture).eval()
+    report = export(model, tmp_path / "onnx")
+    exported = hfc.load_exported(tmp_path / "onnx")
+    assert report.difference < 1e-4
+    for shape in ((1, 5), (4, 6), (2, 33)):
+        close(exported(**inputs(*shape)).logits, logits(model, inputs(*shape)))
+
+
+def test_the_model_is_not_changed(half):
+    model, before, config, *_ = half
+    assert same_bits(before, model.state_dict())
+    assert model.config.to_dict() == config
+    assert model.training
+
+
+# The folder
+
+
+def test_the_folder_has_model_config_tokenizer_card_and_record(half):
+    *_, folder, report = half
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.onnx", "config.json", "tokenizer.json", "README.md", "hfcompress_export.json"} <= names
+    record = json.loads((folder / "hfcompress_export.json").read_text())
+    assert record["dtype"] == "float32"
+    assert set(record["files"]) == names - {"hfcompress_export.json"}
+    assert report.bytes[1] == hfc.load_exported(folder).stored_bytes == (folder / "model.onnx").stat().st_size
+    assert AutoConfig.from_pretrained(folder).num_labels == 2
+    assert AutoTokenizer.from_pretrained(folder)(TEXTS)["input_ids"] == TOKENIZER(TEXTS)["input_ids"]
+
+
+def test_the_model_file_names_nothing_of_this_machine(half):
+    content = (half[3] / "model.onnx").read_bytes()
+    assert b"site-packages" not in content
+    assert os.getcwd().encode() not in content
+
+
+def test_config_json_names_every_label(half):
+    assert json.loads((half[3] / "config.json").read_text())["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
+
+
+SERVE = "import sys\nfor name in ('torch', 'transformers', 'hfcompress'):\n    sys.modules[name] = None\n"
+
+
+def test_the_lines_of_the_card_serve_it_alone(half, tmp_path):
+    model, *_, folder, _ = half
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    code = code.replace('["a text", "another text"]', repr(TEXTS))
+    code += f"np.save({str(tmp_path / 'logits.npy')!r}, logits)\n"
+    done = subprocess.run([sys.executable, "-c", SERVE + code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = logits(copied(model), TOKENIZER(TEXTS, padding=True, return_tensors="pt"))
+    close(torch.from_numpy(np.load(tmp_path / "logits.npy")), expected)
+    assert done.stdout.strip() == str([f"LABEL_{index}" for index in expected.argmax(-1).tolist()])
+
+
+def test_the_card_has_the_padding_and_the_limit(half):
+    card = (half[3] / "README.md").read_text()
+    assert f'enable_padding(direction="right", pad_id={PAD}, pad_token="[PAD]")' in card
+    assert "enable_truncation(max_length=32)" in card
+
+
+# Refusals
+
+
+@pytest.fixture
+def folder(half, tmp_path):
+    """A copy of the exported folder, to be damaged."""
+    made = tmp_path / "onnx"
+    made.mkdir()
+    for path in half[3].iterdir():
+        (made / path.name).write_bytes(path.read_bytes())
+    return made
+
+
+def damage(name, change):
+    def apply(folder):
+        path = folder / name
+        content = change(path.read_bytes())
+        path.unlink() if content is None else path.write_bytes(content)
+
+    return apply
+
+
+DAMAGED = {
+    "truncated": (damage("model.onnx", lambda content: content[: len(content) // 2]), "truncated"),
+    "no graph": (damage("model.onnx", lambda content: bytes(len(content))), "cannot be run by ONNX Runtime"),
+    "no model": (damage("model.onnx", lambda content: None), "model.onnx is missing"),
+    "no config": (damage("config.json", lambda content: None), "config.json is missing"),
+    "no json": (damage("config.json", lambda content: content[:20]), "config.json cannot be read"),
+    "of a list": (damage("config.json", lambda content: b"[]"), "config.json cannot be read"),
+    "of another type": (damage("config.json", lambda c: c.replace(b'"bert"', b'"roberta"')), "of another model"),
+    "of other words": (damage("config.json", lambda c: c.replace(b'size": 100', b'size": 99')), "of another model"),
+    "of other classes": (
+        damage("config.json", lambda c: c.replace(b'"1": "LABEL_1"', b'"1": "LABEL_1", "2": "x"')),
+        "of another model",
+    ),
+    "no tokenizer": (damage("tokenizer.json", lambda content: None), "tokenizer.json is missing"),
+    "no record": (damage("hfcompress_export.json", lambda content: None), "hfcompress did not export it"),
+    "half a record": (damage("hfcompress_export.json", lambda content: content[:30]), "cannot be read"),
+    "of the future": (
+        damage("hfcompress_export.json", lambda c: c.replace(b'"version": 1', b'"version": 2')),
+        "of version 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_folder_is_refused_in_a_sentence(case, folder):
+    apply, message = DAMAGED[case]
+    apply(folder)
+    with pytest.raises(hfc.CompressionError, match=message) as refused:
+        hfc.load_exported(folder)
+    assert str(folder) in str(refused.value)
+
+
+def test_labels_may_be_renamed(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("LABEL_1", "positive"))
+    assert hfc.load_exported(folder).config.id2label[1] == "positive"
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(hfc.CompressionError, match="is not a directory"):
+        hfc.load_exported(tmp_path / "nowhere")
+
+
+INPUTS = {
+    "too long": (lambda: inputs(2, 65), "65 tokens, and the exported model reads 64"),
+    "no ids": (lambda: {"attention_mask": torch.ones(1, 4)}, "input_ids must be among them"),
+    "unknown": (lambda: inputs() | {"labels": torch.zeros(4, 9)}, "not labels"),
+    "other shapes": (lambda: inputs() | {"attention_mask": torch.ones(4, 8)}, "must be of one shape"),
+    "empty": (lambda: {"input_ids": torch.zeros(1, 0)}, "must be of one shape"),
+    "one text": (lambda: {"input_ids": torch.zeros(4)}, "must be of one shape"),
+    "no such token": (lambda: {"input_ids": torch.full((1, 3), 100)}, "ONNX Runtime does not run"),
+}
+
+
+@pytest.mark.parametrize("case", INPUTS)
+def test_unusable_inputs_are_refused(case, half):
+    make, message = INPUTS[case]
+    with pytest.raises(hfc.CompressionError, match=message):
+        hfc.load_exported(half[3])(**make())
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("architecture", NOT_EXPORTED if ALL else NOT_EXPORTED[:1])
+def test_a_refused_export_names_the_model_and_writes_nothing(architecture, folder):
+    before = contents(folder)
+    with pytest.raises(hfc.CompressionError, match="ForSequenceClassification cannot be exported") as refused:
+        export(build(architecture), folder)
+    assert len(str(refused.value)) < 600
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["onnx"]
+
+
+def test_a_folder_of_a_torch_model_is_not_replaced(tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(hfc.CompressionError, match="holds a model of torch"):
+        export(model, tmp_path)
+    assert contents(tmp_path) == before
+
+
+def quantized(model):
+    return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+
+
+def unpadded():
+    model = build("gpt2")
+    model.config.pad_token_id = None
+    return model
+
+
+UNUSABLE = {
+    "no model": (lambda: torch.nn.Linear(2, 2), {}, "Linear is not a Hugging Face model"),
+    "no tokenizer": (build, {"processing_class": None}, "processing_class=None is not a tokenizer"),
+    "no padding": (unpadded, {"processing_class": word_tokenizer()}, "padding token"),
+    "no values": (lambda: build().to("meta"), {}, "meta device"),
+    "format": (build, {"format": "tflite"}, "format='tflite' is unknown"),
+    "dtype": (build, {"dtype": "int4"}, "dtype='int4' is unknown"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_what_makes_no_sense_is_refused(case, tmp_path):
+    make, settings, message = UNUSABLE[case]
+    settings = {"processing_class": TOKENIZER} | settings
+    if case == "no padding":
+        settings["processing_class"].pad_token = None
+    with pytest.raises(hfc.CompressionError, match=message):
+        hfc.export(make(), tmp_path / "onnx", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+def test_a_quantized_model_is_refused_by_name(tmp_path):
+    with pytest.raises(hfc.CompressionError, match="is quantized"):
+        export(quantized(build()), tmp_path / "onnx")
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_names_the_extra(missing, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=r"pip install 'hfcompress\[onnx\]'"):
+        export(build(), tmp_path / "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_running_names_the_extra_too(half, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"pip install 'hfcompress\[onnx\]'"):
+        hfc.load_exported(half[3])
+
+
+def test_the_extra_is_complete():
+    assert all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))

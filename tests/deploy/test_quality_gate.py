@@ -1,0 +1,221 @@
+"""int8 behind its gate: what passes, what is left in float32, what is refused; and what the report says."""
+
+import copy
+import dataclasses
+import json
+
+import onnx
+import pytest
+import torch
+from architectures import batch, build, rows
+from exports import export, inputs, needs_torch_export
+
+import hfcompress as hfc
+from hfcompress.deploy import quantization, speed
+
+pytestmark = needs_torch_export
+ROWS = 240
+OUTPUT = "bert.encoder.layer.0.attention.output.dense"
+
+
+def make_texts():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(4, 24, (ROWS,), generator=generator).tolist()
+    return [[2, *torch.randint(5, 100, (length,), generator=generator).tolist()] for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A BERT that chooses each class for half of the rows."""
+    model = build("bert", seed=3).eval()
+    model.classifier.bias.data[0] += margins(model).median()
+    return model
+
+
+@torch.no_grad()
+def margins(model):
+    logits = torch.cat([model(torch.tensor([ids])).logits for ids in make_texts()])
+    return logits[:, 1] - logits[:, 0]
+
+
+@pytest.fixture(scope="module")
+def data(model):
+    """The rows, labelled by the model itself, so that every lost prediction is a lost point of accuracy."""
+    labels = (margins(model) > 0).long().tolist()
+    assert ROWS / 5 < sum(labels) < 4 * ROWS / 5
+    return [{"input_ids": ids, "labels": label} for ids, label in zip(make_texts(), labels, strict=True)]
+
+
+def plant(model):
+    """Scale a value channel by 1000, and what reads it by 1/1000: the same function, with an outlier."""
+    planted = copy.deepcopy(model)
+    attention = planted.bert.encoder.layer[0].attention
+    attention.self.value.weight.data[5] *= 1000
+    attention.self.value.bias.data[5] *= 1000
+    attention.output.dense.weight.data[:, 5] /= 1000
+    return planted
+
+
+@pytest.fixture(scope="module")
+def plain(model, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain") / "onnx"
+    return folder, export(model, folder, dtype="int8", dataset=data, max_drop=0.05, repeats=8)
+
+
+@pytest.fixture(scope="module")
+def planted(model, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted") / "onnx"
+    return folder, export(plant(model), folder, dtype="int8", dataset=data, max_drop=0.05, repeats=1)
+
+
+def predictions(exported, data):
+    return torch.cat([exported(input_ids=torch.tensor([row["input_ids"]])).logits.argmax(-1) for row in data])
+
+
+def test_an_int8_model_is_small_and_predicts_alike(plain, model, data):
+    folder, report = plain
+    exported = hfc.load_exported(folder)
+    labels = torch.tensor([row["labels"] for row in data])
+    assert (report.dtype, exported.dtype, report.left_in_float32) == ("int8", "int8", ())
+    assert (predictions(exported, data) == labels).double().mean() > 0.95
+    kinds = {one.data_type for one in onnx.load(folder / "model.onnx").graph.initializer if len(one.dims) == 2}
+    assert onnx.TensorProto.FLOAT not in kinds
+    assert json.loads((folder / "hfcompress_export.json").read_text())["dtype"] == "int8"
+    assert not list(folder.glob("work-*"))
+
+
+def test_the_gate_counts_rows_that_it_did_not_rank_on(plain, data):
+    folder, report = plain
+    gate = report.gate
+    assert (gate.rows, gate.ranked_rows) == (ROWS // 2, ROWS // 2)
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)).tolist()[ROWS // 2 :]
+    judged = [data[index] for index in order]
+    right = predictions(hfc.load_exported(folder), judged) == torch.tensor([row["labels"] for row in judged])
+    assert gate.int8 == pytest.approx(right.double().mean().item())
+    assert gate.agreement == gate.int8  # the labels are the float32 model's predictions
+    assert gate.float32 == 1.0
+    assert gate.test.only_first == int((~right).sum())
+    assert gate.interval[0] <= gate.drop <= gate.interval[1]
+
+
+def test_a_planted_outlier_is_named_first_and_repaired(planted, plain, data):
+    report = planted[1]
+    assert report.left_in_float32[0] == OUTPUT
+    assert report.gate.agreement >= plain[1].gate.agreement - 0.01
+    assert OUTPUT in report.to_text()
+    assert "that of all of it int8" in report.to_text()
+
+
+def test_without_the_gate_the_outlier_costs_ten_points(planted):
+    assert planted[1].gate.all_int8_agreement <= planted[1].gate.agreement - 0.1
+
+
+def test_where_nothing_passes_the_best_is_named_and_nothing_written(model, data, tmp_path):
+    with pytest.raises(hfc.CompressionError, match=r"nothing was written\. The best: On 120 held-out rows") as refused:
+        export(plant(model), tmp_path / "onnx", dtype="int8", dataset=data, max_drop=0.0)
+    assert OUTPUT in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+# What the report says
+
+
+def test_the_report_times_torch_and_both_models(plain):
+    times = plain[1].times
+    assert list(times.rows) == [speed.TORCH, speed.FLOAT32, speed.INT8]
+    assert [one.batch_size for one in times.first.passes] == [1, 16]
+    assert "AVX" in plain[1].to_text() or "none of" in plain[1].to_text()
+    json.dumps(plain[1].to_dict())
+
+
+def test_few_rows_cannot_confirm_the_loss(plain):
+    gate = plain[1].gate
+    assert "So few rows cannot confirm" in " ".join(dataclasses.replace(gate, max_drop=gate.drop).sentences())
+    assert "So few rows" not in " ".join(dataclasses.replace(gate, max_drop=0.5).sentences())
+
+
+def test_what_predicts_otherwise_does_not_pass_by_luck(plain):
+    assert not dataclasses.replace(plain[1].gate, agreement=0.9, int8=1.0).passed
+    assert dataclasses.replace(plain[1].gate, agreement=0.9, int8=1.0, max_drop=0.1).passed
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "bits"),
+    [
+        ("any", ["AVX2", "AVX-512 VNNI", "AMX"], 7),
+        ("this", ["AVX2", "AVX-512"], 7),
+        ("this", ["AVX2", "AVX-512 VNNI"], 8),
+        ("this", ["AMX"], 8),
+        ("this", [], 7),
+    ],
+)
+def test_weights_saturate_on_no_machine_they_are_made_for(machine, features, bits, monkeypatch):
+    monkeypatch.setattr(quantization, "processor_features", lambda: features)
+    assert quantization.weight_bits(machine) == bits
+
+
+def test_weights_of_seven_bits_stay_within_them(plain):
+    assert plain[1].weight_bits == 7
+    for one in onnx.load(plain[0] / "model.onnx").graph.initializer:
+        if one.data_type == onnx.TensorProto.INT8 and len(one.dims) == 2:
+            assert abs(onnx.numpy_helper.to_array(one).astype(int)).max() <= 64
+
+
+# Refusals
+
+
+DATASETS = {
+    "none": (None, "needs dataset="),
+    "empty": ([], "dataset has 0 rows"),
+    "one row": ([{"input_ids": [5], "labels": 0}], "dataset has 1 rows"),
+    "no labels": ([{"input_ids": [5, 6]}] * 4, "4 of the 4 rows of dataset have no 'labels'"),
+    "a few without": ([{"input_ids": [5], "labels": 1}, {"input_ids": [5]}], "1 of the 2 rows"),
+}
+
+
+@pytest.mark.parametrize("case", DATASETS)
+def test_rows_that_cannot_judge_are_refused(case, tmp_path):
+    dataset, message = DATASETS[case]
+    with pytest.raises(hfc.CompressionError, match=message):
+        export(build(), tmp_path / "onnx", dtype="int8", dataset=dataset)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_drop": -0.1}, "max_drop=-0.1 must be in"),
+        ({"max_drop": float("nan")}, "max_drop=nan must be in"),
+        ({"machine": "other"}, "machine='other' is unknown"),
+        ({"repeats": -1}, "repeats=-1 must be"),
+    ],
+)
+def test_settings_without_sense_are_refused(settings, message, tmp_path):
+    with pytest.raises(hfc.CompressionError, match=message):
+        export(build(), tmp_path / "onnx", dtype="int8", dataset=rows(batch(8)), **settings)
+
+
+# Other problems
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_other_problems_have_a_gate_too(problem, tmp_path):
+    outputs = 1 if problem == "regression" else 3
+    model = build("distilbert", num_labels=outputs, problem_type=problem).eval()
+    data = inputs(60, 9, seed=1)
+    with torch.no_grad():
+        logits = model(**data).logits
+    data["labels"] = logits[:, 0] if problem == "regression" else (logits > 0).float()
+    report = export(model, tmp_path / "onnx", dtype="int8", dataset=data, max_drop=0.2)
+    assert report.gate.score == {"regression": "R2"}.get(problem, "label accuracy")
+    assert report.gate.agreement > 0.9
+    assert report.gate.float32 > 0.99
+
+
+def test_float32_is_kept_where_int8_is_slower(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfcompress.deploy.exporting.is_slower", lambda *names: True)
+    monkeypatch.setattr("hfcompress.deploy.export_report.is_slower", lambda *names: True)
+    report = export(model, tmp_path / "this", dtype="int8", dataset=data, max_drop=0.05, machine="this", repeats=1)
+    assert (report.dtype, report.weight_bits) == ("float32", None)
+    assert hfc.load_exported(tmp_path / "this").dtype == "float32"
+    assert "float32 was written" in report.to_text()
