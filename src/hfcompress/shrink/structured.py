@@ -68,7 +68,7 @@ def prune_structured(
         latency: The same for the share of the time that a text of 128 tokens takes, measured here and now, again and
             again while the FLOPs to keep are narrowed down. A busy machine measures badly.
         drop_layers: Whole layers to remove first: their indices, or how many, the least important ones then.
-        importance: ``"l1"`` needs no data, ``"obs"`` a ``dataset``, labelled or not, and ``"taylor"`` and ``"fisher"`` a
+        importance: ``"l1"`` needs no data, ``"obs"`` a ``dataset``, labelled or not, ``"taylor"`` and ``"fisher"`` a
             labelled one (see `hfcompress.importance`). ``"obs"`` counts on the outputs being reconstructed, and is the
             best then. With ``"l1"`` heads and neurons cannot be weighed against each other: to meet a budget, the same
             fraction of both is removed.
