@@ -46,6 +46,15 @@ def test_losses_are_those_of_solving_for_what_is_left(size, matrices):
     assert found.argsort().tolist() == gone
 
 
+def test_scores_rise_in_the_order_of_the_removal():
+    """Two inputs that cancel out but for a little: without the first, the other costs nothing."""
+    states = torch.randn(300, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    states[:, 1] = states[:, 1] / 3 - states[:, 0]
+    found = removal_losses([states.T @ states], [torch.tensor([[1.0, 1.0, 10.0]]).double()], 3)
+    assert found[2] > 100 * found[:2].max()
+    assert found[:2].min() < found[:2].max() < 1.001 * found[:2].min()
+
+
 def test_neurons_removed_in_steps_are_mostly_the_same():
     random = torch.Generator().manual_seed(0)
     states, weight = (torch.randn(*shape, 40, generator=random, dtype=torch.float64) for shape in ((200,), (6,)))
