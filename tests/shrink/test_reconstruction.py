@@ -296,6 +296,16 @@ def test_a_model_without_a_padding_token_is_reconstructed():
     assert model.config.pad_token_id is None
 
 
+@pytest.mark.parametrize(("most_rows", "most_tokens", "expected"), [(5, 1000, 5), (100, 60, 10), (100, 1, 1)])
+def test_of_many_rows_evenly_spaced_ones_are_read(most_rows, most_tokens, expected, monkeypatch):
+    monkeypatch.setattr(reconstruction, "_ROWS", most_rows)
+    monkeypatch.setattr(reconstruction, "_TOKENS_READ", most_tokens)
+    data = [{"input_ids": [5 + number] * 6} for number in range(20)]
+    read = reconstruction.read_calibration(build("bert"), data, 4)
+    found = sorted({int(row[0]) - 5 for each in (*read.fit, *read.held_out) for row in each["input_ids"]})
+    assert found == [number * 20 // expected for number in range(expected)]
+
+
 def test_one_text_is_enough():
     report = prune_structured(build("bert"), neurons=0.5, dataset=UNLABELLED[:1])
     assert report.reconstruction.logits_error[1] <= report.reconstruction.logits_error[0]

@@ -37,7 +37,7 @@ from hfcompress.validation import check_count
 
 TARGETS: tuple[Target, ...] = ("projection", "residual")
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
-_ROWS = 1024  # of a data set, at most so many are read
+_ROWS, _TOKENS_READ = 1024, 1 << 15  # of a data set, at most so many are read
 _HELD_OUT = 8  # each eighth row chooses the penalties and the target
 _SENSITIVITY = 0.5  # of a token's weight, the share that follows what the logits read of it
 _TOKENS = 512  # in a batch, so that the gradients' activations stay few
@@ -58,7 +58,7 @@ class Calibration:
 
 
 def read_calibration(model: nn.Module, dataset: Iterable[Any], batch_size: int) -> Calibration:
-    """Read rows, labelled or not, or batches of tensors; of more than 1,024, evenly spaced ones.
+    """Read rows, labelled or not, or batches of tensors; of more than 1,024, or 32,768 tokens, evenly spaced ones.
 
     Raises:
         CompressionError: There are none, or a row is longer than the model reads.
@@ -79,11 +79,17 @@ def read_calibration(model: nn.Module, dataset: Iterable[Any], batch_size: int) 
             rows.append(part)
     if not rows:
         raise CompressionError("dataset must hold rows with 'input_ids', as a Trainer takes them; found 0 rows.")
-    rows = rows[:: -(-len(rows) // _ROWS)]
+    rows = _spaced(rows, _ROWS)
+    rows = _spaced(rows, len(rows) * _TOKENS_READ // sum(read_examples("dataset", model, rows).lengths))
     split = min(_HELD_OUT, len(rows))
     fit = [row for index, row in enumerate(rows) if (index + 1) % split] or rows
     held_out = rows[split - 1 :: split]
     return Calibration(*(_batches(model, part, batch_size) for part in (fit, held_out)))
+
+
+def _spaced(rows: Sequence[Any], most: int) -> list[Any]:
+    count = max(1, min(most, len(rows)))
+    return [rows[index * len(rows) // count] for index in range(count)]
 
 
 def _batches(model: nn.Module, rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[Batch]:

@@ -90,9 +90,10 @@ def prune_structured(
             labels, or where all are None, -1 or -100, it says the latter only.
         batch_size: Rows in a batch of theirs.
         reconstruct: Whether the weights that read what is left are solved for, so that the outputs of the layers stay
-            close to the original's on the texts of ``dataset`` (labels are not needed; of more than 1,024 rows, evenly
-            spaced ones are read). ``"auto"``: where a data set is given. Weights stay as they are where that brings
-            neither a projection's outputs nor the logits of held-out rows closer; zeros of a pruned model stay zero.
+            close to the original's on the texts of ``dataset`` (labels are not needed; of more than 1,024 rows, or
+            32,768 tokens, evenly spaced rows are read). ``"auto"``: where a data set is given. Weights stay as they are
+            where that brings neither a projection's outputs nor the logits of held-out rows closer; zeros of a pruned
+            model stay zero.
         round_to: Neurons stay in multiples of this, which is friendly to kernels; at least that many, and one head,
             stay in each layer.
         plain: Whether only such shapes are made as a plain config can state, so that the saved folder loads without
