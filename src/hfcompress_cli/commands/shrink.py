@@ -32,10 +32,12 @@ def add_parser(verbs: options.Verbs) -> None:
     add("--importance", choices=("auto", "l1", "taylor", "fisher"), default="auto", help=help)
     add("--scope", choices=("global", "layer"), default="global", help="rank over all layers (default), or in each")
     add("--round-to", type=int, default=8, metavar="N", help="neurons stay in multiples of N (default: 8)")
-    help = "remove only so that the folder loads without hfcompress: the same number in all layers"
+    help = "remove only so that the folder loads without hfcompress: the same number in all layers, and whole layers"
     add("--plain", action="store_true", help=help)
     help = "texts to rank by, a fourth of which are held out to measure before and after; best with labels"
     options.add_data(parser, help, rows=512)
+    help = "leave the weights of what stays as they were; else they are solved for with --data, so that outputs stay"
+    parser.add_argument("--no-reconstruct", dest="reconstruct", action="store_false", help=help)
     parser.add_argument("--device", **options.DEVICE)
     options.add_output(parser)
 
@@ -52,6 +54,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
         raise hfc.CompressionError(f"--importance {arguments.importance} needs labelled texts: name them with --data.")
     names = ("heads", "neurons", "flops", "parameters", "latency", "drop_layers", "importance", "scope", "round_to")
     asked = {name: getattr(arguments, name) for name in (*names, "plain")}
+    if not arguments.reconstruct:
+        asked["reconstruct"] = False
     reads = arguments.data is not None
     with new_folder(arguments.output, arguments.overwrite) as folder:
         model, tokenizer = load(arguments.model, trained=reads, reads_texts=reads)
