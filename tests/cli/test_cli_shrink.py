@@ -1,13 +1,15 @@
 """``hfcompress shrink`` against models shrunk in Python."""
 
 import csv
+import json
 import random
 import subprocess
 import sys
 
 import pytest
 import torch
-from command_line import NUMBERS, load, read_reviews
+from architectures import build
+from command_line import NUMBERS, load, make_tokenizer, read_reviews
 from transformers import AutoModel, AutoTokenizer
 
 import hfcompress as hfc
@@ -147,7 +149,42 @@ def test_each_verb_says_whether_the_folder_loads_alone(models, data, tmp_path, r
 
 
 def test_a_budget_that_plain_shapes_do_not_meet_names_the_remedy(models, tmp_path, run):
-    shrink = ("shrink", models / "bert", "--flops", 0.3, "--importance", "l1", "--plain")
+    shrink = ("shrink", models / "bert", "--flops", 0.3, "--importance", "l1", "--plain", "--drop-layers", "0,")
     run(*shrink, "-o", tmp_path / "out", status=2)
     assert "drop layers" in run.error
     assert not (tmp_path / "out").exists()
+
+
+WITHOUT = """
+import sys
+sys.modules["hfcompress"] = None
+import torch
+from transformers import AutoModelForSequenceClassification
+
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
+print(model(torch.tensor([[2, 3, 4]])).logits.tolist())
+"""
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_plain_drops_layers_and_loads_without_hfcompress(architecture, data, tmp_path, run):
+    source, out, reviews = tmp_path / "source", tmp_path / "out", write_reviews(data, tmp_path / "rows.csv")
+    build(architecture, layers=6).save_pretrained(source)
+    make_tokenizer().save_pretrained(source)
+    found = run("shrink", source, "--flops", 0.25, "--data", reviews, "--plain", "-o", out, "--json")
+    assert f"Written to {out}; it loads without hfcompress." in run.error
+    assert found["layers"][1] < 6
+    assert found["flops"][1] <= 0.25 * found["flops"][0]
+    done = subprocess.run([sys.executable, "-c", WITHOUT, out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.tensor(json.loads(done.stdout)), load(out)(IDS).logits)
+
+
+def test_weights_that_stay_are_kept_where_that_is_asked(models, data, tmp_path, run):
+    reviews = write_reviews(data, tmp_path / "rows.csv")
+    shrink = ("shrink", models / "bert", "--neurons", 0.5, "--data", reviews, "--json", "-o")
+    found = run(*shrink, tmp_path / "kept", "--no-reconstruct")
+    assert found["reconstruction"] is None
+    assert run(*shrink, tmp_path / "solved")["reconstruction"]["logits_error"][0] > 0
+    biases = [load(folder).bert.encoder.layer[0].output.dense.bias for folder in (models / "bert", tmp_path / "kept")]
+    assert torch.equal(*biases)

@@ -6,13 +6,16 @@ import sys
 
 import pytest
 import torch
-from architectures import SHRINKABLE, WITH_NEURONS, batch, build
+from architectures import SHRINKABLE, WITH_NEURONS, batch, build, same_bits
 from shrinking import LABELLED, refused
 from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedConfig
 from transformers.models.llama import modeling_llama
 
-from hfcompress import prune_structured, student_from_teacher
+from hfcompress import CompressionError, prune_structured, student_from_teacher
 from hfcompress.models.heads_and_neurons import NeuronGroup, Slice
+from hfcompress.models.inputs import dummy_inputs
+from hfcompress.models.profiling import count_flops
+from hfcompress.shrink import budget
 from hfcompress.shrink.selection import select, select_for_budget
 
 LOAD = """
@@ -42,6 +45,9 @@ CASES = (
         "bert-layers": ("bert", {"flops": 0.6, "drop_layers": [1]} | FISHER),
         "llama-twelve": ("llama", {"heads": 0.42} | FISHER | TWELVE),
         "llama-l1": ("llama", {"flops": 0.7, "importance": "l1"}),
+        "bert-fewer": ("bert", {"flops": 0.35} | FISHER),
+        "gpt2-fewer": ("gpt2", {"parameters": 0.5} | FISHER),
+        "llama-fewer": ("llama", {"flops": 0.25} | FISHER),
     }
 )
 
@@ -89,10 +95,91 @@ def test_neurons_that_no_config_states_are_refused(name):
     refused(build(name), "no setting for fewer neurons", neurons=0.5, plain=True)
 
 
-def test_a_budget_that_plain_shapes_do_not_meet_is_refused():
+FEWER = {
+    "bert": ("bert", {"flops": 0.3} | FISHER, {}),
+    "bert-l1": ("bert", {"flops": 0.3, "importance": "l1"}, {}),
+    "bert-taylor": ("bert", {"parameters": 0.4, "importance": "taylor", "dataset": LABELLED}, {}),
+    "deberta-v2": ("deberta-v2", {"flops": 0.3} | FISHER, {}),
+    "gpt2": ("gpt2", {"parameters": 0.4} | FISHER, {}),
+    "llama": ("llama", {"flops": 0.15} | FISHER, {}),
+    "qwen2": ("qwen2", {"flops": 0.15} | FISHER, {}),
+}
+
+
+@pytest.mark.parametrize("name", FEWER)
+def test_a_budget_drops_the_fewest_layers_that_meet_it(name):
+    """Against a plain loop over the numbers of layers to drop, each given."""
+    architecture, settings, sizes = FEWER[name]
+    model = build(architecture, layers=4, **sizes)
+    for number in range(1, 4):
+        expected = copy.deepcopy(model)
+        try:
+            prune_structured(expected, plain=True, drop_layers=number, **settings)
+        except CompressionError:
+            continue
+        break
+    assert number > 1
+    report = prune_structured(model, plain=True, **settings)
+    assert report.layers == (4, 4 - number)
+    assert same_bits(model.state_dict(), expected.state_dict())
+    assert model.config.to_dict() == expected.config.to_dict()
+
+
+@pytest.mark.parametrize("share", [0.85, 0.3])
+def test_a_latency_is_of_the_model_with_all_layers(share, monkeypatch):
+    """The clock is a stand-in: milliseconds that grow with the FLOPs."""
+    monkeypatch.setattr(budget, "milliseconds", lambda model: count_flops(model, dummy_inputs(model)) / 1e5)
     model = build("bert", layers=3)
-    refused(model, r"drop_layers=\), or leave out plain=True", flops=0.3, plain=True)
-    prune_structured(model, flops=0.3, importance="l1")
+    report = prune_structured(model, plain=True, latency=share, **FISHER)
+    before, after = report.latency_ms
+    assert (1e5 * before, 1e5 * after) == pytest.approx(report.flops)
+    assert 0.7 * share * before < after <= share * before
+    assert (report.layers[1] < 3) is (share < 0.5)
+
+
+def test_a_layer_that_must_stay_is_not_dropped():
+    """The first of a ModernBERT has no norm before its attention; here it is the least important."""
+    model = build("modernbert", layers=3)
+    with torch.no_grad():
+        for module in (model.model.layers[0].attn.Wo, model.model.layers[0].mlp.Wo):
+            module.weight.mul_(1e-3)
+    report = prune_structured(model, plain=True, flops=0.3, **FISHER)
+    assert report.layers == (3, 1)
+    assert isinstance(model.model.layers[0].attn_norm, torch.nn.Identity)
+
+
+@pytest.mark.parametrize("measure", ["flops", "parameters", "latency"])
+def test_a_budget_that_one_layer_does_not_meet_is_refused(measure, monkeypatch):
+    monkeypatch.setattr(budget, "milliseconds", lambda model: count_flops(model, dummy_inputs(model)) / 1e5)
+    remedy = r"with one layer and the fewest .* left; ask for more, or leave out plain=True"
+    refused(build("bert", layers=3), remedy, plain=True, **{measure: 0.05}, **FISHER)
+
+
+@pytest.mark.parametrize("name", ["mpnet", "phi", "gptj"])
+def test_layers_that_cannot_be_ranked_stay(name):
+    refused(build(name, layers=3), r"fewest .* each layer .*\(drop_layers=\)", flops=0.4, plain=True)
+    refused(build(name, layers=3), r"fewest .* each layer .*\(drop_layers=\)", flops=0.4, plain=True, drop_layers=[1])
+
+
+@pytest.mark.parametrize("name", ["albert", "bart", "t5"])
+def test_layers_that_cannot_be_dropped_stay(name):
+    refused(build(name), "each layer .* ask for more, or leave out plain=True", flops=0.1, plain=True)
+
+
+def test_drop_layers_given_stays_as_asked():
+    model = build("bert", layers=4)
+    refused(model, r"with the fewest .* each layer .*drop layers too", flops=0.3, plain=True, drop_layers=[0])
+    expected = copy.deepcopy(model)
+    del expected.bert.encoder.layer[3]
+    report = prune_structured(model, flops=0.7, plain=True, drop_layers=[3], **FISHER)
+    assert report.layers == (4, 3)
+    queries = [one.bert.encoder.layer[0].attention.self.query.weight for one in (model, expected)]
+    assert torch.equal(*queries)
+
+
+def test_without_plain_a_budget_drops_no_layers():
+    assert prune_structured(build("bert", layers=3), flops=0.3, importance="l1").layers == (3, 3)
+    refused(build("bert", layers=3), r"drop layers too \(drop_layers=\)\.", flops=0.05, importance="l1")
 
 
 def test_a_model_that_was_uneven_before_becomes_even_or_is_refused():

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.heads_and_neurons import Group, HeadGroup
 from hfcompress.models.inputs import dummy_inputs
+from hfcompress.models.layers import layer_stacks
 from hfcompress.models.profiling import count_calls, count_flops, count_parameters, milliseconds
 from hfcompress.shrink.selection import select_for_budget
 from hfcompress.shrink.verified_removal import Removal, removed
@@ -21,6 +23,10 @@ from hfcompress.shrink.verified_removal import Removal, removed
 Measure = Literal["flops", "parameters", "latency"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 _TRIES = 8
+
+
+class BudgetError(CompressionError):
+    """Even the fewest heads and neurons that must stay cost more than the budget."""
 
 
 @dataclass(frozen=True)
@@ -38,33 +44,69 @@ class Budget:
     plain: bool = False
 
     def select(
-        self, model: PreTrainedModel, groups: Sequence[Group], scores: Sequence[Tensor], cost: int, **options: Any
+        self,
+        model: PreTrainedModel,
+        groups: Sequence[Group],
+        score: Callable[[Sequence[Group]], Sequence[Tensor]],
+        full: PreTrainedModel,
+        cost: int,
+        **options: Any,
     ) -> tuple[Removal, tuple[float, float] | None]:
         """Select what must be removed to come within the budget, by trying it.
 
         Args:
             model: As it is before heads and neurons are removed, to which it comes back.
             groups: Its heads and neurons.
-            scores: How much each of them matters, shape (count,).
-            cost: FLOPs or parameters of the model that the share is of, which may have had more layers.
+            score: Tells how much each of them matters, shapes (count,). Called once it is known that they suffice.
+            full: The model whose latency the share is of, which may have more layers.
+            cost: FLOPs or parameters of that model.
             **options: As for `select_for_budget`.
 
         Returns:
             What to remove; and for latency the milliseconds before and after.
 
         Raises:
-            CompressionError: It cannot be met.
+            BudgetError: It cannot be met.
         """
         costs = self._costs(model, groups)
-        choose = partial(select_for_budget, groups, scores, costs, **options)
+        measure = partial(self._measure, model, full, cost)
+        unranked = [torch.zeros(group.count) for group in groups]
+        pair = measure(select_for_budget(groups, unranked, costs, math.inf, **options))
+        if not self._is_met(*pair):
+            raise BudgetError(self._refusal(model, *pair))
+        choose = partial(select_for_budget, groups, score(groups), costs, **options)
         if self.measure == "latency":
             most = sum(each * group.count for each, group in zip(costs, groups, strict=True))
-            return self._meet_latency(model, most, choose)
-        return self._meet_count(model, self.share * cost, choose), None
+            return self._meet_latency(most, choose, measure, pair)
+        return self._meet_count(self._count(model) - self.share * cost, choose, measure), None
 
-    @property
-    def _or_not_plain(self) -> str:
-        return ", or leave out plain=True, with which only some heads and neurons can be removed" if self.plain else ""
+    def _count(self, model: PreTrainedModel) -> int:
+        return count_parameters(model) if self.measure == "parameters" else count_flops(model, dummy_inputs(model))
+
+    def _measure(
+        self, model: PreTrainedModel, full: PreTrainedModel, cost: int, removal: Removal
+    ) -> tuple[float, float]:
+        """Return what the full model costs, and what this one without some heads and neurons does."""
+        latency = self.measure == "latency"
+        before = milliseconds(full) if latency else cost
+        with removed(model, removal):
+            return before, milliseconds(model) if latency else self._count(model)
+
+    def _is_met(self, before: float, after: float) -> bool:
+        return after <= self.share * before
+
+    def _refusal(self, model: PreTrainedModel, before: float, after: float) -> str:
+        latency, layers = self.measure == "latency", list(layer_stacks(model).values())
+        asked = f"latency={self.share}" if latency else f"A budget of {self.share * before:,.0f} {self.measure}"
+        fewest = "the fewest that must stay in each layer"
+        if layers == [1]:
+            fewest = "one layer and the fewest that must stay in it"
+        left = f", {after / before:.2f} of the time is left" if latency else f" {after:,} are left"
+        drop = ""
+        if len(layers) == 1 < layers[0]:
+            drop = f", or drop layers {'before' if latency else 'too'} (drop_layers=)"
+        other = ", or leave out plain=True, with which only some heads and neurons can be removed" if self.plain else ""
+        return f"{asked} cannot be met by removing heads and neurons: with {fewest}{left}; ask for more{drop}{other}."
 
     def _costs(self, model: nn.Module, groups: Sequence[Group]) -> list[int]:
         """Return what removing one head or neuron of each group saves: parameters, or else FLOPs."""
@@ -74,50 +116,36 @@ class Budget:
         calls = count_calls(model, [group.consumers[0].module for group in groups])
         return [flops_per_unit(model, group, tokens, each) for group, each in zip(groups, calls, strict=True)]
 
-    def _meet_count(self, model: PreTrainedModel, allowed: float, choose: Callable[[float], Removal]) -> Removal:
-        def count() -> int:
-            return count_parameters(model) if self.measure == "parameters" else count_flops(model, dummy_inputs(model))
-
-        surplus, step, everything = count() - allowed, 1, choose(math.inf)
+    def _meet_count(
+        self, surplus: float, choose: Callable[[float], Removal], measure: Callable[[Removal], tuple[float, float]]
+    ) -> Removal:
+        step, everything = 1, choose(math.inf)
         while True:
             removal = choose(surplus)
-            with removed(model, removal):
-                left = count()
-            if left <= allowed:
+            before, after = measure(removal)
+            if self._is_met(before, after) or removal == everything:
                 return removal
-            if removal == everything:
-                raise CompressionError(
-                    f"A budget of {allowed:,.0f} {self.measure} cannot be met by removing heads and neurons: with the "
-                    f"fewest that must stay in each layer {left:,} are left; ask for more, or drop layers too "
-                    f"(drop_layers=){self._or_not_plain}."
-                )
             # What a unit costs is known but for what does not depend on the text (DeBERTa's positions).
-            surplus, step = surplus + step * (left - allowed), 2 * step
+            surplus, step = surplus + step * (after - self.share * before), 2 * step
 
     def _meet_latency(
-        self, model: PreTrainedModel, most: float, choose: Callable[[float], Removal]
+        self,
+        most: float,
+        choose: Callable[[float], Removal],
+        measure: Callable[[Removal], tuple[float, float]],
+        fastest: tuple[float, float],
     ) -> tuple[Removal, tuple[float, float]]:
         """Save as few FLOPs as bring the time within the share, by bisection; each is timed beside the full model."""
         low, high = 0.0, most
-        best: tuple[Removal, tuple[float, float]] | None = None
-        surplus = high  # first whether it can be met at all
-        for _ in range(_TRIES):
+        best = choose(most), fastest
+        for _ in range(_TRIES - 1):
+            surplus = (low + high) / 2
             removal = choose(surplus)
-            full = milliseconds(model)
-            with removed(model, removal):
-                small = milliseconds(model)
-            if small <= self.share * full:
-                best, high = (removal, (full, small)), surplus
-            elif best is None:
-                raise CompressionError(
-                    f"latency={self.share} cannot be met by removing heads and neurons: with the fewest that must stay "
-                    f"in each layer, {small / full:.2f} of the time is left; ask for more, or drop layers before "
-                    f"(drop_layers=){self._or_not_plain}."
-                )
+            pair = measure(removal)
+            if self._is_met(*pair):
+                best, high = (removal, pair), surplus
             else:
                 low = surplus
-            surplus = (low + high) / 2
-        assert best is not None
         return best
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from numbers import Real
@@ -24,7 +24,7 @@ from hfcompress.models.tensors import check_has_values
 from hfcompress.models.traced_neurons import find_or_trace
 from hfcompress.models.weights import PRUNABLE_DTYPES, check_no_computed_weights, check_not_quantized
 from hfcompress.report.structure import BlockStructure, Reconstruction, StructureReport
-from hfcompress.shrink.budget import MEASURES, Budget
+from hfcompress.shrink.budget import MEASURES, Budget, BudgetError
 from hfcompress.shrink.held_out import HeldOutRows, Rows, read_rows
 from hfcompress.shrink.importance import IMPORTANCES, Importance, importance_scores, labelled_batches
 from hfcompress.shrink.layers import are_indices, keep_layers
@@ -36,6 +36,7 @@ from hfcompress.validation import check_choice, check_count, check_fraction, is_
 # With what share of the FLOPs "l1" still keeps up with "fisher": the study (docs/shrinking) has 0.704 and 0.714 at 0.7,
 # 0.678 and 0.706 at 0.6, and 0.573 and 0.697 at 0.5, of an accuracy of 0.729.
 L1_SHARE = 0.7
+_Chosen = tuple[list[Group], Removal, tuple[float, float] | None]  # and the milliseconds before and after
 
 
 def prune_structured(
@@ -75,7 +76,8 @@ def prune_structured(
         parameters: The same for the share of all parameters.
         latency: The same for the share of the time that a text of 128 tokens takes, measured here and now, again and
             again while the FLOPs to keep are narrowed down. A busy machine measures badly.
-        drop_layers: Whole layers to remove first: their indices, or how many, the least important ones then.
+        drop_layers: Whole layers to remove first: their indices, or how many, the least important ones then. Where it
+            is 0, only a budget with ``plain=True`` removes layers.
         importance: ``"l1"`` needs no data, ``"obs"`` a ``dataset``, labelled or not, and ``"taylor"`` and ``"fisher"``
             a labelled one (see `hfcompress.importance`). ``"obs"`` counts on the outputs being reconstructed. With
             ``"l1"`` heads and neurons cannot be weighed against each other: to meet a budget, the same fraction of both
@@ -98,7 +100,9 @@ def prune_structured(
             stay in each layer.
         plain: Whether only such shapes are made as a plain config can state, so that the saved folder loads without
             hfcompress: as many neurons in all layers, as many heads where the config states the size of a head (Llama,
-            Qwen2, T5), whole layers. A budget is met with those of heads and neurons that can be.
+            Qwen2, T5), whole layers. A budget is met with those of heads and neurons that can be; where even the fewest
+            do not meet it and ``drop_layers`` is 0, the least important layers are removed too, the fewest that bring
+            it within reach; a layer that the model cannot do without stays.
 
     Returns:
         What was asked, and what was removed: heads, neurons, parameters, FLOPs; and what it cost, with a dataset.
@@ -154,23 +158,20 @@ def prune_structured(
     reconstruction: Reconstruction | None = None
     with ExitStack() as undo:
         own_configs(model, undo)  # which other models may share
-        twins = copy_sharing_weights(model) if calibration is not None and reconstruct else {}
+        keeps_original = (calibration is not None and reconstruct) or (plain and "latency" in asked)
+        twins = copy_sharing_weights(model) if keeps_original else {}
         if "drop_layers" in asked:
             kept = _layers_to_keep(model, drop_layers, ranking, batches)
             keep_layers(model, layer_stack(model)[0], kept, undo)
             groups = find()
         if groups:
-            options: dict[str, Any] = {"scope": scope, "round_to": round_to}
-            if plain:
-                groups, options["left"] = _keep_plain(model, groups, round_to, any_kind=budget is not None)
-            scores = importance_scores(model, groups, ranking, batches)
-            removal: Removal
-            if budget is None:
-                removal = select(groups, scores, asked, **options)
+            choose = partial(_choose, model, asked, budget, ranking, batches, twins.get(model, model), before)
+            choose = partial(choose, scope=scope, round_to=round_to, plain=plain)
+            if plain and budget is not None and "drop_layers" not in asked:
+                rank = partial(_rank_layers, model, ranking, batches)
+                groups, removal, latency_ms = _choose_with_fewest_dropped(model, groups, find, choose, rank, undo)
             else:
-                options["additive"] = ranking != "l1"
-                full = before.get(budget.measure, 0)
-                removal, latency_ms = budget.select(model, groups, scores, full, **options)
+                groups, removal, latency_ms = choose(groups)
             remove_and_verify(model, removal, undo)
             blocks = [BlockStructure(g.name, g.kind, g.count, g.count - len(removal[g])) for g in groups]
             write_plan(model)
@@ -268,21 +269,93 @@ def _keep_plain(
     return [group for group in groups if group.kind in left], left
 
 
+def _choose(
+    model: PreTrainedModel,
+    asked: dict[str, Any],
+    budget: Budget | None,
+    ranking: Importance,
+    batches: list[Batch] | None,
+    full: PreTrainedModel,
+    sizes: dict[str, int],
+    groups: list[Group],
+    *,
+    plain: bool,
+    **options: Any,
+) -> _Chosen:
+    """Choose heads and neurons to remove, by fractions or a share of what the full model, of these sizes, costs."""
+    if plain:
+        groups, options["left"] = _keep_plain(model, groups, options["round_to"], any_kind=budget is not None)
+    score = partial(importance_scores, model, kind=ranking, batches=batches)
+    if budget is None:
+        return groups, select(groups, score(groups), asked, **options), None
+    options["additive"] = ranking != "l1"
+    return groups, *budget.select(model, groups, score, full, sizes.get(budget.measure, 0), **options)
+
+
+def _choose_with_fewest_dropped(
+    model: PreTrainedModel,
+    groups: list[Group],
+    find: Callable[[], list[Group]],
+    choose: Callable[[list[Group]], _Chosen],
+    rank: Callable[[], list[int]],
+    undo: ExitStack,
+) -> _Chosen:
+    """Choose heads and neurons to remove, and drop layers where these do not meet the budget.
+
+    The least important layers are dropped, the fewest, but for those that the model cannot do without.
+
+    Raises:
+        BudgetError: It cannot be met, or the layers cannot be ranked or dropped.
+    """
+    try:
+        return choose(groups)
+    except BudgetError as error:
+        refusal = error
+    try:
+        (stack, count), ranked = layer_stack(model), rank()
+    except CompressionError:
+        raise refusal from None
+    kept = list(range(count))
+    for layer in ranked:
+        fewer = [index for index in kept if index != layer]
+        if not fewer:
+            break
+        with ExitStack() as trial:
+            try:
+                keep_layers(model, stack, fewer, trial)
+            except CompressionError:  # such as the first of a ModernBERT
+                continue
+            kept = fewer
+            try:
+                chosen = choose(find())
+            except BudgetError as error:
+                refusal = error
+                continue
+            undo.push(trial.pop_all())
+            return chosen
+    raise refusal
+
+
 def _layers_to_keep(
     model: PreTrainedModel, layers: Any, importance: Importance, batches: list[Batch] | None
 ) -> list[int]:
     count = layer_stack(model)[1]
     if is_integer(layers):
-        groups = [group for kind in KINDS for group in find_groups(model, kind)]
-        if len(groups) != 2 * count:
-            raise CompressionError(
-                f"The layers of {type(model).__name__} cannot be ranked, as they share heads or have several blocks of "
-                "a kind; name them by index."
-            )
-        scores = [float(score.sum()) for score in importance_scores(model, groups, importance, batches)]
-        ranked = sorted(range(count), key=lambda index: scores[index] + scores[count + index])
-        return sorted(ranked[layers:])
+        return sorted(_rank_layers(model, importance, batches)[layers:])
     return sorted(set(range(count)) - {index % count for index in layers})
+
+
+def _rank_layers(model: PreTrainedModel, importance: Importance, batches: list[Batch] | None) -> list[int]:
+    """Return the indices of the layers, the least important first."""
+    count = layer_stack(model)[1]
+    groups = [group for kind in KINDS for group in find_groups(model, kind)]
+    if len(groups) != 2 * count:
+        raise CompressionError(
+            f"The layers of {type(model).__name__} cannot be ranked, as they share heads or have several blocks of "
+            "a kind; name them by index."
+        )
+    scores = [float(score.sum()) for score in importance_scores(model, groups, importance, batches)]
+    return sorted(range(count), key=lambda index: scores[index] + scores[count + index])
 
 
 def _check_arguments(asked: dict[str, Any], importance: str, scope: str, round_to: object, dataset: object) -> None:

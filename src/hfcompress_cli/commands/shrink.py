@@ -39,11 +39,13 @@ def add_parser(verbs: options.Verbs) -> None:
     add("--importance", choices=("auto", "l1", "taylor", "fisher", "obs"), default="auto", help=help)
     add("--scope", choices=("global", "layer"), default="global", help="rank over all layers (default), or in each")
     add("--round-to", type=int, default=8, metavar="N", help="neurons stay in multiples of N (default: 8)")
-    help = "remove only so that the folder loads without hfcompress: the same number in all layers"
+    help = "remove only so that the folder loads without hfcompress: the same number in all layers, and whole layers"
     add("--plain", action="store_true", help=help)
     _add_vocabulary(parser)
     help = "texts to rank by, a fourth of which are held out to measure before and after; best with labels"
     options.add_data(parser, help, rows=512)
+    help = "leave the weights of what stays as they were; else they are solved for with --data, so that outputs stay"
+    parser.add_argument("--no-reconstruct", dest="reconstruct", action="store_false", help=help)
     parser.add_argument("--device", **options.DEVICE)
     options.add_output(parser)
 
@@ -76,6 +78,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
     if not has_vocabulary and (unused := _changed(arguments, _VOCABULARY)):
         raise hfc.CompressionError(f"--{unused[0].replace('_', '-')} needs texts whose tokens are kept: --vocabulary.")
     asked = {name: getattr(arguments, name) for name in (*_AMOUNTS, "importance", "scope", "round_to", "plain")}
+    if not arguments.reconstruct:
+        asked["reconstruct"] = False
     reads = arguments.data is not None
     reports: dict[str, Any] = {}
     with new_folder(arguments.output, arguments.overwrite) as folder:
