@@ -47,7 +47,7 @@ from examples.imdb.training import training_arguments
 
 SEEDS = (0, 1, 2)
 SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
-CALIBRATION_TEXTS = 512  # to rank and to solve with
+CALIBRATION_TEXTS = 512  # given to the call
 METHODS: dict[str, dict[str, Any]] = {
     "l1": {"importance": "l1", "reconstruct": False},
     "l1, reconstructed": {"importance": "l1", "reconstruct": True},
@@ -259,7 +259,7 @@ def render_page(results: Result) -> str:
         "# What is reconstruction worth?",
         f"""all-MiniLM-L6-v2 fine-tuned on {drawn}, then shrunk to a share of its FLOPs by `prune_structured(model,
 flops=share, importance=..., reconstruct=..., dataset=...)` with {CALIBRATION_TEXTS} of the training texts (their labels
-for `"fisher"` alone) and tested without further training. {len(SEEDS)} seeds, each with texts and a teacher of its
+for `"fisher"` alone; a fourth of the texts is held out by the call) and tested without further training. {len(SEEDS)} seeds, each with texts and a teacher of its
 own: mean and Student's 95 % interval. The last columns are about `{LAST}`; differences are taken seed by seed.""",
     ]
     for name, texts in TEXTS.items():
