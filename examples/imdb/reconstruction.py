@@ -259,8 +259,9 @@ def render_page(results: Result) -> str:
         "# What is reconstruction worth?",
         f"""all-MiniLM-L6-v2 fine-tuned on {drawn}, then shrunk to a share of its FLOPs by `prune_structured(model,
 flops=share, importance=..., reconstruct=..., dataset=...)` with {CALIBRATION_TEXTS} of the training texts (their labels
-for `"fisher"` alone; a fourth of the texts is held out by the call) and tested without further training. {len(SEEDS)} seeds, each with texts and a teacher of its
-own: mean and Student's 95 % interval. The last columns are about `{LAST}`; differences are taken seed by seed.""",
+for `"fisher"` alone; the call holds a fourth of the texts out) and tested without further training. {len(SEEDS)} seeds,
+each with texts and a teacher of its own: mean and Student's 95 % interval. The last columns are about `{LAST}`;
+differences are taken seed by seed.""",
     ]
     for name, texts in TEXTS.items():
         parts += [f"## {texts.title}, without training", _table(_untrained_rows(runs[name]))]
@@ -293,7 +294,6 @@ def _untrained_rows(runs: dict[str, list[Result]]) -> Iterable[dict[str, str]]:
             cells |= {
                 "to the original, points": _difference(last, runs["teacher"]),
                 "agreement": f"{statistics.mean(run['agreement'] for run in last):.3f}",
-                "seconds": f"{statistics.mean(run['seconds'] for run in last):.0f}",
             }
         if found:
             yield {"FLOPs left": f"{share}", **cells}

@@ -15,7 +15,7 @@ from hfcompress.distill.layer_losses import ForwardRecorder
 from hfcompress.distill.teachers import Teachers
 from hfcompress.models.inputs import read_examples
 from hfcompress.models.padding import fill_padding, padded_with, unpadded_batches, without_padding
-from hfcompress.report.benchmark import _predict
+from hfcompress.report.benchmark import predict_logits
 from hfcompress.shrink.importance import labelled_batches
 
 LENGTHS = (3, 9, 4, 9, 6)
@@ -52,7 +52,7 @@ def alone(model, made):
 
 def measured(model, given, size=16, tokenizer=None):
     with without_padding(model):
-        return _predict("model", model, read_examples("data", model, given, tokenizer), size).float()
+        return predict_logits("model", model, read_examples("data", model, given, tokenizer), size).float()
 
 
 def as_teacher(model, batch):

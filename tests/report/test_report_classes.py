@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from architectures import batch, build
+from tokenizer_kinds import make_tokenizer
 
 import hfcompress as hfc
 from hfcompress.report.tables import Report
@@ -17,18 +18,38 @@ def reports():
     model = build("bert")
     pruned = build("bert")
     shrunk = build("bert")
+    tokenizer = make_tokenizer("wordpiece")
+    compared = hfc.compare({"full": model, "pruned": pruned}, DATA, repeats=2)
     return {
         "SparsityReport": hfc.prune_global_l1(pruned, 0.3),
         "StructureReport": hfc.prune_structured(shrunk, heads=0.25, neurons=0.5, importance="l1"),
         "Measurement": hfc.measure(model, DATA, repeats=2),
-        "Comparison": hfc.compare({"full": model, "pruned": pruned}, DATA, repeats=2),
+        "Comparison": compared,
+        "VocabularyReport": hfc.prune_vocabulary(
+            build("bert", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id), tokenizer, ["a good plot"]
+        ),
+        "ExportReport": hfc.ExportReport(
+            directory="onnx",
+            format="onnx",
+            dtype="float32",
+            inputs=("input_ids", "attention_mask"),
+            bytes=(40_000, 41_000),
+            difference=1e-7,
+            weight_bits=None,
+            gate=None,
+            times=compared,
+            processor=("AVX2",),
+            versions={"onnx": "1.19"},
+        ),
     }
 
 
-every_class = pytest.mark.parametrize("name", ["SparsityReport", "StructureReport", "Measurement", "Comparison"])
+CLASSES = ["SparsityReport", "StructureReport", "Measurement", "Comparison", "VocabularyReport", "ExportReport"]
+every_class = pytest.mark.parametrize("name", CLASSES)
 
 
 def test_no_class_of_report_is_left_out_here(reports):
+    assert set(CLASSES) == set(reports)
     assert {kind.__name__ for kind in Report.__subclasses__()} == set(reports)
     assert all(type(report).__name__ == name for name, report in reports.items())
 
