@@ -23,7 +23,7 @@ from hfcompress.shrink.importance import Importance
 from hfcompress.shrink.reconstruction import copy_sharing_weights, reconstruct_outputs
 from hfcompress.shrink.request import Request, check_request, is_asked
 from hfcompress.shrink.selection import Scope
-from hfcompress.shrink.verified_removal import remove_and_verify
+from hfcompress.shrink.verified_removal import check_finite, remove_and_verify
 from hfcompress.validation import is_integer
 
 # With what share of the FLOPs "l1" still keeps up with "fisher": the study (docs/shrinking) has 0.704 and 0.714 at 0.7,
@@ -123,6 +123,7 @@ def prune_structured(
         before = _sizes(model)
     except Exception as error:
         raise CompressionError(f"{type(model).__name__} does not read a short text: {error}") from error
+    check_finite(model)
 
     reconstruction: Reconstruction | None = None
     with ExitStack() as undo:
