@@ -13,6 +13,7 @@ from hfcompress.shrink.held_out import HeldOutRows, Rows, read_rows
 from hfcompress.shrink.importance import Importance, labelled_batches
 from hfcompress.shrink.reconstruction import Calibration, read_calibration
 from hfcompress.shrink.request import Request
+from hfcompress.validation import check_count
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def read_data(model: PreTrainedModel, dataset: Iterable[Any] | None, batch_size:
     Raises:
         CompressionError: It has no rows, or no labels where they are needed, or the model does not read them.
     """
+    check_count("batch_size", batch_size)
     if dataset is None:
         return Data("l1")
     rows = read_rows(model, dataset, needs_labels=request.importance in ("taylor", "fisher"))
