@@ -109,11 +109,15 @@ def test_data_that_do_not_fit_are_refused(dataset, message):
 @pytest.mark.parametrize("importance", ["obs", "fisher", "taylor", "l1"])
 @pytest.mark.parametrize(
     ("architecture", "ids", "reason"),
-    [("bert", [5, 1000], "index out of range"), ("t5", [5, 6], "eos"), ("bert", [5, -100], "index out of range")],
+    [
+        ("bert", [5, 1000], "index out of range"),
+        ("t5", [5, 6], "eos|out of"),
+        ("bert", [5, -100], "index out of range"),
+    ],
 )
 def test_few_rows_that_the_model_cannot_read_are_refused(architecture, ids, reason, importance):
     data = [{"input_ids": ids, "labels": 1}] * 4
-    message = f"does not read texts of 2 tokens.*{reason}.*Leave them out"
+    message = f"does not read texts of 2 tokens.*({reason}).*Leave them out"
     refused(build(architecture), message, neurons=0.5, importance=importance, dataset=data)
 
 
