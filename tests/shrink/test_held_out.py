@@ -146,6 +146,42 @@ def test_rows_that_the_model_does_not_read_are_refused():
     refused(build("bert", num_labels=1), "1 of 64 rows of dataset have no label", heads=0.5, dataset=unknown)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("rows", [64, 8])
+def test_columns_of_batches_are_not_lost(rows, labelled):
+    """A mask that is no tensor would let padding be read as text."""
+    one = {name: torch.tensor([row[name] for row in ROWS[:rows]]) for name in ROWS[0]}
+    one = one if labelled else {name: value for name, value in one.items() if name != "labels"}
+    for wrong in (one["attention_mask"].tolist(), one["attention_mask"][:3], torch.tensor(1)):
+        data = one | {"attention_mask": wrong}
+        refused(build("bert"), "attention_mask of dataset must be tensors with a row for each", heads=0.5, dataset=data)
+    data = one | {"idx": torch.arange(3), "n": torch.tensor(3), "text": ["good"], "token_type_ids": None}
+    reports = [prune_structured(build("bert"), heads=0.5, dataset=part) for part in (one, data)]
+    assert reports[0] == reports[1]
+    if labelled:
+        lists = one | {"labels": one["labels"].tolist()}
+        refused(build("bert"), "labels of dataset must be tensors", heads=0.5, dataset=lists)
+
+
+@pytest.mark.parametrize("form", [list, lambda part: [{"input_ids": torch.tensor([row["input_ids"] for row in part])}]])
+@pytest.mark.parametrize("importance", ["auto", "l1"])
+def test_padding_without_a_mask_is_refused_without_labels(form, importance):
+    data = form([{"input_ids": [5 + n, 6, 0]} for n in range(40)])
+    refused(
+        build("bert"), "padding token, 0, and has no attention_mask", heads=0.5, importance=importance, dataset=data
+    )
+
+
+@pytest.mark.parametrize("dataset", [None, ROWS, ROWS[:4]])
+def test_a_batch_size_that_is_none_is_refused(dataset):
+    for size in (0, "a", 1.5):
+        refused(build("bert"), f"batch_size={size!r}", heads=0.5, importance="l1", dataset=dataset, batch_size=size)
+
+
+def test_a_dataset_that_has_no_rows_is_refused():
+    refused(build("bert"), "must hold rows with 'input_ids'.*it is 3", heads=0.5, dataset=3)
+
+
 def test_data_is_never_ignored():
     for importance in ("auto", "l1"):
         refused(build("bert"), "found 1 rows with text", heads=0.5, importance=importance, dataset=[{"text": "a"}])

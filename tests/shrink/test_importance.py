@@ -106,6 +106,52 @@ def test_data_that_do_not_fit_are_refused(dataset, message):
     refused(build("bert"), message, heads=0.5, importance="fisher", dataset=dataset, batch_size=size)
 
 
+@pytest.mark.parametrize("importance", ["obs", "fisher", "taylor", "l1"])
+@pytest.mark.parametrize(
+    ("architecture", "ids", "reason"),
+    [
+        ("bert", [5, 1000], "index out of range"),
+        ("t5", [5, 6], "eos|out of"),
+        ("bert", [5, -100], "index out of range"),
+    ],
+)
+def test_few_rows_that_the_model_cannot_read_are_refused(architecture, ids, reason, importance):
+    data = [{"input_ids": ids, "labels": 1}] * 4
+    message = f"does not read texts of 2 tokens.*({reason}).*Leave them out"
+    refused(build(architecture), message, neurons=0.5, importance=importance, dataset=data)
+
+
+LISTS = {"input_ids": [[5, 6], [7, 8]], "labels": [0, 1]}
+ONE_BATCH = {"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([1])}
+
+
+@pytest.mark.parametrize("importance", ["auto", "fisher"])
+@pytest.mark.parametrize(
+    ("dataset", "row"),
+    [
+        (LISTS, 0),
+        ([LABELLED[0], LISTS], 1),
+        ([{name: np.array(value) for name, value in LISTS.items()}], 0),
+        ([{"input_ids": [[5], [7, 8]], "labels": [0, 1]}], 0),
+        ([LABELLED[0], ONE_BATCH], 1),
+        ([ONE_BATCH, *LABELLED], 1),
+        ([{"input_ids": "good", "labels": 1}], 0),
+        ([{"input_ids": ["good", "bad"], "labels": 1}], 0),
+        ([{"input_ids": None, "labels": 1}], 0),
+    ],
+)
+def test_rows_of_several_texts_are_refused(dataset, row, importance):
+    message = rf"and row {row} does not: pass one row a text.*return_tensors='pt'"
+    refused(build("bert"), message, heads=0.5, importance=importance, dataset=dataset)
+
+
+@pytest.mark.parametrize("form", [tuple, np.array, torch.tensor, lambda ids: [torch.tensor(one) for one in ids]])
+def test_token_ids_may_come_in_any_form(form):
+    data = [row | {"input_ids": form(row["input_ids"])} for row in LABELLED]
+    reports = [prune_structured(build("bert"), heads=0.5, dataset=rows) for rows in (LABELLED, data)]
+    assert reports[0] == reports[1]
+
+
 def test_data_may_be_one_batch_or_have_no_padding_token():
     reports = [
         prune_structured(build("llama", layers=3, **more), heads=0.5, importance="fisher", dataset=data)

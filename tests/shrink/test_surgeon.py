@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from architectures import build
+from architectures import build, same_bits
 from shrinking import LABELLED, everywhere
 
 from hfcompress import prune_structured
@@ -92,3 +92,17 @@ def test_a_model_is_shrunk_by_them_without_labels(settings):
     ]
     assert reports[0] == reports[1]
     assert reports[0].flops[1] <= 0.6 * reports[0].flops[0]
+
+
+@pytest.mark.parametrize("reconstruct", [True, False])
+@pytest.mark.parametrize("architecture", ["gpt2", "gptj", "llama", "qwen2"])
+def test_a_model_without_a_padding_token_is_shrunk_by_them(architecture, reconstruct):
+    """As one that has a padding token, which no text has here."""
+    texts = [{"input_ids": [5 + (7 * row + n) % 20 for n in range(4 + row % 3)]} for row in range(12)]
+    models = [build(architecture) for _ in range(2)]
+    models[1].config.pad_token_id = None
+    settings = {"neurons": 0.5, "importance": "obs", "reconstruct": reconstruct, "dataset": texts}
+    reports = [prune_structured(model, **settings) for model in models]
+    assert reports[0] == reports[1]
+    assert same_bits(models[0].state_dict(), models[1].state_dict())
+    assert models[1].config.pad_token_id is None

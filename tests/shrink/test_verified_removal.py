@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 from architectures import build
-from shrinking import refused
+from shrinking import LABELLED, refused
 from transformers import AutoModelForSequenceClassification
 
 from hfcompress import CompressionError, prune_structured
@@ -64,3 +64,13 @@ def test_attention_that_changes_with_the_text_is_refused():
     kinds = {type(module) for module in model.modules()}
     refused(model, "original_full", heads=0.5)
     assert {type(module) for module in model.modules()} == kinds
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("importance", ["l1", "fisher", "obs"])
+def test_a_model_whose_logits_are_no_numbers_is_refused(importance, value):
+    model = build("bert", num_labels=3)
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = value
+    message = "NaN or infinite logits.*load the model again"
+    refused(model, message, heads=0.5, importance=importance, dataset=None if importance == "l1" else LABELLED)

@@ -36,20 +36,22 @@ class Budget:
     Attributes:
         measure: ``"flops"`` and ``"latency"`` of a text of 128 tokens, or ``"parameters"`` of the full model.
         share: In (0, 1).
+        full: The model that the share is of, which may have more layers.
+        cost: Its FLOPs or parameters; its latency is measured beside that of what is left.
         plain: Whether the same number is left in each layer.
     """
 
     measure: Measure
     share: float
-    plain: bool = False
+    full: PreTrainedModel
+    cost: int
+    plain: bool
 
     def select(
         self,
         model: PreTrainedModel,
         groups: Sequence[Group],
         score: Callable[[Sequence[Group]], Sequence[Tensor]],
-        full: PreTrainedModel,
-        cost: int,
         **options: Any,
     ) -> tuple[Removal, tuple[float, float] | None]:
         """Select what must be removed to come within the budget, by trying it.
@@ -58,8 +60,6 @@ class Budget:
             model: As it is before heads and neurons are removed, to which it comes back.
             groups: Its heads and neurons.
             score: Tells how much each of them matters, shapes (count,). Called once it is known that they suffice.
-            full: The model whose latency the share is of, which may have more layers.
-            cost: FLOPs or parameters of that model.
             **options: As for `select_for_budget`.
 
         Returns:
@@ -69,7 +69,7 @@ class Budget:
             BudgetError: It cannot be met.
         """
         costs = self._costs(model, groups)
-        measure = partial(self._measure, model, full, cost)
+        measure = partial(self._measure, model)
         unranked = [torch.zeros(group.count) for group in groups]
         pair = measure(select_for_budget(groups, unranked, costs, math.inf, **options))
         if not self._is_met(*pair):
@@ -78,17 +78,15 @@ class Budget:
         if self.measure == "latency":
             most = sum(each * group.count for each, group in zip(costs, groups, strict=True))
             return self._meet_latency(most, choose, measure, pair)
-        return self._meet_count(self._count(model) - self.share * cost, choose, measure), None
+        return self._meet_count(self._count(model) - self.share * self.cost, choose, measure), None
 
     def _count(self, model: PreTrainedModel) -> int:
         return count_parameters(model) if self.measure == "parameters" else count_flops(model, dummy_inputs(model))
 
-    def _measure(
-        self, model: PreTrainedModel, full: PreTrainedModel, cost: int, removal: Removal
-    ) -> tuple[float, float]:
+    def _measure(self, model: PreTrainedModel, removal: Removal) -> tuple[float, float]:
         """Return what the full model costs, and what this one without some heads and neurons does."""
         latency = self.measure == "latency"
-        before = milliseconds(full) if latency else cost
+        before = milliseconds(self.full) if latency else self.cost
         with removed(model, removal):
             return before, milliseconds(model) if latency else self._count(model)
 

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
-from hfcompress.models.classifier import evaluation_mode, get_logits, get_problem_type
-from hfcompress.models.inputs import LABELS, Batch
+from hfcompress.models.classifier import evaluation_mode, get_logits, get_problem_type, input_names
+from hfcompress.models.inputs import LABELS, Batch, check_mask
+from hfcompress.models.padding import split_rows
 from hfcompress.report.quality import as_columns, check_labels, compare_outputs, score
 from hfcompress.shrink.importance import are_batches, check_columns, labelled_batches
 
@@ -54,11 +55,15 @@ def read_rows(model: nn.Module, dataset: Iterable[Any], *, needs_labels: bool) -
 
     Raises:
         CompressionError: There are no rows, or none with labels where they are needed, or some have a label and others
-            have none.
+            have none; or what the model reads is no tensor in batches of tensors, or padded without an attention mask.
     """
+    if not hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
+        raise CompressionError(f"dataset must hold rows with 'input_ids', as a Trainer takes them; it is {dataset!r}.")
     rows: list[Any] = [dataset] if isinstance(dataset, Mapping) else list(dataset)
     check_columns(rows, needs_labels=needs_labels)
     batches = are_batches(rows)
+    if batches:
+        rows = [_tensors(model, batch) for batch in rows]
     problem = get_problem_type(model, "model")
     missing = [one for row in rows for one in _are_missing(row, batches, problem)]
     if needs_labels:  # those that are none are refused by name when they are read
@@ -70,6 +75,7 @@ def read_rows(model: nn.Module, dataset: Iterable[Any], *, needs_labels: bool) -
         )
     if all(missing):
         rows = [{name: value for name, value in row.items() if name not in LABELS} for row in rows]
+        check_mask("dataset", model, (one for row in rows for one in (split_rows(row) if batches else [row])))
     total = len(missing)
     if total < LEAST_ROWS:
         note = f"not measured: dataset has {total} rows, and of fewer than {LEAST_ROWS} none are held out."
@@ -167,7 +173,19 @@ def _are_missing(row: Mapping[str, Any], batch: bool, problem: Problem) -> list[
     return [False] * count
 
 
-def _take(batches: Sequence[Mapping[str, Any]], chosen: set[int], *, wanted: bool) -> list[dict[str, Any]]:
+def _tensors(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the columns of a batch that have a row for each text; those that are read must be among them."""
+    texts = len(batch["input_ids"])
+    found = {n: v for n, v in batch.items() if isinstance(v, Tensor) and v.dim() and len(v) == texts}
+    for name in batch.keys() & (input_names(model) | set(LABELS)) - found.keys():
+        if batch[name] is not None:
+            raise CompressionError(
+                f"The {name} of dataset must be tensors with a row for each text, as its input_ids are."
+            )
+    return found
+
+
+def _take(batches: Sequence[Batch], chosen: set[int], *, wanted: bool) -> list[Batch]:
     """Return the rows of batches that are, or are not, among those chosen, as smaller batches."""
     made, first = [], 0
     for batch in batches:
@@ -175,5 +193,5 @@ def _take(batches: Sequence[Mapping[str, Any]], chosen: set[int], *, wanted: boo
         mine = [n for n in range(count) if (first + n in chosen) is wanted]
         first += count
         if mine:
-            made.append({name: value[mine] for name, value in batch.items() if isinstance(value, Tensor)})
+            made.append({name: value[mine] for name, value in batch.items()})
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from hfcompress.losses import LabelLoss, label_loss
 from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, get_problem_type
 from hfcompress.models.heads_and_neurons import Group
 from hfcompress.models.inputs import LABELS, Batch, read_examples
+from hfcompress.models.padding import reading
 from hfcompress.models.surgery import masked
 from hfcompress.shrink.surgeon import obs_scores
 from hfcompress.validation import check_count
@@ -64,7 +66,9 @@ def mask_gradients(model: nn.Module, groups: Sequence[Group], batches: Iterable[
             labels = inputs.pop("labels")
             masks = [torch.ones(len(labels), 1, one.count, device=labels.device, requires_grad=True) for one in groups]
             with torch.enable_grad(), masked(model, list(zip(groups, masks, strict=True))):
-                loss = label_loss(get_logits(model(**inputs)), labels, kind, problem=problem).sum()
+                with reading(model, inputs):
+                    logits = get_logits(model(**inputs))
+                loss = label_loss(logits, labels, kind, problem=problem).sum()
             made = torch.autograd.grad(loss, masks, materialize_grads=True)  # 0 of a block that is not used
             for gradients, gradient in zip(found, made, strict=True):
                 gradients.append(gradient[:, 0].cpu())
@@ -127,7 +131,7 @@ def labelled_batches(model: nn.Module, dataset: Any, batch_size: int, *, needs_l
 
 
 def check_columns(rows: Sequence[Any], *, needs_labels: bool) -> None:
-    """Refuse rows, or batches, that do not all have token ids, or labels if those are needed."""
+    """Refuse rows, or batches, that do not all have token ids, of one text a row, or labels if those are needed."""
     names = [set(row) if isinstance(row, Mapping) else set() for row in rows]
     shared = set.intersection(*names) if rows else set()
     if "input_ids" not in shared or (needs_labels and not shared & set(LABELS)):
@@ -136,8 +140,29 @@ def check_columns(rows: Sequence[Any], *, needs_labels: bool) -> None:
             f"dataset must hold rows with {wanted}, as a Trainer takes them; found {len(rows)} rows "
             f"with {', '.join(sorted(map(str, set().union(*names)))) or 'nothing'}."
         )
+    is_right = _is_batch if are_batches(rows) else _is_text
+    wrong = next((n for n, row in enumerate(rows) if not is_right(row["input_ids"])), None)
+    if wrong is not None:
+        raise CompressionError(
+            f"dataset must hold rows with the token ids of one text each, or only batches of tensors, and row {wrong} "
+            "does not: pass one row a text, as a Trainer takes them, or tensors (return_tensors='pt', padding=True)."
+        )
 
 
 def are_batches(rows: Sequence[Any]) -> bool:
     """Whether these are batches of tensors, not rows."""
-    return isinstance(rows[0]["input_ids"], Tensor) and rows[0]["input_ids"].dim() == 2
+    return _is_batch(rows[0]["input_ids"])
+
+
+def _is_batch(ids: object) -> bool:
+    return isinstance(ids, Tensor) and ids.dim() == 2
+
+
+def _is_text(ids: Any) -> bool:
+    if isinstance(ids, Tensor | np.ndarray):
+        return ids.ndim == 1
+    return isinstance(ids, Sequence) and not isinstance(ids, str) and not any(map(_is_nested, ids[:1]))
+
+
+def _is_nested(one: Any) -> bool:
+    return isinstance(one, Sequence) or getattr(one, "ndim", 0) > 0

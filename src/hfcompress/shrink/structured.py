@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from functools import partial
-from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedModel
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_config
-from hfcompress.models.heads_and_neurons import KINDS, Group, Kind, find_groups
-from hfcompress.models.inputs import Batch, dummy_inputs
-from hfcompress.models.layers import layer_stack, layer_stacks
+from hfcompress.models.inputs import dummy_inputs
+from hfcompress.models.layers import layer_stacks
 from hfcompress.models.profiling import count_flops, count_parameters
-from hfcompress.models.shape_plan import is_plan
-from hfcompress.models.shapes_in_config import check_plain, own_configs, stated_counts, write_plan
-from hfcompress.models.tensors import check_has_values
-from hfcompress.models.traced_neurons import find_or_trace
-from hfcompress.models.weights import PRUNABLE_DTYPES, check_no_computed_weights, check_not_quantized
+from hfcompress.models.shapes_in_config import check_plain, own_configs, write_plan
 from hfcompress.report.structure import BlockStructure, Reconstruction, StructureReport
-from hfcompress.shrink.budget import MEASURES, Budget, BudgetError
-from hfcompress.shrink.held_out import HeldOutRows, Rows, read_rows
-from hfcompress.shrink.importance import IMPORTANCES, Importance, importance_scores, labelled_batches
-from hfcompress.shrink.layers import are_indices, keep_layers
-from hfcompress.shrink.reconstruction import copy_sharing_weights, read_calibration, reconstruct_outputs
-from hfcompress.shrink.selection import Scope, select
-from hfcompress.shrink.verified_removal import Removal, remove_and_verify
-from hfcompress.validation import check_choice, check_count, check_fraction, is_integer
+from hfcompress.shrink import choice
+from hfcompress.shrink.budget import Budget
+from hfcompress.shrink.data import read_data
+from hfcompress.shrink.importance import Importance
+from hfcompress.shrink.reconstruction import copy_sharing_weights, reconstruct_outputs
+from hfcompress.shrink.request import Request, check_request, is_asked
+from hfcompress.shrink.selection import Scope
+from hfcompress.shrink.verified_removal import check_finite, remove_and_verify
+from hfcompress.validation import is_integer
 
 # With what share of the FLOPs "l1" still keeps up with "fisher": the study (docs/shrinking) has 0.704 and 0.714 at 0.7,
 # 0.678 and 0.706 at 0.6, and 0.573 and 0.697 at 0.5, of an accuracy of 0.729.
 L1_SHARE = 0.7
-_Chosen = tuple[list[Group], Removal, tuple[float, float] | None]  # and the milliseconds before and after
 
 
 def prune_structured(
@@ -122,89 +114,58 @@ def prune_structured(
     """
     given: dict[str, Any] = {"heads": heads, "neurons": neurons, "drop_layers": drop_layers}
     given |= {"flops": flops, "parameters": parameters, "latency": latency}
-    asked = {name: value for name, value in given.items() if _is_asked(value)}
-    _check_arguments(asked, importance, scope, round_to, dataset)
-    check_choice("reconstruct", reconstruct, ("auto", True, False))
-    if reconstruct is True and dataset is None:
-        raise CompressionError("reconstruct=True needs texts: pass dataset=, or leave it out.")
-    check_model(model)
-    if "drop_layers" in asked:
-        _check_layers(model, drop_layers)
-    budget = next((Budget(measure, asked[measure], plain) for measure in MEASURES if measure in asked), None)
-    kinds: list[Kind] = [kind for kind in KINDS if kind in asked or budget is not None]
-    find = partial(_find, model, kinds, any_kind=budget is not None)
-    groups = find()
-    if plain:
-        groups, _ = _keep_plain(model, groups, round_to, any_kind=budget is not None)
-    rows = None if dataset is None else read_rows(model, dataset, needs_labels=importance in ("taylor", "fisher"))
-    dataset = None if rows is None else rows.ranking  # from here on, without the rows that are held out
-    ranking: Importance = _choose_importance(rows, reconstruct) if importance == "auto" else importance
-    calibration = None
-    if dataset is not None and (reconstruct or ranking == "obs"):
-        calibration = read_calibration(model, dataset, batch_size)
-    batches = None
-    if ranking == "obs" and calibration is not None:
-        batches = [*calibration.fit, *calibration.held_out]
-    elif ranking != "l1":
-        batches = labelled_batches(model, dataset, batch_size)
-    held_out = None if rows is None or not rows.held_out else HeldOutRows(model, rows, batch_size)
+    asked = {name: value for name, value in given.items() if is_asked(value)}
+    request = Request(asked, importance, scope, reconstruct, round_to, plain)
+    check_request(request, model, dataset)
+    found = choice.find(model, request)
+    data = read_data(model, dataset, batch_size, request)
     try:
         before = _sizes(model)
     except Exception as error:
         raise CompressionError(f"{type(model).__name__} does not read a short text: {error}") from error
+    check_finite(model)
 
-    blocks: list[BlockStructure] = []
-    latency_ms: tuple[float, float] | None = None
     reconstruction: Reconstruction | None = None
     with ExitStack() as undo:
         own_configs(model, undo)  # which other models may share
-        keeps_original = (calibration is not None and reconstruct) or (plain and "latency" in asked)
+        keeps_original = data.calibration is not None or (plain and request.measure == "latency")
         twins = copy_sharing_weights(model) if keeps_original else {}
+        budget = None
+        if request.measure is not None:
+            cost = before.get(request.measure, 0)
+            budget = Budget(request.measure, asked[request.measure], twins.get(model, model), cost, plain)
         if "drop_layers" in asked:
-            kept = _layers_to_keep(model, drop_layers, ranking, batches)
-            keep_layers(model, layer_stack(model)[0], kept, undo)
-            groups = find()
-        if groups:
-            choose = partial(_choose, model, asked, budget, ranking, batches, twins.get(model, model), before)
-            choose = partial(choose, scope=scope, round_to=round_to, plain=plain)
-            if plain and budget is not None and "drop_layers" not in asked:
-                rank = partial(_rank_layers, model, ranking, batches)
-                groups, removal, latency_ms = _choose_with_fewest_dropped(model, groups, find, choose, rank, undo)
-            else:
-                groups, removal, latency_ms = choose(groups)
-            remove_and_verify(model, removal, undo)
-            blocks = [BlockStructure(g.name, g.kind, g.count, g.count - len(removal[g])) for g in groups]
+            choice.drop_layers(model, drop_layers, data, undo)
+            found = choice.find(model, request)
+        if plain and budget is not None and "drop_layers" not in asked:
+            chosen = choice.choose_with_fewest_dropped(model, found, request, data, budget, undo)
+        else:
+            chosen = choice.choose(model, found, request, data, budget)
+        if chosen.removal:
+            remove_and_verify(model, chosen.removal, undo)
             write_plan(model)
-        if calibration is not None and reconstruct:
-            reconstruction = reconstruct_outputs(model, twins, groups, calibration, undo)
+        if data.calibration is not None:
+            reconstruction = reconstruct_outputs(model, twins, list(chosen.removal), data.calibration, undo)
         if plain:
             check_plain(model)
         after = _sizes(model)
-        quality: dict[str, Any] = {} if rows is None else {"held_out": 0, "note": rows.note}
-        if held_out is not None:
-            quality = held_out.measure(model)
-        ranked = bool(groups) or is_integer(asked.get("drop_layers"))
-        if importance == "auto" and rows is None and ranked and after["flops"] < L1_SHARE * before["flops"]:
+        quality = data.quality(model)
+        ranked = bool(chosen.removal) or is_integer(asked.get("drop_layers"))
+        if importance == "auto" and dataset is None and ranked and after["flops"] < L1_SHARE * before["flops"]:
             _warn_of_l1(after["flops"] / before["flops"])
         undo.pop_all()
-    figures = {name: (before[name], after[name]) for name in before} | quality
+    blocks = [BlockStructure(g.name, g.kind, g.count, g.count - len(gone)) for g, gone in chosen.removal.items()]
     return StructureReport(
         blocks=tuple(blocks),
+        layers=(before["layers"], after["layers"]),
+        parameters=(before["parameters"], after["parameters"]),
+        flops=(before["flops"], after["flops"]),
         asked=asked,
-        latency_ms=latency_ms,
-        importance=ranking,
+        latency_ms=chosen.latency_ms,
+        importance=data.importance,
         reconstruction=reconstruction,
-        **figures,
+        **quality,
     )
-
-
-def _choose_importance(rows: Rows | None, reconstruct: object) -> Importance:
-    """Return how to rank by what there is."""
-    if rows is None:
-        return "l1"
-    if reconstruct:
-        return "obs"
-    return "fisher" if rows.labelled else "l1"
 
 
 def _warn_of_l1(share: float) -> None:
@@ -225,207 +186,3 @@ def _sizes(model: PreTrainedModel) -> dict[str, int]:
         "parameters": count_parameters(model),
         "flops": count_flops(model, dummy_inputs(model)),
     }
-
-
-def _find(model: PreTrainedModel, kinds: Sequence[Kind], *, any_kind: bool) -> list[Group]:
-    """Find heads and neurons, or those of the two that have a layout, in modules that a smaller matrix fits into."""
-    groups: list[Group] = []
-    unknown: list[CompressionError] = []
-    for kind in kinds:
-        try:
-            groups += find_or_trace(model, kind)
-        except CompressionError as error:
-            unknown.append(error)
-    if unknown and not (any_kind and groups):
-        raise unknown[0]
-    for name in dict.fromkeys(part.module for group in groups for part in group.slices):
-        module = model.get_submodule(name)
-        hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        if hooks or "weight" not in module._parameters:
-            raise CompressionError(
-                f"{name} has {'hooks' if hooks else 'a parametrization'}, which would not fit the smaller matrix; "
-                f"remove {'them' if hooks else 'it'} first."
-            )
-    return groups
-
-
-def _keep_plain(
-    model: PreTrainedModel, groups: Sequence[Group], round_to: int, *, any_kind: bool
-) -> tuple[list[Group], dict[Kind, list[int]]]:
-    """Keep the heads and neurons, or those of the two, of which a plain config can state a smaller number.
-
-    Returns:
-        Them, and by kind the numbers that can be stated.
-    """
-    left: dict[Kind, list[int]] = {}
-    unknown: list[CompressionError] = []
-    for kind in dict.fromkeys(group.kind for group in groups):
-        try:
-            left[kind] = stated_counts(model, [group for group in groups if group.kind == kind], round_to)
-        except CompressionError as error:
-            unknown.append(error)
-    if unknown and not (any_kind and left):
-        raise unknown[0]
-    return [group for group in groups if group.kind in left], left
-
-
-def _choose(
-    model: PreTrainedModel,
-    asked: dict[str, Any],
-    budget: Budget | None,
-    ranking: Importance,
-    batches: list[Batch] | None,
-    full: PreTrainedModel,
-    sizes: dict[str, int],
-    groups: list[Group],
-    *,
-    plain: bool,
-    **options: Any,
-) -> _Chosen:
-    """Choose heads and neurons to remove, by fractions or a share of what the full model, of these sizes, costs."""
-    if plain:
-        groups, options["left"] = _keep_plain(model, groups, options["round_to"], any_kind=budget is not None)
-    score = partial(importance_scores, model, kind=ranking, batches=batches)
-    if budget is None:
-        return groups, select(groups, score(groups), asked, **options), None
-    options["additive"] = ranking != "l1"
-    return groups, *budget.select(model, groups, score, full, sizes.get(budget.measure, 0), **options)
-
-
-def _choose_with_fewest_dropped(
-    model: PreTrainedModel,
-    groups: list[Group],
-    find: Callable[[], list[Group]],
-    choose: Callable[[list[Group]], _Chosen],
-    rank: Callable[[], list[int]],
-    undo: ExitStack,
-) -> _Chosen:
-    """Choose heads and neurons to remove, and drop layers where these do not meet the budget.
-
-    The least important layers are dropped, the fewest, but for those that the model cannot do without.
-
-    Raises:
-        BudgetError: It cannot be met, or the layers cannot be ranked or dropped.
-    """
-    try:
-        return choose(groups)
-    except BudgetError as error:
-        refusal = error
-    try:
-        (stack, count), ranked = layer_stack(model), rank()
-    except CompressionError:
-        raise refusal from None
-    kept = list(range(count))
-    for layer in ranked:
-        fewer = [index for index in kept if index != layer]
-        if not fewer:
-            break
-        with ExitStack() as trial:
-            try:
-                keep_layers(model, stack, fewer, trial)
-            except CompressionError:  # such as the first of a ModernBERT
-                continue
-            kept = fewer
-            try:
-                chosen = choose(find())
-            except BudgetError as error:
-                refusal = error
-                continue
-            undo.push(trial.pop_all())
-            return chosen
-    raise refusal
-
-
-def _layers_to_keep(
-    model: PreTrainedModel, layers: Any, importance: Importance, batches: list[Batch] | None
-) -> list[int]:
-    count = layer_stack(model)[1]
-    if is_integer(layers):
-        return sorted(_rank_layers(model, importance, batches)[layers:])
-    return sorted(set(range(count)) - {index % count for index in layers})
-
-
-def _rank_layers(model: PreTrainedModel, importance: Importance, batches: list[Batch] | None) -> list[int]:
-    """Return the indices of the layers, the least important first."""
-    count = layer_stack(model)[1]
-    groups = [group for kind in KINDS for group in find_groups(model, kind)]
-    if len(groups) != 2 * count:
-        raise CompressionError(
-            f"The layers of {type(model).__name__} cannot be ranked, as they share heads or have several blocks of "
-            "a kind; name them by index."
-        )
-    scores = [float(score.sum()) for score in importance_scores(model, groups, importance, batches)]
-    return sorted(range(count), key=lambda index: scores[index] + scores[count + index])
-
-
-def _check_arguments(asked: dict[str, Any], importance: str, scope: str, round_to: object, dataset: object) -> None:
-    for kind in KINDS:
-        check_fraction(kind, asked.get(kind, 0.0), f"the fraction of the {kind} to remove")
-    for measure in MEASURES:
-        check_fraction(measure, asked.get(measure, 0.5), f"the share of the model's {measure} to keep", zero=False)
-    if not asked:
-        raise CompressionError(
-            "Nothing was asked: give heads=, neurons=, flops=, parameters=, latency= or drop_layers=."
-        )
-    if len(set(MEASURES) & set(asked)) + bool(set(KINDS) & set(asked)) > 1:
-        raise CompressionError(
-            f"{', '.join(f'{name}={value!r}' for name, value in asked.items())} exclude each other: give fractions of "
-            "heads and neurons, or one budget."
-        )
-    if "latency" in asked and "drop_layers" in asked:
-        raise CompressionError(
-            f"latency={asked['latency']!r} is measured beside the full model; drop layers in a call before."
-        )
-    check_choice("importance", importance, ("auto", *IMPORTANCES))
-    check_choice("scope", scope, get_args(Scope))
-    check_count("round_to", round_to)
-    if importance not in ("auto", "l1") and dataset is None:
-        needed = "data" if importance == "obs" else "labelled data"
-        raise CompressionError(f"importance={importance!r} needs {needed}: pass dataset=, or choose 'l1'.")
-
-
-def check_model(model: object) -> None:
-    """Refuse what cannot be shrunk: wrapped, quantized or sharded models, and weights without values."""
-    if not isinstance(model, PreTrainedModel):
-        raise CompressionError(
-            f"The model must be a transformers PreTrainedModel, not {type(model).__name__}; pass the model below "
-            "wrappers, adapters merged (PEFT: merge_and_unload())."
-        )
-    plan = getattr(model.config, "quantization_config", None)
-    if plan is not None and not is_plan(plan):
-        raise CompressionError(
-            f"The config has a quantization_config of its own ({type(plan).__name__}); shrink the model, then quantize."
-        )
-    if getattr(model.config, "attention_type", None) == "block_sparse":
-        raise CompressionError(
-            "attention_type='block_sparse' turns to another attention for short texts; set "
-            "model.set_attention_type('original_full') first."
-        )
-    check_not_quantized(model, "shrunken")
-    check_no_computed_weights(model, "shrunken")
-    check_has_values(model.named_parameters())
-    for key, parameter in model.named_parameters():
-        if parameter.dtype not in PRUNABLE_DTYPES or type(parameter.data) is not torch.Tensor:
-            raise CompressionError(
-                f"{key} is quantized or sharded ({type(parameter.data).__name__}, {parameter.dtype}); shrink the "
-                "model first, in a floating-point dtype and on one device."
-            )
-
-
-def _is_asked(value: object) -> bool:
-    if isinstance(value, Sequence):
-        return len(value) > 0
-    return value is not None and not (isinstance(value, Real) and value == 0)
-
-
-def _check_layers(model: PreTrainedModel, layers: Any) -> None:
-    count = layer_stack(model)[1]
-    if is_integer(layers):
-        valid = 0 < layers < count
-    else:
-        valid = are_indices(layers, count) and len({index % count for index in layers}) < count
-    if not valid:
-        raise CompressionError(
-            f"drop_layers={layers!r} must be a number from 1 to {count - 1}, or indices of the model's {count} layers, "
-            "of which at least one must stay."
-        )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hfcompress.models.classifier import evaluation_mode, get_logits, get_problem_type, in_float32
 from hfcompress.models.heads_and_neurons import Group, weight_axis
 from hfcompress.models.inputs import Batch
+from hfcompress.models.padding import reading, without_padding
 
 _PENALTY = 0.01  # added to the diagonal of H, as a multiple of its mean
 _STEPS = 32  # in which the neurons of a block are removed; heads one by one
@@ -122,7 +123,7 @@ def _curvatures(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]
     """Compute the factors of projections, by one forward and backward pass."""
     found: dict[str, Curvature] = {}
     problem, texts = get_problem_type(model, "model"), 0
-    with ExitStack() as hooks, in_float32(model), evaluation_mode(model), torch.enable_grad():
+    with ExitStack() as hooks, in_float32(model), evaluation_mode(model), without_padding(model), torch.enable_grad():
         calls: list[tuple[str, Tensor, Tensor]] = []
         for name in names:
 
@@ -135,7 +136,8 @@ def _curvatures(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]
         place = torch.device("cpu") if device.type == "mps" else device  # which has no float64
         for batch in batches:
             calls.clear()
-            logits = get_logits(model(**{name: value for name, value in batch.items() if name != "labels"}))
+            with reading(model, batch):
+                logits = get_logits(model(**{name: value for name, value in batch.items() if name != "labels"}))
             if problem == "single_label_classification":  # in which what all logits share has no effect
                 logits = logits - logits.mean(1, keepdim=True)
             one = (texts + torch.arange(len(logits), device=logits.device)) % logits.shape[1]  # of each text in turn

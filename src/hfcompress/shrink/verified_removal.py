@@ -40,6 +40,17 @@ def remove_and_verify(model: PreTrainedModel, removal: Removal, undo: ExitStack)
             undo.push(own.pop_all())
 
 
+def check_finite(model: PreTrainedModel) -> None:
+    """Refuse a model whose logits are NaN or infinite, as no removal can be checked by them."""
+    with in_float32(model):
+        finite = bool(_dummy_logits(model).isfinite().all())
+    if not finite:
+        raise CompressionError(
+            f"{type(model).__name__} returns NaN or infinite logits for a short text, so nothing that is removed can "
+            "be checked; load the model again, or find the weights that are NaN or infinite."
+        )
+
+
 @contextmanager
 def removed(model: PreTrainedModel, removal: Removal) -> Iterator[ExitStack]:
     """Remove heads and neurons while the context lasts, in which the model is run.

@@ -23,7 +23,7 @@ from hfcompress.models.shapes_in_config import own_configs
 from hfcompress.models.tensors import identities, stored_bytes
 from hfcompress.models.tokenizers import check_texts, token_limit, with_backend
 from hfcompress.report.vocabulary import VocabularyReport
-from hfcompress.shrink.structured import check_model
+from hfcompress.shrink.request import check_model
 from hfcompress.shrink.tokenizer_json import (
     added_ids,
     characters_without_piece,

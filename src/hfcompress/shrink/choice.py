@@ -1,0 +1,180 @@
+"""What of a model to remove, as asked: heads and neurons found, scored and selected; layers ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.heads_and_neurons import KINDS, Group, Kind, find_groups
+from hfcompress.models.layers import layer_stack
+from hfcompress.models.shapes_in_config import stated_counts
+from hfcompress.models.traced_neurons import find_or_trace
+from hfcompress.shrink.budget import Budget, BudgetError
+from hfcompress.shrink.data import Data
+from hfcompress.shrink.importance import importance_scores
+from hfcompress.shrink.layers import keep_layers
+from hfcompress.shrink.request import Request
+from hfcompress.shrink.selection import select
+from hfcompress.shrink.verified_removal import Removal
+from hfcompress.validation import is_integer
+
+
+@dataclass(frozen=True)
+class Found:
+    """Heads and neurons that can be removed.
+
+    Attributes:
+        groups: Those of each block.
+        left: By kind, the numbers that may be left in each block, the same in all; None where they may differ.
+    """
+
+    groups: list[Group]
+    left: dict[Kind, list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Heads and neurons to remove.
+
+    Attributes:
+        removal: Them, by group; empty where only layers are removed.
+        latency_ms: For a budget of latency, the milliseconds before and after.
+    """
+
+    removal: Removal
+    latency_ms: tuple[float, float] | None = None
+
+
+def find(model: PreTrainedModel, request: Request) -> Found:
+    """Find the heads and neurons that are asked for; for a budget those of the two that can be removed.
+
+    Raises:
+        CompressionError: They have no known layout, or a smaller matrix would not fit where they are, or no plain
+            config states fewer of them.
+    """
+    groups: list[Group] = []
+    unknown: list[CompressionError] = []
+    for kind in request.kinds:
+        try:
+            groups += find_or_trace(model, kind)
+        except CompressionError as error:
+            unknown.append(error)
+    if unknown and (request.measure is None or not groups):
+        raise unknown[0]
+    for name in dict.fromkeys(part.module for group in groups for part in group.slices):
+        module = model.get_submodule(name)
+        hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        if hooks or "weight" not in module._parameters:
+            raise CompressionError(
+                f"{name} has {'hooks' if hooks else 'a parametrization'}, which would not fit the smaller matrix; "
+                f"remove {'them' if hooks else 'it'} first."
+            )
+    return _keep_plain(model, groups, request) if request.plain else Found(groups)
+
+
+def _keep_plain(model: PreTrainedModel, groups: Sequence[Group], request: Request) -> Found:
+    """Keep the heads and neurons, for a budget those of the two, of which a plain config can state a smaller number."""
+    left: dict[Kind, list[int]] = {}
+    unknown: list[CompressionError] = []
+    for kind in dict.fromkeys(group.kind for group in groups):
+        try:
+            left[kind] = stated_counts(model, [group for group in groups if group.kind == kind], request.round_to)
+        except CompressionError as error:
+            unknown.append(error)
+    if unknown and (request.measure is None or not left):
+        raise unknown[0]
+    return Found([group for group in groups if group.kind in left], left)
+
+
+def choose(model: PreTrainedModel, found: Found, request: Request, data: Data, budget: Budget | None) -> Choice:
+    """Choose heads and neurons to remove, by fractions or for a budget.
+
+    Raises:
+        BudgetError: It cannot be met.
+    """
+    if not found.groups:
+        return Choice({})
+    score = partial(importance_scores, model, kind=data.importance, batches=data.batches)
+    if budget is None:
+        scores = score(found.groups)
+        return Choice(
+            select(found.groups, scores, request.asked, scope=request.scope, round_to=request.round_to, left=found.left)
+        )
+    removal, latency_ms = budget.select(
+        model,
+        found.groups,
+        score,
+        additive=data.importance != "l1",
+        scope=request.scope,
+        round_to=request.round_to,
+        left=found.left,
+    )
+    return Choice(removal, latency_ms)
+
+
+def choose_with_fewest_dropped(
+    model: PreTrainedModel, found: Found, request: Request, data: Data, budget: Budget, undo: ExitStack
+) -> Choice:
+    """Choose heads and neurons to remove, and drop layers, in place, where these do not meet the budget.
+
+    The least important layers are dropped, the fewest, but for those that the model cannot do without.
+
+    Raises:
+        BudgetError: It cannot be met, or the layers cannot be ranked or dropped.
+    """
+    try:
+        return choose(model, found, request, data, budget)
+    except BudgetError as error:
+        refusal = error
+    try:
+        (stack, count), ranked = layer_stack(model), rank_layers(model, data)
+    except CompressionError:
+        raise refusal from None
+    kept = list(range(count))
+    for layer in ranked:
+        fewer = [index for index in kept if index != layer]
+        if not fewer:
+            break
+        with ExitStack() as trial:
+            try:
+                keep_layers(model, stack, fewer, trial)
+            except CompressionError:  # such as the first of a ModernBERT
+                continue
+            kept = fewer
+            try:
+                choice = choose(model, find(model, request), request, data, budget)
+            except BudgetError as error:
+                refusal = error
+                continue
+            undo.push(trial.pop_all())
+            return choice
+    raise refusal
+
+
+def drop_layers(model: PreTrainedModel, layers: Any, data: Data, undo: ExitStack) -> None:
+    """Drop layers, in place: those with these indices, or so many, the least important ones."""
+    stack, count = layer_stack(model)
+    if is_integer(layers):
+        kept = sorted(rank_layers(model, data)[layers:])
+    else:
+        kept = sorted(set(range(count)) - {index % count for index in layers})
+    keep_layers(model, stack, kept, undo)
+
+
+def rank_layers(model: PreTrainedModel, data: Data) -> list[int]:
+    """Return the indices of the layers, the least important first."""
+    count = layer_stack(model)[1]
+    groups = [group for kind in KINDS for group in find_groups(model, kind)]
+    if len(groups) != 2 * count:
+        raise CompressionError(
+            f"The layers of {type(model).__name__} cannot be ranked, as they share heads or have several blocks of "
+            "a kind; name them by index."
+        )
+    scores = [float(score.sum()) for score in importance_scores(model, groups, data.importance, data.batches)]
+    return sorted(range(count), key=lambda index: scores[index] + scores[count + index])
