@@ -282,7 +282,7 @@ def untouched(model, tokenizer, match, texts=TEXTS, **settings):
         (iter(()), "texts holds no text"),
         (7, "not int"),
         ({"text": ["a"]}, "not dict"),
-        ([{"text": "a"}], r"Number 0 of texts is .*dataset\['text'\]"),
+        ([{"review": "a"}], r"Number 0 of texts is .*dataset\['text'\]"),
         (["a film", None], "Number 1 of texts is None, not a text like the first"),
         ([("a", "b"), "c"], "Number 1 of texts is 'c', not a pair of texts like the first"),
         (["", " "], "The texts hold no token but special ones"),
@@ -290,6 +290,13 @@ def untouched(model, tokenizer, match, texts=TEXTS, **settings):
 )
 def test_texts_that_are_none_are_refused(texts, match):
     untouched(*make(), match, texts)
+
+
+@pytest.mark.parametrize("pairs", [[], ["b"]])
+def test_rows_with_texts_are_the_texts(pairs):
+    rows = [dict(zip(("text", "text_pair"), (text, *pairs), strict=False)) for text in TEXTS]
+    reports = [hfc.prune_vocabulary(*make(), given) for given in (rows, [(t, *pairs) if pairs else t for t in TEXTS])]
+    assert reports[0].to_dict() == reports[1].to_dict()
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def encode_texts(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTraine
 
 
 def check_texts(name: str, texts: Any) -> list[Any]:
-    """Return texts, or pairs of texts, as a list.
+    """Return texts, or pairs of texts, as a list of them; rows with ``text``, and ``text_pair``, are texts too.
 
     Raises:
         CompressionError: They are a single text, there are none, or not all of them are texts.
@@ -140,7 +140,7 @@ def check_texts(name: str, texts: Any) -> list[Any]:
             f"Number {wrong} of {name} is {rows[wrong]!r:.60}, not {'a text' if parts == 1 else 'a pair of texts'}"
             f"{'' if wrong == 0 else ' like the first'}: pass texts, for example dataset['text'], without missing ones."
         )
-    return rows
+    return [tuple(found) if parts == 2 else found[0] for found in map(_texts_of, rows)]
 
 
 def _texts_in(row: Any) -> int:
