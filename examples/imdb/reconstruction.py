@@ -265,16 +265,18 @@ differences are taken seed by seed.""",
     ]
     for name, texts in TEXTS.items():
         parts += [f"## {texts.title}, without training", _table(_untrained_rows(runs[name]))]
-    parts += [
-        "![Test accuracy against the share of the FLOPs](accuracy.png)",
-        "## After distillation",
-        f"""The same models after distillation from the original on all its training texts (KL at temperature
+    parts.append("![Test accuracy against the share of the FLOPs](accuracy.png)")
+    distilled = {name: [*_distilled_rows(texts, runs[name])] for name, texts in TEXTS.items()}
+    if any(distilled.values()):
+        parts += [
+            "## After distillation",
+            f"""The same models after distillation from the original on all its training texts (KL at temperature
 {SOFT_LABELS["temperature"]:g} and cross-entropy, alpha {SOFT_LABELS["alpha"]}; AdamW, learning rate falling linearly,
 16 texts a step). The gain is that over `fisher`, seed by seed.""",
-    ]
+        ]
     for name, texts in TEXTS.items():
-        if texts.recipes:
-            parts += [f"### {texts.title}", _table(_distilled_rows(texts, runs[name]))]
+        if distilled[name]:
+            parts += [f"### {texts.title}", _table(distilled[name])]
     precisions = sorted({run["precision"] for one in runs.values() for many in one.values() for run in many})
     parts.append(
         f"{name_machine(results['machine'])}; trained in {' and '.join(precisions)}. Program: `python -m "
@@ -285,7 +287,7 @@ differences are taken seed by seed.""",
 
 def _untrained_rows(runs: dict[str, list[Result]]) -> Iterable[dict[str, str]]:
     if "teacher" in runs:
-        yield {"FLOPs left": "1", LAST: _accuracy(runs["teacher"])}
+        yield {"FLOPs left": "1", **dict.fromkeys(METHODS, ""), LAST: _accuracy(runs["teacher"])}
     for share in SHARES:
         found = {method: runs[f"{method} {share}"] for method in METHODS if f"{method} {share}" in runs}
         cells = {method: _accuracy(found[method]) if method in found else "" for method in METHODS}
