@@ -2,8 +2,8 @@
 
 Models from their configs, random weights; texts of 128 tokens, as of long reviews, or of 27, as of sentences. Each call
 runs in a process of its own, so that the peak of its resident memory is its own. Beside the memory above the model
-stands what is kept: the Gram matrices of the widest projection, and the hidden states of all texts between two layers,
-those of both models and the targets of a layer.
+stands what is kept: the Gram matrices of all projections, by which heads and neurons are ranked, and later the hidden
+states of all texts that are read between two layers, those of both models and the targets of a layer.
 
     python -m benchmarks.reconstruction > benchmarks/results/reconstruction.md
 """
@@ -82,15 +82,15 @@ def _shrink(model: str, texts: int, tokens: int, reconstruct: bool) -> dict[str,
         network(input_ids=torch.tensor(ids[:8]))  # what torch loads and reserves once
     before, start, cpu = _reset_peak(), time.perf_counter(), time.process_time()
     hfc.prune_structured(network, flops=0.5, dataset=rows, reconstruct=reconstruct)
-    width = max(layer.output.dense.in_features for layer in network.bert.encoder.layer) + 1
-    states = 4 * texts * tokens * config.hidden_size
+    hidden, neurons = config.hidden_size, config.intermediate_size
+    read = min(texts * 3 // 4 * tokens, 1 << 15)  # a fourth of the texts is held out
     return {
         "seconds": time.perf_counter() - start,
         "cpu": time.process_time() - cpu,
         "peak": _peak() - before,
         "model": 4 * sum(parameter.numel() for parameter in BertForSequenceClassification(config).parameters()) / 1e6,
-        "gram": 2 * 8 * width * (width + config.hidden_size) / 1e6,  # solved from, and held out
-        "states": 4 * states / 1e6,  # of both models, and two targets
+        "gram": 8 * config.num_hidden_layers * (neurons**2 + 3 * hidden**2) / 1e6,
+        "states": 4 * 4 * read * hidden / 1e6,  # of both models, and two targets
     }
 
 

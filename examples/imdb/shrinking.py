@@ -49,7 +49,8 @@ def _shrink(experiment: Experiment, importance: Any, share: float) -> Pair:
     model, tokenizer = experiment.load_bert()
     reviews = experiment.reviews["train"]
     rows = encode(reviews.take(min(RANKING_REVIEWS, len(reviews))), tokenizer, study.MAX_LENGTH)
-    hfc.prune_structured(model, flops=share, importance=importance, dataset=None if importance == "l1" else rows)
+    ranked = {"importance": importance, "dataset": None if importance == "l1" else rows}
+    hfc.prune_structured(model, flops=share, reconstruct=False, **ranked)
     return model, tokenizer
 
 
