@@ -16,7 +16,6 @@ import re
 import statistics
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -170,11 +169,10 @@ class Case:
         return self._test(self._trainer(self.load_teacher(), None, alpha=0.0))
 
     def _shrink(self, method: str, share: float) -> Result:
-        pair, seconds = self._shrunken(method, share)
-        return {"seconds": seconds} | self._test(self._trainer(pair, None, alpha=0.0))
+        return self._test(self._trainer(self._shrunken(method, share), None, alpha=0.0))
 
     def _distill(self, method: str, share: float, recipe: str, epochs: int) -> Result:
-        pair, _ = self._shrunken(method, share)
+        pair = self._shrunken(method, share)
         settings = SOFT_LABELS | RECIPES[recipe] | {"num_train_epochs": epochs}
         teacher = self.load_teacher()[0] if "hidden_weight" in settings else None  # of which the logits are not enough
         trainer = self._trainer(pair, self.train_with_logits, teacher=teacher, **settings)
@@ -184,14 +182,13 @@ class Case:
     def _start(self) -> Pair:
         return starting_models("packaged", {}, [], self.texts.max_length)["bert"].make()
 
-    def _shrunken(self, method: str, share: float) -> tuple[Pair, float]:
+    def _shrunken(self, method: str, share: float) -> Pair:
         model, tokenizer = self.load_teacher()
         rows = self.data["train"].take(min(CALIBRATION_TEXTS, len(self.data["train"])))
         if not method.startswith("fisher"):  # the others need none
             rows = rows.remove_columns("labels")
-        start = time.perf_counter()
         hfc.prune_structured(model, flops=share, dataset=rows, **METHODS[method])
-        return (model, tokenizer), time.perf_counter() - start
+        return model, tokenizer
 
     def _trainer(self, pair: Pair, train: Dataset | None, teacher: Any = None, **settings: Any) -> Any:
         model, tokenizer = pair
