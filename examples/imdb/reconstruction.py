@@ -327,8 +327,9 @@ def _difference(runs: Sequence[Result], others: Sequence[Result]) -> str:
 
 
 def _mean(values: Sequence[float], form: str = ".3f") -> str:
-    interval = f" (± {spread(values):{form.lstrip('+')}})" if len(values) > 1 else " (one seed)"
-    return f"{statistics.mean(values):{form}}{interval}"
+    parts = [f"± {spread(values):{form.lstrip('+')}}"] if len(values) > 1 else []
+    parts += [f"{len(values)} of {len(SEEDS)} seeds"] if len(values) < len(SEEDS) else []
+    return f"{statistics.mean(values):{form}} ({', '.join(parts)})"
 
 
 def _table(rows: Iterable[dict[str, str]]) -> str:

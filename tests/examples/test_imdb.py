@@ -382,7 +382,7 @@ def test_the_study_of_reconstruction_resumes_and_writes(tmp_path, monkeypatch, c
 
     first = run("--seeds", "0", "--jobs", "^fisher")
     assert set(first) == {"teacher"} | {name for name in first if name.startswith("fisher")}
-    assert "(one seed)" in (page / "index.md").read_text()
+    assert "(1 of 2 seeds)" in (page / "index.md").read_text()
     capsys.readouterr()
     runs = run()
     done = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sentences-0")]
@@ -394,7 +394,7 @@ def test_the_study_of_reconstruction_resumes_and_writes(tmp_path, monkeypatch, c
     assert runs["teacher"][0]["agreement"] == 1
     text = (page / "index.md").read_text()
     assert all(method in text for method in reconstruction.METHODS)
-    assert "(one seed)" not in text
+    assert "of 2 seeds" not in text
     assert (page / "accuracy.png").stat().st_size > 10_000
 
 
