@@ -63,7 +63,7 @@ def load(
 
 
 def load_exported(name: str) -> tuple[nn.Module, Any] | None:
-    """Load an exported classifier and its tokenizer; None if this is no folder with one."""
+    """Load an exported classifier and its tokenizer; None if the directory does not hold one."""
     folder = Path(name).expanduser()
     if not is_exported(folder):
         return None

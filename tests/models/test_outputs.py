@@ -117,7 +117,10 @@ def test_a_forward_that_passes_its_inputs_on_is_read(architecture, around, tmp_p
     if around:
         model = PassesOn(model)
     else:
-        forward = lambda self, *args, **kwargs: tuple(type(full).forward(self, *args, **kwargs).values())  # noqa: E731
+
+        def forward(self, *args, **kwargs):
+            return tuple(type(full).forward(self, *args, **kwargs).values())
+
         model.__class__ = type("Tuples", (type(full),), {"forward": forward})
     found, expected = (hfc.measure(one, inputs, repeats=1) for one in (model, full))
     assert (found.cross_entropy, found.flops) == (expected.cross_entropy, expected.flops)

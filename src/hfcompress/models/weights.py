@@ -258,23 +258,25 @@ def is_quantized(module: nn.Module) -> bool:
 
 def check_not_quantized(model: nn.Module, verb: str) -> None:
     """Raise a `CompressionError` if a module was quantized, as by ``quantize_dynamic``; ``verb`` is a participle."""
-    for name, module in model.named_modules():
-        if is_quantized(module):
-            raise CompressionError(
-                f"{name or 'The model'} is quantized ({type(module).__module__}.{type(module).__name__}) and has no "
-                f"floating-point weights, so it cannot be {verb}; take the model as it was before "
-                "(quantize_dynamic(...) returns a copy), and quantize it afterwards."
-            )
+    if (found := _first_quantized(model)) is not None:
+        raise CompressionError(
+            f"{found} and has no floating-point weights, so it cannot be {verb}; take the model as it was before "
+            "(quantize_dynamic(...) returns a copy), and quantize it afterwards."
+        )
 
 
 def check_no_float32_alone(model: nn.Module, setting: str) -> None:
     """Raise a `CompressionError` if a module was quantized: such ones compute in float32, whatever the setting says."""
+    if (found := _first_quantized(model)) is not None:
+        raise CompressionError(f"{found} and computes in float32 alone; leave out {setting}.")
+
+
+def _first_quantized(model: nn.Module) -> str | None:
+    """Say which module is the first quantized one."""
     for name, module in model.named_modules():
         if is_quantized(module):
-            raise CompressionError(
-                f"{name or 'The model'} is quantized ({type(module).__module__}.{type(module).__name__}) and computes "
-                f"in float32 alone; leave out {setting}."
-            )
+            return f"{name or 'The model'} is quantized ({type(module).__module__}.{type(module).__name__})"
+    return None
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -43,7 +43,7 @@ class Curvature:
 
 
 def obs_scores(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batch]) -> list[Tensor]:
-    """Score heads or neurons by how much the logits change when they go and the others are solved for again.
+    """Score heads or neurons by how much the logits change when they are removed and the others are solved for again.
 
     Args:
         model: A classifier; left as it was.
@@ -105,7 +105,7 @@ def removal_losses(grams: Sequence[Tensor], weights: Sequence[Tensor], count: in
         stays[chosen] = False
         for index, (inverse, matrix) in enumerate(zip(inverses, matrices, strict=True)):
             kept = stays.repeat_interleave(matrix.shape[1] // len(left)).to(matrix.device)
-            # What stays makes up for what goes, and the inverse becomes that of what stays (block elimination).
+            # The kept inputs compensate for the removed ones; the inverse becomes that of the kept block (elimination).
             change = torch.linalg.solve(inverse[~kept][:, ~kept], inverse[~kept][:, kept])
             matrices[index] = matrix[:, kept] - matrix[:, ~kept] @ change
             inverses[index] = inverse[kept][:, kept] - inverse[kept][:, ~kept] @ change

@@ -292,7 +292,7 @@ def _map_ids(value: Any, new_ids: Mapping[int, int]) -> Any:
 
 def _first_free_id(model: nn.Module) -> int:
     """Return the first id that may become another: where positions count from the padding id, the one behind it."""
-    token_weights = {id(model.get_input_embeddings().weight)}  # type: ignore[operator]
+    token_weights = {id(model.get_input_embeddings().weight)}  # type: ignore[operator] # typed as Module | Tensor
     fixed = 0
     for module in model.modules():
         index = vars(module).get("padding_idx")
