@@ -5,7 +5,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# GPU=1 python -m pytest tests/test_gpu.py is for a machine that has one; all other tests are of the processor.
+GPU = os.environ.get("GPU") == "1"
+if not GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from threads, and pytest-xdist uses the cores
 
 import accelerate.utils.memory
@@ -19,9 +22,10 @@ settings.register_profile("repeatable", max_examples=40, deadline=None, derandom
 settings.register_profile("long", max_examples=2000, deadline=None, derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
-# There is no GPU; seeding those of each kind for later would only format three stack traces, 20 ms, wherever a model or
+# Without a GPU, seeding those of each kind for later would only format three stack traces, 20 ms, wherever a model or
 # a Trainer is made.
-torch.cuda.manual_seed_all = torch.xpu.manual_seed_all = torch.mtia.manual_seed_all = lambda seed: None
+if not GPU:
+    torch.cuda.manual_seed_all = torch.xpu.manual_seed_all = torch.mtia.manual_seed_all = lambda seed: None
 
 # Every training would end with a search for garbage among all that was ever imported, longer than its steps take.
 accelerate.utils.memory.clear_device_cache = lambda garbage_collection=False: None

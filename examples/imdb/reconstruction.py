@@ -22,6 +22,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, DatasetDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -62,6 +63,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "5e-5": {"learning_rate": 5e-5},
     "2e-5, warm-up": {"learning_rate": 2e-5, "warmup_steps": 100},
     "5e-5, hidden states": {"learning_rate": 5e-5, "hidden_weight": 1.0},
+    "5e-5, in two steps": {"learning_rate": 5e-5},  # half of the removal and of the epochs, then the rest of both
 }
 
 
@@ -95,7 +97,7 @@ class Texts:
 
 TEXTS = {
     "sentences": Texts("Rotten Tomatoes", "packaged-sentences", 6250, 2200, 64, 3, 5e-5, [*RECIPES]),
-    "reviews": Texts("IMDB", "packaged", 2500, 2000, 128, 2, 1e-4, []),
+    "reviews": Texts("IMDB", "packaged", 2500, 2000, 128, 2, 1e-4, [*RECIPES]),
 }
 
 
@@ -172,9 +174,16 @@ class Case:
         return self._test(self._trainer(self._shrunken(method, share), None, alpha=0.0))
 
     def _distill(self, method: str, share: float, recipe: str, epochs: int) -> Result:
-        pair = self._shrunken(method, share)
         settings = SOFT_LABELS | RECIPES[recipe] | {"num_train_epochs": epochs}
         teacher = self.load_teacher()[0] if "hidden_weight" in settings else None  # of which the logits are not enough
+        if recipe.endswith("in two steps"):
+            settings["num_train_epochs"] = epochs / 2
+            halfway = (1 + share) / 2
+            pair = self._shrunken(method, halfway)
+            self._trainer(pair, self.train_with_logits, **settings).train()
+            self._shrink_pair(pair, method, share / halfway)
+        else:
+            pair = self._shrunken(method, share)
         trainer = self._trainer(pair, self.train_with_logits, teacher=teacher, **settings)
         trainer.train()
         return self._test(trainer)
@@ -183,12 +192,21 @@ class Case:
         return starting_models("packaged", {}, [], self.texts.max_length)["bert"].make()
 
     def _shrunken(self, method: str, share: float) -> Pair:
-        model, tokenizer = self.load_teacher()
+        """Load the fine-tuned BERT, shrunk to this share; made once, and kept in a folder."""
+        folder = self.work / f"{method} {share}"
+        if not (folder / "tokenizer_config.json").exists():
+            pair = self.load_teacher()
+            self._shrink_pair(pair, method, share)
+            for part in pair:
+                part.save_pretrained(folder)
+        return load(str(folder))
+
+    def _shrink_pair(self, pair: Pair, method: str, share: float) -> None:
+        model = pair[0].to(torch.accelerator.current_accelerator() or "cpu")
         rows = self.data["train"].take(min(CALIBRATION_TEXTS, len(self.data["train"])))
         if not method.startswith("fisher"):  # the others need none
             rows = rows.remove_columns("labels")
         hfc.prune_structured(model, flops=share, dataset=rows, **METHODS[method])
-        return model, tokenizer
 
     def _trainer(self, pair: Pair, train: Dataset | None, teacher: Any = None, **settings: Any) -> Any:
         model, tokenizer = pair
