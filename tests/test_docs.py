@@ -283,6 +283,14 @@ CITED = {
                 )
             ),
         ),
+        (
+            r"after one epoch ([\d.]+) and ([\d.]+), after three ([\d.]+) and ([\d.]+)\.",
+            tuple(
+                mean_accuracy(f"{one} 0.25, 5e-5, {epochs}")
+                for epochs in (1, 3)
+                for one in ("obs, reconstructed", "fisher")
+            ),
+        ),
         (r"a BERT with an accuracy of ([\d.]+), shrunk", (study_accuracy("shrinking", "BERT"),)),
         (
             r"trained further, had ([\d.]+) with `.fisher.`, ([\d.]+) with `.taylor.` and ([\d.]+) with `.l1.`; "
