@@ -5,10 +5,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# GPU=1 python -m pytest tests/test_gpu.py is for a machine that has one; all other tests are of the processor.
-GPU = os.environ.get("GPU") == "1"
-if not GPU:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("GPU", "")  # which only test_gpu.py needs
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from threads, and pytest-xdist uses the cores
 
 import accelerate.utils.memory
@@ -24,7 +21,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 # Without a GPU, seeding those of each kind for later would only format three stack traces, 20 ms, wherever a model or
 # a Trainer is made.
-if not GPU:
+if not os.environ["CUDA_VISIBLE_DEVICES"]:
     torch.cuda.manual_seed_all = torch.xpu.manual_seed_all = torch.mtia.manual_seed_all = lambda seed: None
 
 # Every training would end with a search for garbage among all that was ever imported, longer than its steps take.

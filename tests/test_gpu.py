@@ -1,4 +1,4 @@
-"""Every verb on a GPU, compared with the same on the processor: GPU=1 python -m pytest tests/test_gpu.py."""
+"""Every verb on a GPU, compared with the same on the processor: GPU=0 python -m pytest tests/test_gpu.py."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 import hfcompress as hfc
 from hfcompress.models.weights import select_matrices
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device, or not GPU=1")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device, or GPU=0 is not set")
 
 DATA = batch(96, 10)
 ROWS = rows(DATA)
@@ -113,16 +113,6 @@ def test_models_in_bfloat16_shrink():
     assert report.reconstruction is not None
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert logits(model).isfinite().all()
-
-
-def test_a_latency_is_met_on_the_gpu_or_refused():
-    model = build(layers=4).cuda()
-    try:
-        report = hfc.prune_structured(model, latency=0.9, importance="l1")
-    except hfc.CompressionError as error:
-        assert "latency" in str(error)  # tiny models take as long as their kernels take to start
-    else:
-        assert report.latency_ms is not None
 
 
 def test_plain_shapes_and_dropped_layers(tmp_path):
