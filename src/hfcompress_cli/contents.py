@@ -66,9 +66,8 @@ def describe_loading(source: str) -> tuple[Lines, Values]:
             packed = any(map(is_packed, weight_files(Path(source))))
     lines = {"plan": "none: a plain config states the shapes"}
     if shapes and plan is not None:
-        lines["plan"] = (
-            f"{' and '.join(shapes)} of each layer, as no plain config states them (version {plan['version']})"
-        )
+        version = plan.get("version")
+        lines["plan"] = f"{' and '.join(shapes)} of each layer, which no plain config states (version {version})"
     elif isinstance(method, Mapping) and plan is None:
         lines["plan"] = f"none; quantized by {method.get('quant_method', 'a method without a name')}"
     lines["packed"] = "yes, zeros take no room" if packed else "no"

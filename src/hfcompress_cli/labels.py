@@ -183,10 +183,11 @@ def class_indices(
             )
     others = [text for text in texts if text not in named]
     if named and others:
+        name = next(iter(named))
+        where = "" if place is None else f" ({place(texts[name])} and {place(texts[others[0]])})"
         raise CompressionError(
-            f"The labels of the data are names of the model's, such as {(name := next(iter(named)))!r}{at[name]}, and "
-            f"indices, such as {others[0]!r}{at[others[0]]}; write all of them in one way, or say --labels-are indices "
-            f"if all are. The model has {known}."
+            f"The labels of the data are names of the model's, such as {name!r}, and indices, such as {others[0]!r}"
+            f"{where}; write all of them in one way, or say --labels-are indices if all are. The model has {known}."
         )
     read, other = (indexed, _match_hints(texts, classes)) if others else (named, indexed)
     for text in texts:
@@ -194,9 +195,9 @@ def class_indices(
             names = {index: name for name, index in classes.items()}
             by_name, by_index = (other, read) if others else (read, other)
             raise CompressionError(
-                f"The labels of the data can be read in two ways: {text!r}{at[text]} as a name is "
-                f"{names[by_name[text]]!r}, as an index {names[by_index[text]]!r}. Say which with --labels-are names "
-                f"(write them as the model does) or --labels-are indices. The model has {known}."
+                f"The labels of the data can be read in two ways: {text!r} as a name is "
+                f"{names[by_name[text]]!r}, as an index {names[by_index[text]]!r}{at[text]}. Say which with "
+                f"--labels-are names (write them as the model does) or --labels-are indices. The model has {known}."
             )
     if say is not None and read is named:
         _say_spellings(labels, classes, named, say)
@@ -211,7 +212,7 @@ def _say_spellings(labels: Sequence[Any], classes: dict[str, int], named: Mappin
         matched = [f"{label!r} as {names[named[label.strip()]]!r}" for label in counts]
         more = f" and {len(matched) - 5} more" if len(matched) > 5 else ""
         say(
-            f"The labels of {sum(counts.values()):,} of {len(labels):,} rows are spelled otherwise than the model's "
+            f"{sum(counts.values()):,} of {len(labels):,} labels of the data are spelled otherwise than the model's "
             f"names; they are read as those: {', '.join(matched[:5])}{more}."
         )
 

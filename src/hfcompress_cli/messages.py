@@ -37,11 +37,15 @@ def name_options(text: str, arguments: argparse.Namespace) -> str:
         '--flops 1.5 must be in (0, 1); pass --data, or --drop-layers, or --importance obs.'
     """
     known = vars(arguments)
-    typed = sorted((one for one in _texts(known) if len(one) > 1), key=len, reverse=True)
+    typed = sorted(_texts(known), key=len, reverse=True)
     kept = "|".join(map(re.escape, typed))
     words = "|".join(re.escape(name) for name in [*known, *_RENAMED] if "_" in name or name == "dataset")
     parts = [f"(?P<typed>{kept})"] if kept else []
-    parts += [_PATTERN, rf"(?<![\w.\-/'])`?(?P<word>{words})`?(?![\w=(/'])", "(?P<filter>include|exclude)(?= pattern)"]
+    parts += [
+        _PATTERN,
+        rf"(?<![\w.\-/'])`?(?P<word>{words})`?(?![\w=(/']|\.\w)",
+        "(?P<filter>include|exclude)(?= pattern)",
+    ]
 
     def replace(found: re.Match[str]) -> str:
         groups = found.groupdict()
@@ -84,8 +88,8 @@ def _option(name: str, known: Mapping[str, Any]) -> str | None:
 
 
 def _texts(known: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what was typed as the values of options."""
+    """Yield what was typed as the values of options and could be taken for an argument with its value."""
     for value in known.values():
         for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str) and ("=" in one or "_" in one):
+            if isinstance(one, str) and "=" in one:
                 yield one

@@ -164,6 +164,8 @@ def _explain_encoding(path: Path, encoding: str) -> str:
     other = "name the encoding of the file with --encoding, as cp1252"
     if codecs.lookup(encoding).name != "utf-8":
         return other
+    if (utf16 := _unmarked_utf16(path)) is not None:
+        return _say_utf16(path, utf16)
     with _open_bytes(path) as file:
         is_utf8 = False  # whether a line before has other characters than ASCII
         for line in file:
@@ -186,13 +188,25 @@ def _explain_encoding(path: Path, encoding: str) -> str:
 
 
 def _explain_nul(path: Path) -> str:
-    """Say what to do with NUL characters: in UTF-16 every other byte of plain English is one."""
+    """Say what to do with NUL characters."""
+    if (utf16 := _unmarked_utf16(path)) is not None:
+        return _say_utf16(path, utf16)
+    return "remove it; if the file is in UTF-16, say so with --encoding utf-16-le or utf-16-be"
+
+
+def _unmarked_utf16(path: Path) -> str | None:
+    """Return the encoding of a file in UTF-16 without a mark: every other byte of most languages' is 0, or nearly."""
     with _open_bytes(path) as file:
         start = file.read(1000)
     for name, first in (("utf-16-le", 1), ("utf-16-be", 0)):
-        if start[first::2].count(0) > 0.5 * len(start[first::2]) and start[1 - first :: 2].count(0) == 0:
-            return f"the file is in UTF-16: say so with --encoding {name}{_or_convert(path, name)}"
-    return "remove it; if the file is in UTF-16, say so with --encoding utf-16-le or utf-16-be"
+        high, low = start[first::2], start[1 - first :: 2]
+        if high.count(0) > 0.5 * len(high) and low.count(0) == 0:
+            return name
+    return None
+
+
+def _say_utf16(path: Path, encoding: str) -> str:
+    return f"the file is in UTF-16: say so with --encoding {encoding}{_or_convert(path, encoding)}"
 
 
 def _or_convert(path: Path, encoding: str) -> str:
