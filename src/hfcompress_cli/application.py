@@ -13,6 +13,7 @@ from typing import Any
 
 from hfcompress_cli import launch, options
 from hfcompress_cli.commands import compare, distill, export, pack, prune, report, shrink
+from hfcompress_cli.messages import name_options
 
 _EXAMPLES = """\
 MODEL is a folder that save_pretrained wrote, or the id of a model on the hub.
@@ -70,10 +71,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from hfcompress.errors import CompressionError
 
     try:
-        with _quiet(), redirect_stdout(sys.stderr):  # the Trainer prints its log
+        with _quiet(arguments), redirect_stdout(sys.stderr):  # the Trainer prints its log
             text, values = arguments.run(arguments)
     except (CompressionError, OSError, ImportError) as error:
-        print(f"hfcompress {arguments.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"hfcompress {arguments.verb}: {name_options(' '.join(str(error).split()), arguments)}", file=sys.stderr)
         return 2
     try:
         print(json.dumps(values, indent=2) if arguments.json else text, flush=True)
@@ -87,12 +88,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(arguments: argparse.Namespace) -> Iterator[None]:
     """Leave the screen to progress and to the command's own messages."""
     from transformers import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    form, warnings.formatwarning = warnings.formatwarning, _format_warning
+    form = warnings.formatwarning  # each becomes a line, without the place in the code that gave it
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {name_options(str(message), arguments)}\n"
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -103,11 +105,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _format_warning(message: Warning | str, *_: Any, **__: Any) -> str:
-    """Return a warning as a line, without the place in the code that gave it."""
-    return f"warning: {' '.join(str(message).split())}\n"
 
 
 class _Version(argparse.Action):

@@ -15,7 +15,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.models import tokenizers as limits
 from hfcompress.models.classifier import max_tokens
 from hfcompress.validation import check_count, check_fraction
-from hfcompress_cli.labels import check_same_classes, name_classes, read_labels
+from hfcompress_cli.labels import Say, check_same_classes, name_classes, read_labels
 from hfcompress_cli.models import first_sentence
 from hfcompress_cli.tables import Row, check_columns, is_table, read_table
 
@@ -197,29 +197,57 @@ def encode(
     texts = ([row[name] for row in rows] for name in columns)
     encoded = tokenizer(*texts, **limits.truncation(length))
     made = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+    table = rows if table is None else table
+    if length is not None and (cut := _count_truncated(rows, columns, encoded, tokenizer, length)):
+        most = token_limit(model, tokenizer, None)
+        more = "that is all that the model reads" if length == most else "--max-length N reads more"
+        more += f", up to {most:,}" if most is not None and length != most else ""
+        note = f"{cut:,} of {len(rows):,} texts are longer than {length:,} tokens and were truncated; {more}."
+        say_once(table, note)
     if label is not None:
-        table = rows if table is None else table
         places = [getattr(row, "place", f"row {number}") for number, row in enumerate(table, start=1)]
-        cells = _label_cells(table, label, model, read_as)
-        read = read_labels(cells, model, places.__getitem__, separator=separator, read_as=read_as)
+        cells = _label_cells(table, label, model, read_as, lambda note: say_once(table, note))
+        how: dict[str, Any] = {"separator": separator, "read_as": read_as, "say": lambda note: say_once(table, note)}
+        read = read_labels(cells, model, places.__getitem__, **how)
         meaning = {id(row): one for row, one in zip(table, read, strict=True)}
         for row, one in zip(rows, made, strict=True):
             one["labels"] = meaning[id(row)]
     return made
 
 
+def say_once(table: Sequence[Any], note: str) -> None:
+    """Print a note about a table to standard error, unless that was done: several models may read it."""
+    first = table[0]
+    said = (first.said or set()) if isinstance(first, Row) else set()
+    if note not in said:
+        print(note, file=sys.stderr)
+    if isinstance(first, Row):
+        first.said = said | {note}
+
+
+def _count_truncated(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], encoded: Any, tokenizer: Any, length: int
+) -> int:
+    """Count the texts that were truncated to a length: a fast tokenizer knows, another one encodes them again."""
+    if (encodings := getattr(encoded, "encodings", None)) is not None:
+        return sum(bool(one.overflowing) for one in encodings)
+    full = [row for row, ids in zip(rows, encoded["input_ids"], strict=True) if len(ids) >= length]
+    again = [tokenizer(*(row[name] for name in columns), **limits.truncation(None)) for row in full]
+    return sum(len(one["input_ids"]) > length for one in again)
+
+
 def check_labels(rows: Sequence[Row], label: str | None, models: Mapping[str, nn.Module], **how: Any) -> None:
     """Refuse rows whose labels mean other classes to one model than to another; see `check_same_classes`."""
     if label is not None:
-        cells = {name: _label_cells(rows, label, model, how["read_as"], note=False) for name, model in models.items()}
+        cells = {name: _label_cells(rows, label, model, how["read_as"], None) for name, model in models.items()}
         check_same_classes(cells, models, lambda index: rows[index].place, **how)
 
 
 def _label_cells(
-    rows: Sequence[Any], label: str, model: nn.Module, read_as: str | None, *, note: bool = True
+    rows: Sequence[Any], label: str, model: nn.Module, read_as: str | None, say: Say | None
 ) -> Sequence[Any]:
     class_names = getattr(rows[0], "class_names", None) or {}
-    return name_classes([row[label] for row in rows], class_names.get(label, []), model, read_as, note=note)
+    return name_classes([row[label] for row in rows], class_names.get(label, []), model, read_as, say=say)
 
 
 def token_limit(model: nn.Module, tokenizer: Any, asked: int | None, option: str = "--max-length") -> int | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-import sys
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,17 @@ from hfcompress.models.classifier import count_outputs, get_config, get_problem_
 from hfcompress.models.labels import are_default_names, label_names, label_order
 
 Place = Callable[[int], str]  # of a cell, for messages
+Say = Callable[[str], None]  # prints a note
 
 
 def read_labels(
-    cells: Sequence[Any], model: nn.Module, place: Place, *, separator: str | None, read_as: str | None
+    cells: Sequence[Any],
+    model: nn.Module,
+    place: Place,
+    *,
+    separator: str | None,
+    read_as: str | None,
+    say: Say | None = None,
 ) -> list[Any]:
     """Return what a label column means to a model: class indices, or as its problem type asks floats or lists of them.
 
@@ -28,6 +36,7 @@ def read_labels(
         place: Where the cell of an index stands.
         separator: What stands between the labels of a cell.
         read_as: ``"names"`` or ``"indices"``, where they could be both.
+        say: Prints that names are spelled otherwise than the model's, if they are.
     """
     problem = get_problem_type(model, "model")
     if separator is not None and problem != "multi_label_classification":
@@ -41,12 +50,13 @@ def read_labels(
         return [_read_number(cell, place(index)) for index, cell in enumerate(cells)]
     classes = {name: index for index, name in label_names(model).items()}
     if problem == "single_label_classification":
-        return class_indices(cells, classes, place, read_as=read_as)
+        return class_indices(cells, classes, place, read_as=read_as, say=say)
     if separator is not None and (holding := [name for name in classes if separator in name]):
         raise CompressionError(f"--label-separator {separator!r} stands in the label {holding[0]!r}; name another.")
     sets = [_split(cell, separator, len(classes), place(index)) for index, cell in enumerate(cells)]
     owners = [index for index, parts in enumerate(sets) for _ in parts]
-    found = class_indices([part for one in sets for part in one], classes, lambda k: place(owners[k]), read_as=read_as)
+    parts = [part for one in sets for part in one]
+    found = class_indices(parts, classes, lambda index: place(owners[index]), read_as=read_as, say=say)
     made = [[0.0] * len(classes) for _ in cells]
     for owner, index in zip(owners, found, strict=True):
         made[owner][index] = 1.0
@@ -54,7 +64,7 @@ def read_labels(
 
 
 def name_classes(
-    cells: Sequence[Any], names: Sequence[str], model: nn.Module, read_as: str | None, *, note: bool
+    cells: Sequence[Any], names: Sequence[str], model: nn.Module, read_as: str | None, *, say: Say | None
 ) -> Sequence[Any]:
     """Return a label column with the names of classes in place of indices, where its data set has names for these.
 
@@ -65,7 +75,7 @@ def name_classes(
         names: Those of the data set; none if it has none.
         model: Its config has the names that the labels are read by.
         read_as: See `read_labels`.
-        note: Whether the note is printed.
+        say: Prints the note; nothing is said if None.
 
     Raises:
         CompressionError: Some of the names are the model's, of other classes.
@@ -84,8 +94,8 @@ def name_classes(
                 f"{known}: {name!r} is class {index} of the data and class {matched[name]} of the model. Give both the "
                 "same names, or say --labels-are indices if the indices are the model's."
             )
-    if note and not are_default_names(model_names):
-        print(f"{known}; the labels are read as indices.", file=sys.stderr)
+    if say is not None and not are_default_names(model_names):
+        say(f"{known}; the labels are read as indices.")
     return cells
 
 
@@ -127,7 +137,12 @@ def _listed(model: nn.Module) -> str:
 
 
 def class_indices(
-    labels: Sequence[Any], classes: dict[str, int], place: Place | None = None, *, read_as: str | None = None
+    labels: Sequence[Any],
+    classes: dict[str, int],
+    place: Place | None = None,
+    *,
+    read_as: str | None = None,
+    say: Say | None = None,
 ) -> list[int]:
     """Return the class that each label of a column means: all are names of classes, or all are indices.
 
@@ -139,6 +154,10 @@ def class_indices(
         classes: The class of each name.
         place: Where the label of an index stands.
         read_as: ``"names"`` or ``"indices"``, where they could be both.
+        say: Prints that names are spelled otherwise than the model's, if they are.
+
+    Raises:
+        CompressionError: A label is neither, or could be several; the message names the place of the first.
 
     Example:
         >>> class_indices(["POSITIVE", "negative"], {"NEGATIVE": 0, "POSITIVE": 1})
@@ -154,20 +173,21 @@ def class_indices(
     texts = dict(sorted(texts.items(), key=lambda item: item[1]))
     known = ", ".join(f"{name!r} ({index})" for name, index in classes.items())
     indices = {float(index): index for index in classes.values()}
-    named = {} if read_as == "indices" else _match_names(texts, classes)
+    at = {text: "" if place is None else f" ({place(index)})" for text, index in texts.items()}
+    named = {} if read_as == "indices" else _match_names(texts, classes, at)
     indexed = {} if read_as == "names" else {text: indices[n] for text in texts if (n := _number(text)) in indices}
     for text, index in texts.items():
         if text not in named and text not in indexed:
-            at = "" if place is None else f" ({place(index)})"
             raise CompressionError(
-                f"The label {labels[index]!r} of the data is not one of the model's, which are {known}{at}."
+                f"The label {labels[index]!r} of the data is not one of the model's, which are {known}{at[text]}."
             )
     others = [text for text in texts if text not in named]
     if named and others:
+        name = next(iter(named))
+        where = "" if place is None else f" ({place(texts[name])} and {place(texts[others[0]])})"
         raise CompressionError(
-            f"The labels of the data are names of the model's, such as {next(iter(named))!r}, and indices, such as "
-            f"{others[0]!r}; write all of them in one way, or say --labels-are indices if all are. The model has "
-            f"{known}."
+            f"The labels of the data are names of the model's, such as {name!r}, and indices, such as {others[0]!r}"
+            f"{where}; write all of them in one way, or say --labels-are indices if all are. The model has {known}."
         )
     read, other = (indexed, _match_hints(texts, classes)) if others else (named, indexed)
     for text in texts:
@@ -175,29 +195,54 @@ def class_indices(
             names = {index: name for name, index in classes.items()}
             by_name, by_index = (other, read) if others else (read, other)
             raise CompressionError(
-                f"The labels of the data can be read in two ways: {text!r} as a name is {names[by_name[text]]!r}, as "
-                f"an index {names[by_index[text]]!r}. Say which with --labels-are names (write them as the model does) "
-                f"or --labels-are indices. The model has {known}."
+                f"The labels of the data can be read in two ways: {text!r} as a name is "
+                f"{names[by_name[text]]!r}, as an index {names[by_index[text]]!r}{at[text]}. Say which with "
+                f"--labels-are names (write them as the model does) or --labels-are indices. The model has {known}."
             )
+    if say is not None and read is named:
+        _say_spellings(labels, classes, named, say)
     return [read[str(label).strip()] for label in labels]
 
 
-def _match_names(texts: Sequence[str] | dict[str, int], classes: dict[str, int]) -> dict[str, int]:
+def _say_spellings(labels: Sequence[Any], classes: dict[str, int], named: Mapping[str, int], say: Say) -> None:
+    """Say which labels were matched with names that are spelled otherwise."""
+    names = {index: name for name, index in classes.items()}
+    counts = Counter(label for label in map(str, labels) if label not in classes)
+    if counts:
+        matched = [f"{label!r} as {names[named[label.strip()]]!r}" for label in counts]
+        more = f" and {len(matched) - 5} more" if len(matched) > 5 else ""
+        say(
+            f"{sum(counts.values()):,} of {len(labels):,} labels of the data are spelled otherwise than the model's "
+            f"names; they are read as those: {', '.join(matched[:5])}{more}."
+        )
+
+
+def _match_names(
+    texts: Sequence[str] | dict[str, int], classes: dict[str, int], at: Mapping[str, str] | None = None
+) -> dict[str, int]:
     """Return the class of each text that is a name, exactly, but for upper and lower case, or as a number."""
     folded: dict[Any, set[int]] = {}
     for name, index in classes.items():
-        for key in {name.strip().casefold(), *([float(name)] if _is_number(name) else [])}:
+        for key in {_fold(name), *([float(name)] if _is_number(name) else [])}:
             folded.setdefault(key, set()).add(index)
     found = {}
     for text in texts:
         number = float(text) if _is_number(text) else None
-        indices = {classes[text]} if text in classes else folded.get(text.casefold()) or folded.get(number) or set()
+        indices = {classes[text]} if text in classes else folded.get(_fold(text)) or folded.get(number) or set()
         if len(indices) > 1:
             names = " and ".join(repr(name) for name, index in classes.items() if index in indices)
-            raise CompressionError(f"The label {text!r} of the data can be read as {names}; spell it as one of them.")
+            where = "" if at is None else at[text]
+            raise CompressionError(
+                f"The label {text!r} of the data{where} can be read as {names}; spell it as one of them."
+            )
         if indices:
             found[text] = min(indices)
     return found
+
+
+def _fold(name: str) -> str:
+    """Return a name as it is but for upper and lower case, spaces around it, and how its accents are stored."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).strip().casefold())
 
 
 def _match_hints(texts: Sequence[str] | dict[str, int], classes: dict[str, int]) -> dict[str, int]:

@@ -25,6 +25,7 @@ from hfcompress.deploy.folder import is_exported
 from hfcompress.errors import CompressionError
 from hfcompress.models.exported import as_module
 from hfcompress.models.labels import are_default_names, label_maps, label_names, readable_maps
+from hfcompress.models.new_head import mark_new_head, new_head
 
 # Where none of these is in a folder, transformers makes an empty tokenizer.
 TOKENIZER_FILES = {"tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model"}
@@ -32,28 +33,47 @@ TOKENIZER_FILES |= {"spiece.model", "sentencepiece.model", "sentencepiece.bpe.mo
 
 
 def load(
-    name: str, *, trained: bool = False, reads_texts: bool = False, labels_from: PreTrainedModel | None = None
+    name: str,
+    *,
+    trained: bool = False,
+    reads_texts: bool = False,
+    labels_from: PreTrainedModel | None = None,
+    needs_names: bool = True,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a classifier, and its tokenizer; None if it has none.
 
-    A trained model must have a head, and one that reads texts a tokenizer, which is made to pad them. A head that is
-    new, or whose labels have no names, takes those of ``labels_from``.
+    A trained model must have a trained head, and one that reads texts a tokenizer, which is made to pad them. A head
+    that is new, or whose labels have no names, takes those of ``labels_from``. The config of a model whose head is new
+    says so (see `hfcompress.models.new_head`), and so does what is saved of it. Label maps that contradict each other
+    are refused, or noted where no ``needs_names``.
     """
     source = find_model(name)
     model, missing = _from_pretrained(source)
+    is_marked = not missing and bool(new_head(model))
+    untrained = missing or new_head(model)
     if labels_from is not None:
         given = labels_from.config
         names = label_maps(given, "teacher")
-        if missing:
+        if untrained:
             settings = {"num_labels": given.num_labels, "problem_type": given.problem_type}
-            model, missing = _from_pretrained(source, **settings, **names)
+            model, missing = _from_pretrained(source, other_head=True, **settings, **names)
+            untrained = missing or untrained
         elif model.config.num_labels == given.num_labels and are_default_names(label_names(model, "student")):
             model.config.update(names)
-    if missing:
-        message = f"{name} has no trained classification head ({', '.join(sorted(missing))})"
+    if untrained:
+        message = f"{name} has no trained classification head ({', '.join(sorted(untrained))})"
         if trained:
-            raise CompressionError(f"{message}; fine-tune it first.")
-        print(f"{message}; it gets a new one.", file=sys.stderr)
+            raise CompressionError(
+                f"{message}; fine-tune it first: hfcompress finetune {name} --data DATA -o FINETUNED."
+            )
+        print(f"{message}; {'it stays untrained' if is_marked else 'it gets a new one'}.", file=sys.stderr)
+    mark_new_head(model, untrained)
+    try:
+        label_names(model, f"model {name}")
+    except CompressionError as error:
+        if needs_names:
+            raise
+        print(error, file=sys.stderr)
     tokenizer = _load_tokenizer(source, model.config)
     if reads_texts:
         if tokenizer is None:
@@ -110,7 +130,7 @@ def first_sentence(error: BaseException) -> str:
     return f"{line.partition('. ')[0][:300].removesuffix('.')}." if line else f"{type(error).__name__}."
 
 
-def _from_pretrained(source: str, **config: Any) -> tuple[PreTrainedModel, list[str]]:
+def _from_pretrained(source: str, *, other_head: bool = False, **config: Any) -> tuple[PreTrainedModel, list[str]]:
     settings = _read_config(source) | config
     forced = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
@@ -123,8 +143,11 @@ def _from_pretrained(source: str, **config: Any) -> tuple[PreTrainedModel, list[
         if os.path.isdir(source):
             what = f"The folder {source} does not load as a text classifier"
         raise CompressionError(f"{what}: {first_sentence(error)}") from error
-    if info["mismatched_keys"]:
-        name, found, described = min(info["mismatched_keys"], key=str)[:3]
+    mismatched = info["mismatched_keys"]
+    if other_head:  # which may have another shape; the body may not
+        mismatched = [one for one in mismatched if one[0].startswith(f"{model.base_model_prefix}.")]
+    if mismatched:
+        name, found, described = min(mismatched, key=str)[:3]
         raise CompressionError(
             f"{source} does not load as a text classifier: its {name} is of shape {tuple(found)}, and its config.json "
             f"describes {tuple(described)}; set id2label and label2id, or what else is wrong there, to what the "

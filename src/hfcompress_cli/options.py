@@ -88,7 +88,23 @@ def reading(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return how tables are read."""
+    """Return how tables are read.
+
+    Raises:
+        CompressionError: Something is said of cells or encodings, and none of the files has any.
+    """
+    from hfcompress.errors import CompressionError
+    from hfcompress_cli.tables import has_cells, is_table
+
+    names = ("data", "eval_data", "vocabulary")
+    given = [one for name in names if (one := getattr(arguments, name, None)) is not None]
+    sources = [source for one in given for source in (one if isinstance(one, list) else [one])]
+    asked = {"--delimiter": arguments.delimiter, "--no-quotes": arguments.no_quotes or None}
+    for option, value in asked.items():
+        if value is not None and sources and not any(map(has_cells, sources)):
+            raise CompressionError(f"{option} is about .csv and .tsv files, and {sources[0]} is none; leave it out.")
+    if arguments.encoding is not None and sources and not any(map(is_table, sources)):
+        raise CompressionError(f"--encoding is about text files, and {sources[0]} is none; leave it out.")
     return {"delimiter": arguments.delimiter, "encoding": arguments.encoding, "quotes": not arguments.no_quotes}
 
 

@@ -15,7 +15,9 @@ from hfcompress import SparsityReport
 from hfcompress.atomic_folder import replacing
 from hfcompress.errors import CompressionError
 from hfcompress.models.heads_and_neurons import KINDS
+from hfcompress.models.new_head import update_mark
 from hfcompress.storage.layout import is_weight_file, read_config
+from hfcompress.storage.model_card import CARD, is_our_card, write_card
 from hfcompress_cli.models import TOKENIZER_FILES
 
 _OLD_WEIGHTS = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
@@ -29,12 +31,15 @@ def new_folder(name: str, overwrite: bool) -> Iterator[Path]:
     """A folder that becomes the one of that name at the end, as a whole; before that, nothing is there."""
     output = Path(name).expanduser()
     check_folder(output, overwrite)
-    with replacing(output, _belongs_to_a_model) as folder:
+    own_card = is_our_card(output / CARD)
+    with replacing(output, lambda file: _belongs_to_a_model(file) or (file == CARD and own_card)) as folder:
         try:
             yield folder
         except OSError as error:  # not always about the output
             raise CompressionError(str(error)) from error
         check_folder(output, overwrite)  # it may have been made since
+        if (output / CARD).exists() and not own_card:
+            (folder / CARD).unlink(missing_ok=True)  # the user's own card stays
     say_written(name)
 
 
@@ -68,8 +73,11 @@ def check_folder(output: Path, overwrite: bool) -> None:
 
 
 def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Save a model, with its tokenizer if it has one."""
+    """Save a model, with its tokenizer if it has one, and with a card that says so if its head is new."""
+    head = update_mark(model)
     model.save_pretrained(folder)
+    if head:
+        write_card(model, folder, name=type(model).__name__, results=None, notes={})
     if tokenizer is None:
         print("The model has no tokenizer, so none was saved with it.", file=sys.stderr)
     else:

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,10 +31,12 @@ class Row(dict[str, Any]):
     Attributes:
         place: The place of the row, for messages.
         class_names: By column, what its data set calls the classes whose indices the cells are.
+        said: What was said of its table on standard error, where it is the first row of that.
     """
 
     place = "A row"
     class_names: Mapping[str, Sequence[str]] | None = None
+    said: set[str] | None = None
 
     @classmethod
     def make(cls, cells: Iterable[tuple[str, Any]], place: str) -> Row:
@@ -44,14 +46,19 @@ class Row(dict[str, Any]):
         return row
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Path | str) -> str:
     """Return the suffix that says how a file is read, without ``.gz``."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
+    return Path(Path(path).name.lower().removesuffix(".gz")).suffix
 
 
-def is_table(path: Path) -> bool:
+def is_table(path: Path | str) -> bool:
     """Whether a file of this name is read here."""
-    return kind_of(path) in (*_DELIMITERS, ".jsonl", ".json")
+    return has_cells(path) or kind_of(path) in (".jsonl", ".json")
+
+
+def has_cells(path: Path | str) -> bool:
+    """Whether a file of this name has cells between delimiters."""
+    return kind_of(path) in _DELIMITERS
 
 
 def read_table(
@@ -109,7 +116,9 @@ def _open(path: Path, encoding: str | None) -> Iterator[Iterator[str]]:
         if encoding is None:
             for mark, name in _MARKS.items():
                 if start.startswith(mark):
-                    raise CompressionError(f"{path} is not UTF-8 but {name}; say so with --encoding {name}.")
+                    raise CompressionError(
+                        f"{path} is not UTF-8 but {name}; say so with --encoding {name}{_or_convert(path, name)}."
+                    )
         if start.startswith(b"\x1f\x8b"):
             raise CompressionError(f"{path} is compressed by gzip; end its name in .gz.")
         if start.startswith(b"PK\x03\x04"):
@@ -131,16 +140,13 @@ def _decode(path: Path, text: Iterable[str], encoding: str) -> Iterator[str]:
     try:
         for number, line in enumerate(text, start=1):
             if "\0" in line:
-                raise CompressionError(
-                    f"Line {number} of {path} holds a NUL character; if the file is in UTF-16, say so with --encoding "
-                    "utf-16-le or utf-16-be."
-                )
+                raise CompressionError(f"Line {number} of {path} holds a NUL character; {_explain_nul(path)}.")
             yield line.removeprefix("\ufeff") if number == 1 else line
     except UnicodeError as error:
         byte = f" (byte 0x{error.object[error.start]:02x})" if isinstance(error, UnicodeDecodeError) else ""
         raise CompressionError(
-            f"Line {_undecodable_line(path, encoding)} of {path} is not in {encoding}{byte}; name the encoding of the "
-            "file with --encoding, as cp1252."
+            f"Line {_undecodable_line(path, encoding)} of {path} is not in {encoding}{byte}; "
+            f"{_explain_encoding(path, encoding)}."
         ) from error
 
 
@@ -151,6 +157,64 @@ def _undecodable_line(path: Path, encoding: str) -> int | str:
             return next(found, "1 or another")
         except UnicodeError:  # UTF-16 and UTF-32 know no such escapes
             return "1 or another"
+
+
+def _explain_encoding(path: Path, encoding: str) -> str:
+    """Say which encoding a file that is not in UTF-8 may be in, how it reads in that, and what to do."""
+    other = "name the encoding of the file with --encoding, as cp1252"
+    if codecs.lookup(encoding).name != "utf-8":
+        return other
+    if (utf16 := _unmarked_utf16(path)) is not None:
+        return _say_utf16(path, utf16)
+    with _open_bytes(path) as file:
+        is_utf8 = False  # whether a line before has other characters than ASCII
+        for line in file:
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                start = error.start
+                break
+            is_utf8 |= not line.isascii()
+        else:
+            return other
+    if is_utf8:
+        return f"lines before it are UTF-8, so correct that line; or {other}"
+    for name, called in (("cp1252", "Latin-1 or cp1252 of Windows"), ("latin-1", "Latin-1")):
+        with suppress(UnicodeDecodeError):
+            shown = line.decode(name)[max(0, start - 15) :][:30].strip()
+            reads = f"if it is in {called}, where it reads {shown!r}, say so with --encoding {name}"
+            return reads + _or_convert(path, name)
+    return other
+
+
+def _explain_nul(path: Path) -> str:
+    """Say what to do with NUL characters."""
+    if (utf16 := _unmarked_utf16(path)) is not None:
+        return _say_utf16(path, utf16)
+    return "remove it; if the file is in UTF-16, say so with --encoding utf-16-le or utf-16-be"
+
+
+def _unmarked_utf16(path: Path) -> str | None:
+    """Return the encoding of a file in UTF-16 without a mark: every other byte of most languages' is 0, or nearly."""
+    with _open_bytes(path) as file:
+        start = file.read(1000)
+    for name, first in (("utf-16-le", 1), ("utf-16-be", 0)):
+        high, low = start[first::2], start[1 - first :: 2]
+        if high.count(0) > 0.5 * len(high) and low.count(0) == 0:
+            return name
+    return None
+
+
+def _say_utf16(path: Path, encoding: str) -> str:
+    return f"the file is in UTF-16: say so with --encoding {encoding}{_or_convert(path, encoding)}"
+
+
+def _or_convert(path: Path, encoding: str) -> str:
+    names = {"latin-1": "ISO-8859-1", "cp1252": "WINDOWS-1252"}
+    called = names.get(encoding, encoding.upper())
+    return (
+        "" if path.suffix.lower() == ".gz" else f", or convert it: iconv -f {called} -t UTF-8 {path} > NEW{path.suffix}"
+    )
 
 
 # Cells

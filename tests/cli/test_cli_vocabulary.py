@@ -106,9 +106,9 @@ def test_the_reports_of_both_are_printed(models, tables, tmp_path, run):
         (["--alphabet", "used"], "--alphabet needs"),
         (["--vocabulary", "FIRST"], "no column 'text'"),
         (["--vocabulary", "FIRST", "none.csv", *TEXT], "The file none.csv does not exist"),
-        (["--vocabulary", "FIRST", *TEXT, "--min-count", 0], "min_count=0"),
+        (["--vocabulary", "FIRST", *TEXT, "--min-count", 0], "--min-count 0 must be"),
         (["--vocabulary", "FIRST", *TEXT, "--keep", "strange"], "strange"),
-        (["--vocabulary", "FIRST", *TEXT, "--flops", 1.5], "flops=1.5"),
+        (["--vocabulary", "FIRST", *TEXT, "--flops", 1.5], "--flops 1.5 must be"),
         (["--vocabulary", "FIRST", "--data", "TEST", *COLUMNS], "Nothing was asked"),
     ],
 )

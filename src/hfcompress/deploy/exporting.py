@@ -25,9 +25,11 @@ from hfcompress.deploy.quantization import Machine, weight_bits
 from hfcompress.deploy.runtime import import_exporter
 from hfcompress.deploy.speed import ALL_INT8, FLOAT32, INT8, is_slower, time_models
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import evaluation_mode, get_problem_type, max_tokens, unwrap
+from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_problem_type, max_tokens, unwrap
 from hfcompress.models.exported import ExportedModule
+from hfcompress.models.inputs import check_dataset
 from hfcompress.models.tensors import check_has_values, stored_bytes
+from hfcompress.models.tokenizers import check_tokenizer
 from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
 from hfcompress.storage.layout import write_labels
 from hfcompress.validation import check_choice, check_count, check_fraction
@@ -91,6 +93,8 @@ def export(
     check_choice("machine", machine, ("any", "this"))
     check_fraction("max_drop", max_drop, "the loss of accuracy that int8 may have")
     check_count("repeats", repeats, least=0)
+    if dataset is not None:
+        check_dataset(dataset)
     halves = split_dataset(dataset) if dtype == "int8" else None
     onnx = import_exporter()
     source = _check_exportable(model, processing_class)
@@ -150,6 +154,8 @@ def export(
 
 def _check_exportable(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return the model without its wrapper, or refuse what cannot be exported."""
+    check_model_kind(model)
+    check_tokenizer(tokenizer)
     inner = unwrap(model)
     name = type(inner).__name__
     if not isinstance(inner, PreTrainedModel):

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hfcompress.compat import current_accelerator
 from hfcompress.distill.arguments import warn_if_bfloat16_is_slow
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, input_names, unwrap
+from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_config, get_logits, input_names, unwrap
 from hfcompress.models.inputs import Padder, check_lengths, check_mask, unpadded_rows
 from hfcompress.models.padding import reading, unpadded_batches, without_padding
 from hfcompress.models.tensors import check_has_values, packed_tensors, plain_parts
-from hfcompress.models.tokenizers import token_limit, tokenizer_rules, truncation
+from hfcompress.models.tokenizers import check_tokenizer, token_limit, tokenizer_rules, truncation
 from hfcompress.models.weights import check_no_float32_alone
 from hfcompress.validation import check_count
 
@@ -83,6 +83,8 @@ def cache_teacher_logits(
         import datasets
     except ImportError as error:
         raise ImportError("cache_teacher_logits needs the package datasets: pip install datasets") from error
+    check_model_kind(teacher, "teacher")
+    check_tokenizer(processing_class)
     if not isinstance(dataset, datasets.Dataset) or not len(dataset) or dataset.format["type"] == "custom":
         raise CompressionError(
             f"dataset must be a datasets.Dataset with rows and without a transform, not {type(dataset).__name__} of "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hfcompress.distill.layer_losses import ForwardRecorder, ModelOutputs
 from hfcompress.errors import CompressionError
 from hfcompress.losses import mean_logits
-from hfcompress.models.classifier import get_problem_type, input_names
+from hfcompress.models.classifier import check_model_kind, get_problem_type, input_names
 from hfcompress.models.labels import label_order
 from hfcompress.models.padding import (
     fill_padding,
@@ -165,8 +165,7 @@ def _normalize(weights: Sequence[float], count: int) -> list[float]:
 
 def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     """Refuse a teacher that does not fit a student; return the order of its classes if it is not the student's."""
-    if not isinstance(teacher, nn.Module):
-        raise CompressionError(f"teacher must be a model or a list of models, not {type(teacher).__name__}; load it.")
+    check_model_kind(teacher, "teacher", needed="a model or a list of models")
     check_has_values(teacher.named_parameters(), "The teacher's ")
     if any(hasattr(parameter, "ds_id") for parameter in teacher.parameters()):
         raise CompressionError(

@@ -16,6 +16,7 @@ from typing_extensions import Unpack, override
 
 from hfcompress.distill.arguments import DistillationArguments, TrainerOptions
 from hfcompress.distill.exact_mean import EXAMPLE_WEIGHTS, ExactMeanTrainer, Terms, weighted_sum
+from hfcompress.distill.given import TRAINER_ORDER, check_trainer_inputs
 from hfcompress.distill.label_check import LABEL_COLUMNS, LabelCheckingCollator
 from hfcompress.distill.label_weights import LabelWeights, WeightCollator, make_label_weights
 from hfcompress.distill.layer_losses import ForwardRecorder, LayerLosses, ModelOutputs
@@ -28,6 +29,7 @@ from hfcompress.metrics import mean_metrics, per_example_metrics
 from hfcompress.models.classifier import count_outputs, get_config, get_problem_type, input_names
 from hfcompress.models.labels import check_class_names
 from hfcompress.models.padding import align_padding
+from hfcompress.models.tokenizers import check_tokenizer
 from hfcompress.models.weights import check_no_float32_alone, check_not_quantized
 
 _LABEL_WEIGHTS = "label_weights"  # added to each training batch
@@ -106,6 +108,8 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         args = DistillationArguments() if args is None else args
         if not isinstance(args, DistillationArguments):
             raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
+        check_trainer_inputs(model, teacher, dict(zip(TRAINER_ORDER, positional, strict=False)) | kwargs)
+        check_tokenizer(teacher_processing_class, "teacher_processing_class")
         super().__init__(model, args, *positional, **kwargs)
         if self.compute_loss_func is not None:
             raise CompressionError("compute_loss_func cannot be used: alpha, teacher_loss and label_loss set the loss.")

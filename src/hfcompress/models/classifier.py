@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem, check_problem
@@ -16,6 +19,75 @@ from hfcompress.models.architectures import OFFSET_POSITIONS, TOKEN_LIMITS
 from hfcompress.models.exported import ExportedModule
 
 _TEXT_INPUTS = {"input_ids", "inputs_embeds"}
+_CLASSIFIER = "ForSequenceClassification"  # in the name of every text classifier of transformers
+_LOAD = "AutoModelForSequenceClassification.from_pretrained"
+# What other models of transformers predict, by the names of their classes.
+_OTHER_HEADS = {
+    "MaskedLM|CausalLM|LMHead|ConditionalGeneration": "has a head with an output for each token of its vocabulary",
+    "ForQuestionAnswering": "finds answers in texts",
+    "ForTokenClassification": "has a class for each token",
+    "For[A-Z]|DoubleHeads|WithHeads": "predicts something else",
+}
+
+
+def check_model_kind(model: object, name: str = "model", *, needed: str = "a model", classifier: bool = True) -> None:
+    """Refuse what is no model, and a model of transformers that does not classify texts.
+
+    Args:
+        model: What was passed: wrapped or not.
+        name: The argument.
+        needed: What it may be, for the message.
+        classifier: Whether a model of transformers must be a sequence classifier. Classes of the user's own, and
+            modules that are not of transformers, may be anything.
+
+    Raises:
+        CompressionError: It is a name, a class, something that holds a model, no model at all, or of another kind.
+
+    Example:
+        >>> check_model_kind(None)
+        Traceback (most recent call last):
+        hfcompress.errors.CompressionError: model must be a model, not None; load one: \
+AutoModelForSequenceClassification.from_pretrained(...).
+    """
+    if isinstance(model, nn.Module):
+        if classifier:
+            _check_classifier(unwrap(model), name)
+        return
+    found, remedy = type(model).__name__, "pass a module of torch, such as a classifier of transformers"
+    if model is None:
+        found, remedy = "None", f"load one: {_LOAD}(...)"
+    elif isinstance(model, str | os.PathLike):
+        shown = f"{os.fspath(model)!r:.100}"
+        found, remedy = f"{found} ({shown})", f"load it first: {_LOAD}({shown})"
+    elif isinstance(model, type):
+        found, remedy = f"the class {model.__name__}", f"make one of it: {model.__name__}.from_pretrained(...)"
+    elif isinstance(getattr(model, "model", None), nn.Module):  # a pipeline, a Trainer
+        remedy = "pass the model in it, its .model"
+    raise CompressionError(f"{name} must be {needed}, not {found}; {remedy}.")
+
+
+def _check_classifier(inner: nn.Module, name: str) -> None:
+    if not isinstance(inner, PreTrainedModel):
+        return
+    kinds, found = type(inner).__mro__, type(inner).__name__
+    if any(_CLASSIFIER in kind.__name__ for kind in kinds):
+        if not _TEXT_INPUTS & input_names(inner):
+            raise CompressionError(
+                f"{name} must be a classifier of texts; {found} reads {inner.main_input_name}. Pass one that reads "
+                "input_ids."
+            )
+        return
+    # FSDP2 makes a class of its own, and a class of the user's own may have added a head to a base model.
+    own = next(kind for kind in kinds if not kind.__module__.startswith("torch.distributed."))
+    known = [kind for kind in kinds if kind.__module__.startswith("transformers.models.")]
+    head = next(
+        (made for pattern, made in _OTHER_HEADS.items() for kind in known if re.search(pattern, kind.__name__)), ""
+    )
+    if own in known or head:
+        raise CompressionError(
+            f"{name} must be a sequence classifier; {found} {head or 'has no classification head'}. Load its weights "
+            f"as one, {_LOAD}(...), and fine-tune it if its head is new."
+        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

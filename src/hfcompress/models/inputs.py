@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,39 @@ class Examples:
     labels: Tensor | None
     take: Callable[[Sequence[int]], Batch]
     batches: Callable[[int], Iterator[tuple[list[int], Batch]]]
+
+
+def check_dataset(dataset: Any, name: str = "dataset", *, batch: bool = True) -> None:
+    """Refuse what holds no rows: the name of a data set, a dict of splits or of columns, texts, a class or a model.
+
+    Args:
+        dataset: A data set, a sequence or an iterator of rows, or a batch of tensors by name.
+        name: The argument.
+        batch: Whether it may be a batch of tensors.
+
+    Raises:
+        CompressionError: It is none of these.
+    """
+    rows = f"{name} must hold rows with 'input_ids', as a Trainer takes them"
+    if isinstance(dataset, str | os.PathLike):
+        shown = f"{os.fspath(dataset)!r:.100}"
+        raise CompressionError(f"{rows}; it is a name ({shown}). Load it first: datasets.load_dataset({shown}, ...).")
+    if isinstance(dataset, Mapping):
+        columns = ", ".join(map(str, dataset))
+        if any(hasattr(value, "column_names") for value in dataset.values()):
+            raise CompressionError(f"{rows}; it is a dict of splits ({columns}). Pass one of them.")
+        if not batch or not any(isinstance(value, Tensor) for value in dataset.values()):
+            remedy = f"datasets.Dataset.from_dict({name}) makes rows of it"
+            raise CompressionError(f"{rows}; it is a dict of columns ({columns}). {remedy}.")
+        return
+    if isinstance(dataset, type | nn.Module) or not (hasattr(dataset, "__iter__") or hasattr(dataset, "__getitem__")):
+        kind = f"a {type(dataset).__name__}" if isinstance(dataset, nn.Module) else f"{dataset!r:.100}"
+        raise CompressionError(f"{rows}; it is {kind}.")
+    if isinstance(dataset, Sequence) and len(dataset) and isinstance(dataset[0], str | bytes):
+        raise CompressionError(
+            f"{rows}; it holds texts, such as {dataset[0]!r:.40}. Encode them first, [tokenizer(text) for text in "
+            "texts], and add their labels."
+        )
 
 
 class Padder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,6 +22,26 @@ from hfcompress.validation import is_number
 _NO_RULE = re.compile(
     r".*_(file|path|side|length|strategy|class|token|tokens)|is_local|local_files_only|padding|truncation|auto_map"
 )
+
+
+def check_tokenizer(tokenizer: object, name: str = "processing_class") -> None:
+    """Refuse the name or the class of a tokenizer, and what cannot encode texts; None is no tokenizer.
+
+    Raises:
+        CompressionError: It is none; the message says how one is loaded.
+    """
+    if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
+        return
+    if isinstance(tokenizer, str | os.PathLike):
+        shown = f"{os.fspath(tokenizer)!r:.100}"
+        remedy = f"load it first: AutoTokenizer.from_pretrained({shown})"
+        raise CompressionError(f"{name} is a name ({shown}), and a tokenizer is needed; {remedy}.")
+    if isinstance(tokenizer, Tokenizer):
+        remedy = f"PreTrainedTokenizerFast(tokenizer_object={name})"
+        raise CompressionError(f"{name} is a tokenizers.Tokenizer; wrap it for transformers: {remedy}.")
+    if isinstance(tokenizer, type | nn.Module) or not callable(tokenizer):
+        kind = f"the class {tokenizer.__name__}" if isinstance(tokenizer, type) else f"a {type(tokenizer).__name__}"
+        raise CompressionError(f"{name} is {kind}, and a tokenizer is needed: AutoTokenizer.from_pretrained(...).")
 
 
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
@@ -86,6 +107,10 @@ def encode_texts(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTraine
     """
     if isinstance(inputs, str):
         inputs = [inputs]
+    if isinstance(inputs, type):
+        raise CompressionError(
+            f"{owner} are the class {inputs.__name__}; pass a data set, texts or a batch of tensors."
+        )
     if isinstance(inputs, Mapping) or not hasattr(inputs, "__getitem__") or not len(inputs):
         return inputs
     first = next(iter(inputs))

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from typing_extensions import override
 
 from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import check_model_kind
 from hfcompress.models.sharded import local_values, shards_of_model
 from hfcompress.models.weights import check_prunable, select_matrices
 from hfcompress.prune.magnitude import check_amount, prune_global_l1, zeros_asked
@@ -77,6 +78,7 @@ class KeepSparsity(TrainerCallback):
         Raises:
             CompressionError: For the reasons of `sparsity_report`, except that sharded weights are allowed.
         """
+        check_model_kind(model, classifier=False)
         selection = select_matrices(model, self.include, self.exclude)
         check_prunable(model, selection, sharded=True)
         self._kept = []

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import check_model_kind
+from hfcompress.models.new_head import mark_new_head, new_head
 from hfcompress.models.sharded import Shards, is_sharded_by_rows, local_values, shards_of_model
 from hfcompress.models.weights import Selection, WeightMatrix, check_prunable, select_matrices
 from hfcompress.prune.scan import INTEGER_DTYPES, key_tensor, key_value, split_chunks, split_pieces
@@ -67,13 +69,16 @@ def prune_global_l1(
         >>> prune_global_l1(model, 0.2).zeros  # of 9216
         1843
     """
+    check_model_kind(model, classifier=False)
     shards = shards_of_model(model)
     selection, count = shards.together(partial(_check, model, amount, include, exclude))
     _check_same(shards, selection, count)
+    head = new_head(model)  # include= may prune it
     zeros: Counter[str] = Counter()
     for mask in compute_masks(split_pieces(selection.matrices), count):
         _apply(mask)
         zeros[mask.piece.matrix.name] += mask.below + mask.ties
+    mark_new_head(model, head)
     report = make_report(model, selection, zeros, int(amount) if is_integer(amount) else float(amount))
     emptied = [layer.name for layer in report.layers if 0 < layer.weights == layer.zeros]
     if count and emptied:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import (
+    check_model_kind,
     count_outputs,
     evaluation_mode,
     get_config,
@@ -36,7 +37,7 @@ from hfcompress.models.tensors import (
     stored_tensors,
     tensor_bytes,
 )
-from hfcompress.models.tokenizers import encode_texts
+from hfcompress.models.tokenizers import check_tokenizer, encode_texts
 from hfcompress.models.weights import quantized_weight, select_matrices
 from hfcompress.report.comparison import Comparison
 from hfcompress.report.measurements import ForwardPass, Measurement
@@ -97,6 +98,8 @@ def measure(
         (565760, 4)
     """
     models, own_inputs, tokenizers = {"model": model}, {"model": inputs}, {"model": processing_class}
+    if reference is not None:
+        _check_models({"reference": reference})
     other = None if reference is None else as_module("reference", reference)
     return _compare(models, own_inputs, tokenizers, batch_size, length, repeats, other).first
 
@@ -135,6 +138,10 @@ def compare(
     Example:
         ``print(compare({"BERT": model, "pruned 20 %": pruned}, tokenizer(texts, padding=True, return_tensors="pt")))``
     """
+    if not isinstance(models, Mapping):
+        raise CompressionError(
+            f"models is a {type(models).__name__}, and models by name are needed: {{'full': model, 'pruned': other}}."
+        )
     if not models:
         raise CompressionError("models is empty; pass at least one, as {name: model}.")
     by_name = isinstance(inputs, Mapping) and (
@@ -182,6 +189,9 @@ def _compare(
     sizes = _read_counts("batch_size", batch_size)
     lengths = [None] if length is None else _read_counts("length", length)
     check_count("repeats", repeats)
+    _check_models(given)
+    for tokenizer in tokenizers.values():
+        check_tokenizer(tokenizer)
     models = {name: as_module(name, model) for name, model in given.items()}
     for name, model in models.items():
         _check_model(name, model, max(tokens or 0 for tokens in lengths))
@@ -221,6 +231,13 @@ def _measure_all(
             rows, columns = (*batch.get("input_ids", next(iter(batch.values()))).shape, 1)[:2]
             passes[name].append(ForwardPass(rows, columns, flops, peak, tuple(times[name])))
     return Comparison({name: Measurement(**figures[name], passes=tuple(passes[name])) for name in models})
+
+
+def _check_models(models: Mapping[str, object]) -> None:
+    """Refuse what is neither a classifier nor exported, by its name."""
+    for name, model in models.items():
+        if isinstance(model, type) or not isinstance(model, ExportedClassifier):
+            check_model_kind(model, name if name in ("model", "reference") else f"models[{name!r}]")
 
 
 def _by_model(argument: str, given: Any, models: Collection[str], by_name: bool) -> Mapping[str, Any]:

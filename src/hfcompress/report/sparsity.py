@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
 from hfcompress.models.architectures import block_kind
-from hfcompress.models.classifier import unwrap
+from hfcompress.models.classifier import check_model_kind, unwrap
 from hfcompress.models.sharded import has_known_placements, local_values, shards_of_model, sum_local_counts
 from hfcompress.models.tensors import distinct, has_plain_values
 from hfcompress.models.weights import (
@@ -242,6 +242,7 @@ def sparsity_report(
         >>> {kind: count.weights for kind, count in report.kinds.items()}
         {'attention': 4096, 'feed-forward': 4096, 'pooler': 1024}
     """
+    check_model_kind(model, classifier=False)
     return make_report(model, shards_of_model(model).together(partial(_select, model, include, exclude)))
 
 

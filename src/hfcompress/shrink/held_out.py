@@ -15,7 +15,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
 from hfcompress.models.classifier import evaluation_mode, get_logits, get_problem_type, input_names
-from hfcompress.models.inputs import LABELS, Batch, check_mask
+from hfcompress.models.inputs import LABELS, Batch, check_dataset, check_mask
 from hfcompress.models.padding import split_rows
 from hfcompress.report.quality import as_columns, check_labels, compare_outputs, score
 from hfcompress.shrink.importance import are_batches, check_columns, labelled_batches
@@ -57,8 +57,8 @@ def read_rows(model: nn.Module, dataset: Iterable[Any], *, needs_labels: bool) -
         CompressionError: There are no rows, or none with labels where they are needed, or some have a label and others
             have none; or what the model reads is no tensor in batches of tensors, or padded without an attention mask.
     """
-    if not hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
-        raise CompressionError(f"dataset must hold rows with 'input_ids', as a Trainer takes them; it is {dataset!r}.")
+    if not isinstance(dataset, Mapping) or "input_ids" not in dataset:
+        check_dataset(dataset)
     rows: list[Any] = [dataset] if isinstance(dataset, Mapping) else list(dataset)
     check_columns(rows, needs_labels=needs_labels)
     batches = are_batches(rows)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hfcompress.errors import CompressionError
 from hfcompress.losses import LabelLoss, label_loss
-from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, get_problem_type
+from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_config, get_logits, get_problem_type
 from hfcompress.models.heads_and_neurons import Group
 from hfcompress.models.inputs import LABELS, Batch, read_examples
 from hfcompress.models.padding import reading
@@ -33,6 +33,7 @@ def l1_scores(model: nn.Module, group: Group) -> Tensor:
     Returns:
         Shape (count,), float64, on the CPU.
     """
+    check_model_kind(model, classifier=False)
     scores = torch.zeros(group.count, dtype=torch.float64)
     for part in group.slices:
         module: Any = model.get_submodule(part.module)
@@ -57,6 +58,7 @@ def mask_gradients(model: nn.Module, groups: Sequence[Group], batches: Iterable[
     Returns:
         For each group shape (examples, count), float32, on the CPU.
     """
+    check_model_kind(model)
     found: list[list[Tensor]] = [[] for _ in groups]
     problem = get_problem_type(model, "model")
     kind: LabelLoss = "mse" if problem == "regression" else "cross_entropy"
@@ -92,6 +94,7 @@ def importance_scores(
     Returns:
         For each group shape (count,), float64, on the CPU.
     """
+    check_model_kind(model, classifier=kind != "l1")
     if kind == "l1":
         return [l1_scores(model, one) for one in groups]
     assert batches is not None

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.architectures import DEPTH_SETTINGS, LAYER_INDICES, LAYER_PATTERNS, PER_LAYER_SETTINGS
+from hfcompress.models.classifier import check_model_kind
 from hfcompress.models.layers import layer_stack
+from hfcompress.models.new_head import mark_new_head, new_head
 from hfcompress.models.shapes_in_config import get_configs, per_layer_overrides, restore_configs, write_plan
 from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
 from hfcompress.validation import is_integer
@@ -47,6 +49,7 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
         >>> student.config.num_hidden_layers
         2
     """
+    check_model_kind(teacher, "teacher")
     if not isinstance(teacher, PreTrainedModel):
         raise CompressionError(f"The teacher must be a transformers PreTrainedModel, not {type(teacher).__name__}.")
     check_not_quantized(teacher, "shrunken")
@@ -57,6 +60,7 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
     student: Model = copy.deepcopy(teacher)
     student.requires_grad_(True)
     keep_layers(student, name, kept, ExitStack())
+    mark_new_head(student, new_head(teacher))
     return student
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import check_model_kind
 from hfcompress.models.heads_and_neurons import KINDS, Kind
 from hfcompress.models.layers import layer_stack
 from hfcompress.models.shape_plan import is_plan
@@ -97,6 +98,7 @@ def check_request(request: Request, model: object, dataset: object) -> None:
 
 def check_model(model: Any) -> None:
     """Refuse what cannot be shrunk: wrapped, quantized or sharded models, and weights without values."""
+    check_model_kind(model)
     if not isinstance(model, PreTrainedModel):
         raise CompressionError(
             f"The model must be a transformers PreTrainedModel, not {type(model).__name__}; pass the model below "

@@ -13,6 +13,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_config
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.layers import layer_stacks
+from hfcompress.models.new_head import update_mark
 from hfcompress.models.profiling import count_flops, count_parameters
 from hfcompress.models.shapes_in_config import check_plain, own_configs, write_plan
 from hfcompress.report.structure import BlockStructure, Reconstruction, StructureReport
@@ -154,6 +155,7 @@ def prune_structured(
         if importance == "auto" and dataset is None and ranked and after["flops"] < L1_SHARE * before["flops"]:
             _warn_of_l1(after["flops"] / before["flops"])
         undo.pop_all()
+    update_mark(model)
     blocks = [BlockStructure(g.name, g.kind, g.count, g.count - len(gone)) for g, gone in chosen.removal.items()]
     return StructureReport(
         blocks=tuple(blocks),

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from hfcompress.errors import CompressionError
+from hfcompress.models.new_head import new_head
 from hfcompress.models.shape_plan import is_plan
 from hfcompress.models.tensors import stored_bytes
 from hfcompress.report.sparsity import sparsity_report
@@ -52,6 +53,7 @@ def write_card(
         report=report,
         plan=plan if is_plan(plan) else {},
         notes=notes,
+        new_head=new_head(model),
         versions=", ".join(f"{package} {version(package)}" for package in ("hfcompress", "transformers", "torch")),
         results=results.to_markdown() if results is not None else "",
     ).save(folder / CARD)

@@ -14,9 +14,11 @@ from transformers.utils import logging
 
 from hfcompress.atomic_folder import flushing
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import unwrap
+from hfcompress.models.classifier import check_model_kind, unwrap
+from hfcompress.models.new_head import update_mark
 from hfcompress.models.shape_plan import build_from_config, is_plan
 from hfcompress.models.tensors import check_has_values
+from hfcompress.models.tokenizers import check_tokenizer
 from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
 from hfcompress.storage.layout import (
     INDEX,
@@ -85,7 +87,9 @@ def save_compressed(
         True
     """
     check_choice("sparse", sparse, ("auto", False))
+    check_tokenizer(processing_class)
     inner = _check_savable(model)
+    update_mark(inner)
     card = Path(directory) / CARD
     with replacing_model(directory) as new:
         try:
@@ -127,6 +131,7 @@ def _pack_weights(new: Path) -> None:
 
 def _check_savable(model: nn.Module) -> PreTrainedModel:
     """Return the model without its wrapper, or refuse what cannot be saved."""
+    check_model_kind(model, classifier=False)
     inner = unwrap(model)
     if not isinstance(inner, PreTrainedModel):
         raise CompressionError(f"{type(inner).__name__} is not a Hugging Face model, so nothing could load it.")

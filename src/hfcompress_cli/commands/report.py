@@ -1,4 +1,9 @@
-"""Report a model's size, and how many of its weights are zero."""
+"""Report what a model is made of, and how many of its weights are zero.
+
+Layers, heads, neurons, parameters, FLOPs and bytes; what the plan in its config
+says, and whether it loads without hfcompress. Of an exported model and of an
+adapter, what their folders tell.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +22,47 @@ def add_parser(verbs: options.Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> options.Results:
-    """Count parameters, bytes and zeros."""
+    """Count and tell."""
     import hfcompress as hfc
-    from hfcompress_cli.models import load
+    from hfcompress.models.new_head import new_head
+    from hfcompress_cli.contents import describe_adapter, describe_exported, describe_loading, describe_shape
+    from hfcompress_cli.models import find_model, load
     from hfcompress_cli.outputs import stored_bytes, to_lines
 
-    model, _ = load(arguments.model)
-    sparsity = hfc.sparsity_report(model, include=arguments.include, exclude=arguments.exclude)
-    size = hfc.measure(model)
     folder = Path(arguments.model).expanduser()
+    if (found := describe_exported(folder) or describe_adapter(folder)) is not None:
+        if arguments.include or arguments.exclude:
+            option = "--include" if arguments.include else "--exclude"
+            raise hfc.CompressionError(
+                f"{option} is about weight matrices, and {arguments.model} holds no model of torch."
+            )
+        lines, values = found
+        text = "\n".join(f"{name:<11}  {value}" for name, value in ({"model": arguments.model} | lines).items())
+        return text, {"model": arguments.model} | values
+    model, _ = load(arguments.model, needs_names=False)
+    sparsity, reason = None, ""
+    try:
+        sparsity = hfc.sparsity_report(model, include=arguments.include, exclude=arguments.exclude)
+    except hfc.CompressionError as error:  # such as a quantized model, of which there is more to tell
+        if arguments.include or arguments.exclude:
+            raise
+        reason = str(error)
+    size = hfc.measure(model)
     stored = stored_bytes(folder) if folder.is_dir() else None
-    values = {"model": arguments.model, "class": type(model).__name__}
+    shape_lines, shape = describe_shape(model)
+    loading_lines, loading = describe_loading(find_model(arguments.model))
+    head = new_head(model)
     in_files = "" if stored is None else f", in files {stored / 1e6:,.1f} MB"
-    lines = {"parameters": f"{size.parameters:,}", "weights": f"{size.bytes / 1e6:,.1f} MB{in_files}"}
-    text = to_lines(sparsity, **values, **lines)
-    sizes = {"parameters": size.parameters, "bytes": size.bytes, "bytes_in_files": stored}
-    return f"{text}\n\n{sparsity}" if arguments.verbose else text, values | sizes | {"sparsity": sparsity.to_dict()}
+    lines = {"model": arguments.model, "class": type(model).__name__}
+    lines |= {"parameters": f"{size.parameters:,}", "weights": f"{size.bytes / 1e6:,.1f} MB{in_files}"}
+    lines |= shape_lines | loading_lines
+    lines["head"] = f"new, not trained: {', '.join(head)}" if head else "trained, or nothing says otherwise"
+    text = (
+        to_lines(sparsity, **lines)
+        if sparsity is not None
+        else "\n".join(f"{name:<11}  {value}" for name, value in (lines | {"prunable": f"none: {reason}"}).items())
+    )
+    values = {"model": arguments.model, "class": type(model).__name__, "kind": "model"}
+    values |= {"parameters": size.parameters, "bytes": size.bytes, "bytes_in_files": stored} | shape | loading
+    values |= {"new_head": head, "sparsity": None if sparsity is None else sparsity.to_dict()}
+    return f"{text}\n\n{sparsity}" if arguments.verbose and sparsity is not None else text, values

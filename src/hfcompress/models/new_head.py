@@ -1,0 +1,105 @@
+"""Classification heads that nobody has trained yet: how they are known, and the mark of them in a config.
+
+A base model loaded as a classifier gets a head of random numbers. Pruned or shrunken and saved, such a model would look
+like a trained one. The mark in its config holds digests of the head's weights, so a head that any training has changed
+is no longer marked, whoever trained it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.models.classifier import get_config, unwrap
+from hfcompress.models.tensors import has_plain_values
+
+MARK = "hfcompress_new_head"  # the key in config.json
+_ROUNDED = (torch.float32, torch.bfloat16, torch.float16)  # a model that is loaded in half precision has the same head
+
+
+def new_head(model: nn.Module) -> list[str]:
+    """Return the names of a classification head's weights that were initialised at random and not trained since.
+
+    By the mark in the config; or else by what ``from_pretrained`` leaves at the parameters that it read. Of those that
+    it did not read, the biases are exactly zero until the first step of an optimizer.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The names; none where the head was trained, or where nothing tells.
+    """
+    inner = unwrap(model)
+    names = _marked_names(inner)
+    return names or _missing_names(inner)
+
+
+def mark_new_head(model: nn.Module, names: Sequence[str]) -> None:
+    """Write into the config that these weights of the head are new, as they are now; without names, that none is."""
+    config, inner = get_config(model), unwrap(model)
+    if config is None:
+        return
+    known = dict(inner.named_parameters())
+    names = sorted(name for name in names if name in known and has_plain_values(known[name]))
+    if names:
+        setattr(config, MARK, {"weights": names, "digests": _digests([known[name] for name in names])})
+    else:
+        vars(config).pop(MARK, None)
+
+
+def update_mark(model: nn.Module) -> list[str]:
+    """Write into the config whether the head is new, and return the names of its weights if so."""
+    names = new_head(model)
+    mark_new_head(model, names)
+    return names
+
+
+def _marked_names(model: nn.Module) -> list[str]:
+    mark = getattr(get_config(model), MARK, None)
+    names, digests = (mark.get("weights"), mark.get("digests")) if isinstance(mark, Mapping) else (None, None)
+    known = dict(model.named_parameters())
+    if not (isinstance(names, list) and isinstance(digests, list) and names and all(name in known for name in names)):
+        return []
+    head = [known[name] for name in names]
+    return list(names) if all(map(has_plain_values, head)) and _digest(head) in digests else []
+
+
+def _missing_names(model: nn.Module) -> list[str]:
+    """Return the names of the head's parameters that ``from_pretrained`` did not read, if they are untouched."""
+    body = getattr(model, "base_model", model)
+    if body is model or not isinstance(body, nn.Module) or not any(map(_was_read, body.parameters())):
+        return []
+    inside = set(map(id, body.parameters()))
+    missing = {name: one for name, one in model.named_parameters() if id(one) not in inside and not _was_read(one)}
+    if not missing or not all(map(has_plain_values, missing.values())):
+        return []
+    biases = [one for name, one in missing.items() if name.endswith("bias")]
+    # Without a bias (GPT-2, Llama), only the count of changes in place tells: the initialisation is the first.
+    untouched = not any(map(_has_nonzero, biases)) if biases else all(one._version == 1 for one in missing.values())
+    return sorted(missing) if untouched else []
+
+
+def _was_read(parameter: Tensor) -> bool:
+    """Whether ``from_pretrained`` read a parameter; every transformers 5 sets this, so as not to initialise it."""
+    return bool(getattr(parameter, "_is_hf_initialized", False))
+
+
+def _has_nonzero(tensor: Tensor) -> bool:
+    return bool(tensor.detach().any())
+
+
+def _digests(head: Sequence[Tensor]) -> list[str]:
+    """Return the digests of weights as they are, and rounded to half precision."""
+    return list(dict.fromkeys(_digest(one.detach().to(dtype) for one in head) for dtype in _ROUNDED))
+
+
+def _digest(head: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for one in head:
+        values: Any = one.detach().float().cpu().contiguous().numpy()
+        digest.update(f"{tuple(values.shape)}".encode() + values.tobytes())
+    return digest.hexdigest()[:32]
