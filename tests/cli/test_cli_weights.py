@@ -71,7 +71,7 @@ def test_distill_weighs_as_the_trainer_does(held_out, suffix, column, given, rea
     ("options", "message"),
     [
         (["--class-weights", "[1.0]"], "list 2, in the order of its config's id2label"),
-        (["--class-weights", "even"], "class_weights='even' must be 'balanced' or a list"),
+        (["--class-weights", "even"], "--class-weights even must be 'balanced' or a list"),
         (["--weight-column", "wieght"], "no column 'wieght'"),
         (["--weight-column", "number"], "'label' in the column 'number'"),
     ],

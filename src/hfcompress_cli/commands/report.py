@@ -19,10 +19,12 @@ def add_parser(verbs: options.Verbs) -> None:
 def run(arguments: argparse.Namespace) -> options.Results:
     """Count parameters, bytes and zeros."""
     import hfcompress as hfc
+    from hfcompress.progress import stage
     from hfcompress_cli.models import load
     from hfcompress_cli.outputs import stored_bytes, to_lines
 
-    model, _ = load(arguments.model)
+    with stage(f"loading {arguments.model}"):
+        model, _ = load(arguments.model)
     sparsity = hfc.sparsity_report(model, include=arguments.include, exclude=arguments.exclude)
     size = hfc.measure(model)
     folder = Path(arguments.model).expanduser()
