@@ -29,7 +29,7 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
 
     The new folder is a hidden sibling, flushed to the disk and then exchanged for the old one, by one system call where
     there is one (Linux, macOS). Elsewhere it takes two renames, and a process killed between them leaves the old folder
-    beside its place, as ``.NAME.*.saving``. What a killed process left there is removed by the next save.
+    beside its place, as ``.NAME.*.replaced``. What a killed process left there is removed by the next save.
 
     Args:
         directory: The folder to replace or to create. A link is followed.
@@ -48,8 +48,10 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
-        new, lock = _new_beside(target)
+        begun: list[Path] = []
+        lock = None
         try:
+            new, lock = _new_beside(target, begun)
             yield new
             _flush(new)
             if target.exists():
@@ -62,7 +64,8 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
                 with suppress(OSError):
                     _carry_over(new, target, obsolete)
         finally:
-            shutil.rmtree(new, ignore_errors=True)  # after an exchange, this is the old folder
+            for folder in begun:  # after an exchange, this is the old one
+                _remove(folder)
             if lock is not None:
                 os.close(lock)
     except BaseException as error:
@@ -130,7 +133,7 @@ def _move_into_place(new: Path, target: Path) -> None:
 
 
 def _rename_twice(new: Path, target: Path) -> None:
-    old = _sibling(target)
+    old = _sibling(target, "replaced")
     os.rename(target, old)
     try:
         os.rename(new, target)
@@ -189,10 +192,16 @@ def _flush_path(path: str | os.PathLike[str]) -> None:
         os.close(handle)
 
 
-def _new_beside(target: Path) -> tuple[Path, int | None]:
-    """Create a folder, locked as long as this process lives, so that others know that it is in use."""
+def _new_beside(target: Path, begun: list[Path]) -> tuple[Path, int | None]:
+    """Create a folder, locked as long as this process lives, so that others know that it is in use.
+
+    Args:
+        target: What it lies beside.
+        begun: What is to be removed is added to this list before it is there, as a signal may come at any moment.
+    """
     while True:
         new = _sibling(target)
+        begun.append(new)
         new.mkdir()
         try:
             lock = _lock(new)
@@ -203,6 +212,15 @@ def _new_beside(target: Path) -> tuple[Path, int | None]:
         if new.exists():
             return new, lock
         os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, also where a signal interrupts that."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _lock(folder: Path) -> int:
@@ -216,15 +234,18 @@ def _lock(folder: Path) -> int:
     return handle
 
 
-def _sibling(target: Path) -> Path:
-    return target.parent / f".{target.name}.{uuid.uuid4().hex}.saving"
+def _sibling(target: Path, suffix: str = "saving") -> Path:
+    return target.parent / f".{target.name}.{uuid.uuid4().hex}.{suffix}"
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove the folders that killed processes left beside a folder: those that no process has locked."""
-    if not target.exists():
-        return
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.{32 * '[0-9a-f]'}.saving"):
+    """Remove the folders that killed processes left beside a folder: those that no process has locked.
+
+    One that was replaced by two renames is removed only if another is in its place.
+    """
+    unfinished = f".{glob.escape(target.name)}.{32 * '[0-9a-f]'}"
+    suffixes = ("saving", "replaced") if target.exists() else ("saving",)
+    for leftover in (one for suffix in suffixes for one in target.parent.glob(f"{unfinished}.{suffix}")):
         with suppress(OSError):
             handle = _lock(leftover)
             try:

@@ -8,28 +8,32 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from hfcompress_cli import launch, options
-from hfcompress_cli.commands import compare, distill, export, pack, prune, report, shrink
+from hfcompress_cli.commands import compare, distill, export, finetune, pack, prune, report, shrink
+from hfcompress_cli.display import Display, showing
 from hfcompress_cli.messages import name_options
+from hfcompress_cli.stopping import status, stopped_by_signals
 
 _EXAMPLES = """\
 MODEL is a folder that save_pretrained wrote, or the id of a model on the hub.
 
 examples:
+  hfcompress finetune bert-base/ --data reviews.csv -o bert/
   hfcompress report bert/
-  hfcompress prune bert/ --amount 0.2 -o pruned/
-  hfcompress shrink bert/ --flops 0.5 --data reviews.csv -o shrunken/
+  hfcompress prune bert/ --amount 20% --data reviews.csv --epochs 2 -o pruned/
+  hfcompress shrink bert/ --flops 0.5 --data reviews.csv -o half/
   hfcompress shrink e5/ --vocabulary reviews.csv -o english/
-  hfcompress distill bert/ --student-layers 2 --data reviews.csv -o small/
-  hfcompress compare bert/ pruned/ small/ --data test.csv
+  hfcompress distill bert/ --student half/ --data reviews.csv -o small/
+  hfcompress compare bert/ half/ small/ --data test.csv
   hfcompress export small/ -o onnx/
 
 Results go to standard output, progress and messages to standard error. The exit
-status is 0, 2 if the input cannot be used, or 130 if it was interrupted; then
-nothing was written."""
+status is 0, 2 if the input cannot be used, or 130 or 143 if it was interrupted
+or terminated; then nothing was written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,11 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    try:
-        return _run(_parser().parse_args(argv))
-    except KeyboardInterrupt:
-        print("\nhfcompress: interrupted; nothing was written.", file=sys.stderr)
-        return 130
+    with stopped_by_signals() if launch.is_main() else nullcontext():
+        try:
+            with showing("importing torch and transformers") as display:
+                arguments = _parser().parse_args(argv)
+                results = _run(arguments, display)
+            return results if isinstance(results, int) else _print(arguments, *results)
+        except KeyboardInterrupt as error:
+            print("\nhfcompress: interrupted; nothing was written.", file=sys.stderr)
+            return status(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,24 +66,38 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     kind = options.VerbParser
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True, parser_class=kind)
-    for command in (report, prune, shrink, distill, compare, pack, export):
+    for command in (finetune, report, prune, shrink, distill, compare, pack, export):
         command.add_parser(verbs)
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    if launch.is_launched() and arguments.verb != "distill":
-        message = "runs in one process; start it without accelerate launch or torchrun"
-        print(f"hfcompress {arguments.verb}: {message}.", file=sys.stderr)
+def _run(arguments: argparse.Namespace, display: Display) -> options.Results | int:
+    """Run a verb; return its results, or the exit status of one that failed."""
+    verb = f"hfcompress {arguments.verb}"
+    if launch.is_launched() and arguments.verb not in ("distill", "finetune"):
+        print(f"{verb}: runs in one process; start it without accelerate launch or torchrun.", file=sys.stderr)
         return 2
-    from hfcompress.errors import CompressionError
-
+    before = _folder(arguments)
     try:
-        with _quiet(arguments), redirect_stdout(sys.stderr):  # the Trainer prints its log
-            text, values = arguments.run(arguments)
-    except (CompressionError, OSError, ImportError) as error:
-        print(f"hfcompress {arguments.verb}: {name_options(' '.join(str(error).split()), arguments)}", file=sys.stderr)
-        return 2
+        from hfcompress.errors import CompressionError
+        from hfcompress.progress import listening, stage
+
+        try:
+            with _quiet(arguments), redirect_stdout(sys.stderr), listening(display), stage(verb):
+                results: options.Results = arguments.run(arguments)
+                return results
+        except (CompressionError, OSError, ImportError) as error:
+            print(f"{verb}: {name_options(' '.join(str(error).split()), arguments)}", file=sys.stderr)
+            return 2
+    except KeyboardInterrupt as error:
+        if _folder(arguments) == before:
+            raise
+        print(f"\nhfcompress: interrupted; {arguments.output} was written.", file=sys.stderr)
+        return status(error)
+
+
+def _print(arguments: argparse.Namespace, text: str, values: dict[str, Any]) -> int:
+    """Print the results of a verb; return the exit status."""
     try:
         print(json.dumps(values, indent=2) if arguments.json else text, flush=True)
     except OSError as error:
@@ -87,22 +109,36 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _folder(arguments: argparse.Namespace) -> int | None:
+    """Return what tells the folder that is written from the one that was there before."""
+    try:
+        return Path(arguments.output).expanduser().stat().st_ino
+    except (AttributeError, OSError):  # a verb that writes none, or there is none
+        return None
+
+
 @contextmanager
 def _quiet(arguments: argparse.Namespace) -> Iterator[None]:
     """Leave the screen to progress and to the command's own messages."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
     from transformers import logging
 
+    def format_warning(message: Warning | str, *_: Any, **__: Any) -> str:
+        """Return a warning as a line, without the place in the code that gave it."""
+        return f"warning: {name_options(' '.join(str(message).split()), arguments)}\n"
+
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    form = warnings.formatwarning  # each becomes a line, without the place in the code that gave it
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {name_options(str(message), arguments)}\n"
+    form, warnings.formatwarning = warnings.formatwarning, format_warning
     logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()
+    if sys.stderr.isatty():  # downloads have bars of their own
+        enable_progress_bars()
     try:
         yield
     finally:
         warnings.formatwarning = form
         logging.set_verbosity(verbosity)
+        (enable_progress_bars if bars else disable_progress_bars)()
         if bars:
             logging.enable_progress_bar()
 

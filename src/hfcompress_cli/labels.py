@@ -268,6 +268,17 @@ def _number(text: str) -> float | None:
     return {"true": 1.0, "false": 0.0}.get(text.strip().casefold())
 
 
+def as_number(cell: Any) -> float | None:
+    """Return the number that a cell is; None if it is none. True and False are none here.
+
+    Example:
+        >>> as_number(" 3.5 "), as_number(2), as_number("two"), as_number("True")
+        (3.5, 2.0, None, None)
+    """
+    text = str(cell)
+    return float(text) if not isinstance(cell, bool) and _is_number(text) else None
+
+
 def _read_number(cell: Any, where: str) -> float:
     number = float(str(cell)) if _is_number(str(cell)) else math.nan
     if not math.isfinite(number):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,13 +24,10 @@ def is_main() -> bool:
 def run(command: Callable[[], int]) -> int:
     """Run the command of this process; return its exit status. Only the first process says why it failed.
 
-    A launcher ends the others as soon as one fails. So the first one is stopped in a way that lets it remove what it
-    has begun to write, and the others, which most often fail for the same reason, leave it the time to say that.
+    A launcher ends the others as soon as one fails. So the others, which most often fail for the same reason, leave the
+    first one the time to say that.
     """
-    if not is_launched():
-        return command()
     if is_main():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         return command()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.models.exported import as_module
 from hfcompress.models.labels import are_default_names, label_maps, label_names, readable_maps
 from hfcompress.models.new_head import mark_new_head, new_head
+from hfcompress_cli.new_labels import NewLabels
 
 # Where none of these is in a folder, transformers makes an empty tokenizer.
 TOKENIZER_FILES = {"tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model"}
@@ -64,7 +66,7 @@ def load(
         message = f"{name} has no trained classification head ({', '.join(sorted(untrained))})"
         if trained:
             raise CompressionError(
-                f"{message}; fine-tune it first: hfcompress finetune {name} --data DATA -o FINETUNED."
+                f"{message}; fine-tune it first: hfcompress finetune {shlex.quote(name)} --data FILE.csv -o OUT."
             )
         print(f"{message}; {'it stays untrained' if is_marked else 'it gets a new one'}.", file=sys.stderr)
     mark_new_head(model, untrained)
@@ -80,6 +82,68 @@ def load(
             raise CompressionError(f"{name} has no tokenizer; save one there with tokenizer.save_pretrained().")
         set_pad_token(tokenizer, model)
     return model, tokenizer
+
+
+def load_for_labels(
+    name: str, find: Callable[[], NewLabels], check: Callable[[PreTrainedModel], None], *, replace_head: bool
+) -> tuple[PreTrainedModel, Any, bool]:
+    """Load a model to be trained on labels, and its tokenizer; return also whether its head is new.
+
+    A head that is new is made for the labels of the data; a trained one stays, and must know them.
+
+    Args:
+        name: Folder or id.
+        find: Returns what a new head is to predict.
+        check: Refuses a model whose labels are not those of the data.
+        replace_head: Whether a trained head is replaced too.
+    """
+    source = find_model(name)
+    model, missing = _from_pretrained(source)
+    _check_body(name, model, missing)
+    is_new = bool(missing) or replace_head or bool(new_head(model))
+    if is_new:
+        labels, had_head = find(), not missing
+        model, missing = _from_pretrained(source, other_head=had_head, **labels.settings)
+        if had_head:
+            _renew_head(model)
+        what = "to predict numbers" if not labels.names else f"for {len(labels.names)} labels"
+        print(f"{name} gets a new head {what}.", file=sys.stderr)
+    else:
+        try:
+            check(model)
+        except CompressionError as error:
+            raise CompressionError(
+                f"{error} {name} has a head that was trained for these; with --new-head it gets one for the data's."
+            ) from error
+    tokenizer = _load_tokenizer(source, model.config)
+    if tokenizer is None:
+        raise CompressionError(f"{name} has no tokenizer; save one there with tokenizer.save_pretrained().")
+    set_pad_token(tokenizer, model)
+    if model.config.pad_token_id is None:  # without it some classifiers read no batches
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model.float(), tokenizer, is_new  # half precision is for autocast, not for the weights that learn
+
+
+def _check_body(name: str, model: PreTrainedModel, missing: Sequence[str]) -> None:
+    """Refuse weights that are not those of the model: then most of its body is new."""
+    body = {key for key in missing if key.startswith(f"{model.base_model_prefix}.")}
+    count = sum(1 for _ in model.base_model.parameters())
+    if 2 * len(body) > count:
+        raise CompressionError(
+            f"{name} has no trained body: {len(body)} of its {count} tensors are not among the weights, such as "
+            f"{min(body)}. Its config.json and its weights are of different models."
+        )
+
+
+def _renew_head(model: PreTrainedModel) -> None:
+    """Draw the weights of what is not in the body anew, as transformers does for a head that is not in a file."""
+    body = {id(module) for module in model.base_model.modules()}
+    head = [module for module in model.modules() if id(module) not in body and module is not model]
+    for module in head:
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # else it is left as it was loaded
+        module._is_hf_initialized = False
+        model._init_weights(module)
 
 
 def load_exported(name: str) -> tuple[nn.Module, Any] | None:

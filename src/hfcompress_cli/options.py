@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 STYLE: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
@@ -11,6 +12,9 @@ MODEL: dict[str, Any] = {"metavar": "MODEL", "help": "folder or hub id"}
 DEVICE: dict[str, Any] = {"help": "such as cpu or cuda:1 (default: an accelerator if there is one)"}
 OVERWRITE: dict[str, Any] = {"action": "store_true", "help": "replace the model in OUT, if there is one"}
 LABEL_COLUMN = "label"  # of the data, unless another is named
+# Options that say how a file is read, and what they are unless they are given; the next command to type needs them too.
+_READING = {"text_column": "text", "text_pair_column": None, "label_column": LABEL_COLUMN, "max_length": None}
+_READING |= {"label_separator": None, "labels_are": None, "delimiter": None, "encoding": None}
 Results = tuple[str, dict[str, Any]]  # what a verb returns: text, and values for JSON
 
 
@@ -21,10 +25,13 @@ class VerbParser(argparse.ArgumentParser):
     """
 
     complete: Callable[[argparse.ArgumentParser], argparse.ArgumentParser] | None = None
+    completed_for: frozenset[str] = frozenset()  # options that need the others; any command does if there are none
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse with all options, unless only the help is asked for."""
-        if self.complete is None or {"-h", "--help"} & set(args):
+        given = {one.partition("=")[0] for one in args}
+        is_light = bool(self.completed_for) and not given & {*self.completed_for, "--help-all"}
+        if self.complete is None or given & {"-h", "--help"} or is_light:
             return super().parse_known_args(args, namespace)
         return self.complete(self).parse_known_args(args, namespace)
 
@@ -76,6 +83,33 @@ def add_data(parser: VerbParser, help: str, *, rows: int | None = None, **data: 
     return group
 
 
+def add_training(parser: VerbParser, about: str) -> argparse._ArgumentGroup:
+    """Add what is common to trainings; the training arguments themselves are added when the command is parsed."""
+    training = parser.add_argument_group("training arguments", about)
+    help = "how often all rows are trained on, as --num-train-epochs"
+    training.add_argument("--epochs", dest="num_train_epochs", type=float, metavar="N", help=help)
+    training.add_argument("--help-all", action="help", help="list all of them, with their defaults, and exit")
+    return training
+
+
+def add_held_out(data: argparse._ArgumentGroup) -> None:
+    """Add which rows a training is measured with."""
+    measured = data.add_mutually_exclusive_group()
+    help = "texts to measure with, instead of held-out ones"
+    measured.add_argument("--eval-data", "--validation", metavar="DATA", help=help)
+    help = "share of the rows kept out of the training, to measure with (default: 0.2)"
+    measured.add_argument("--held-out", type=fraction, default=0.2, metavar="F", help=help)
+
+
+def words_of_data(arguments: argparse.Namespace) -> list[list[str]]:
+    """Return the options by which another verb reads the same data, for the next command to type."""
+    words = [["--data", arguments.data or "FILE.csv"]]
+    for name, default in _READING.items():
+        if (value := getattr(arguments, name)) != default:
+            words.append([f"--{name.replace('_', '-')}", str(value)])
+    return [*words, ["--no-quotes"]] if arguments.no_quotes else words
+
+
 def text_columns(arguments: argparse.Namespace) -> list[str]:
     """Return the column of the text, or those of the two texts of a pair."""
     return [name for name in (arguments.text_column, arguments.text_pair_column) if name is not None]
@@ -124,6 +158,40 @@ def _separator(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("is empty; name at least one character")
     return text
+
+
+def fraction(text: str) -> float:
+    """Read a fraction, such as 0.2 or 20%.
+
+    Example:
+        >>> fraction("0.2"), fraction("20%"), fraction("12.5 %")
+        (0.2, 0.2, 0.125)
+    """
+    number, percent, rest = text.strip().partition("%")
+    try:
+        if rest:
+            raise ValueError
+        return round(float(number) / 100, 15) if percent else float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a fraction such as 0.2 nor a percentage such as 20%"
+        ) from None
+
+
+def amount(text: str) -> float | int:
+    """Read a fraction, a percentage, or a whole number.
+
+    Example:
+        >>> amount("0.2"), amount("20%"), amount("20")
+        (0.2, 0.2, 20)
+    """
+    with suppress(ValueError):
+        return int(text)
+    try:
+        return fraction(text)
+    except argparse.ArgumentTypeError:
+        message = f"{text!r} is neither a fraction such as 0.2 or 20% nor a number of weights"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def layers(text: str) -> int | list[int]:

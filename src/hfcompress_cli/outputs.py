@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +20,9 @@ from hfcompress.atomic_folder import replacing
 from hfcompress.errors import CompressionError
 from hfcompress.models.heads_and_neurons import KINDS
 from hfcompress.models.new_head import update_mark
+from hfcompress.progress import stage
+from hfcompress.report.measurements import Measurement, make_table
+from hfcompress.report.tables import Table
 from hfcompress.storage.layout import is_weight_file, read_config
 from hfcompress.storage.model_card import CARD, is_our_card, write_card
 from hfcompress_cli.models import TOKENIZER_FILES
@@ -62,6 +69,44 @@ def say_written(name: str) -> None:
     print(f"Written to {name}; {needs}.", file=sys.stderr)
 
 
+def fit(rows: Mapping[str, Measurement], *, verbose: bool = False) -> str:
+    """Return measurements as a table that fits the terminal, or 80 columns: if needed, a column for each model."""
+    width = shutil.get_terminal_size((80, 24)).columns
+    table = make_table(rows, verbose=verbose)
+    if _width(table) > width:
+        turned = replace(table, rows=list(zip(*table.rows, strict=True)), alignment="<" + ">" * (len(table.rows) - 1))
+        table = min(table, turned, key=_width)
+    notes = [wrapped for note in table.notes for wrapped in textwrap.wrap(note, width, break_long_words=False)]
+    return replace(table, notes=notes).text()
+
+
+def _width(table: Table) -> int:
+    return max(map(len, replace(table, notes=()).text().splitlines()))
+
+
+def next_command(verb: str, *words: Sequence[str]) -> str:
+    """Return a command of this program, quoted as a shell reads it, in lines of at most 80 columns where it can be.
+
+    Args:
+        verb: Its verb.
+        words: Its arguments; those of one sequence, such as an option and its value, stay in one line.
+    """
+    lines, end = [f"  hfcompress {verb}"], " \\"
+    for part in map(shlex.join, words):
+        if len(lines[-1]) + 1 + len(part) + len(end) > 80:
+            lines[-1] += end
+            lines.append("     ")
+        lines[-1] += f" {part}"
+    return "\n".join(lines)
+
+
+def free_name(name: str, suffix: str) -> str:
+    """Return the name of a folder beside another, which does not exist yet, such as ``half-distilled/``."""
+    base = f"{name.rstrip('/') or 'out'}-{suffix}"
+    names = (base, *(f"{base}-{number}" for number in range(2, 100)))
+    return next((one for one in names if not Path(one).expanduser().exists()), base) + "/"
+
+
 def check_folder(output: Path, overwrite: bool) -> None:
     """Refuse to replace a folder unless that was asked and it holds a model. A file is refused when it is written."""
     if not output.is_dir() or not any(output.iterdir()):
@@ -74,14 +119,15 @@ def check_folder(output: Path, overwrite: bool) -> None:
 
 def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Save a model, with its tokenizer if it has one, and with a card that says so if its head is new."""
-    head = update_mark(model)
-    model.save_pretrained(folder)
-    if head:
-        write_card(model, folder, name=type(model).__name__, results=None, notes={})
-    if tokenizer is None:
-        print("The model has no tokenizer, so none was saved with it.", file=sys.stderr)
-    else:
-        tokenizer.save_pretrained(folder)
+    with stage("writing the model"):
+        head = update_mark(model)
+        model.save_pretrained(folder)
+        if head:
+            write_card(model, folder, name=type(model).__name__, results=None, notes={})
+        if tokenizer is None:
+            print("The model has no tokenizer, so none was saved with it.", file=sys.stderr)
+        else:
+            tokenizer.save_pretrained(folder)
 
 
 def check_file(file: Path, overwrite: bool) -> None:

@@ -37,15 +37,15 @@ def bad_inputs():
         "no directory": (["report", "./nowhere"], "There is no directory ./nowhere."),
         "no hub": (["report", "nobody/nothing"], "is not a directory, and cannot be loaded from the hub"),
         "no model in the folder": (["report", "EMPTY"], "does not load as a text classifier"),
-        "amount": (["prune", "BERT", "--amount", "1.5"], "--amount 1.5 must be"),
+        "amount": (["prune", "BERT", "--amount", "1.5"], "--amount 1.5 must be in [0, 1)"),
         "pattern": (["prune", "BERT", "--amount", "0.5", "--include", "nothing*"], "nothing*"),
         "nothing asked": (["shrink", "BERT"], "Nothing was asked"),
         "importance without data": (["shrink", "BERT", "--heads", "0.5", "--importance", "taylor"], "--data"),
-        "layers": (["distill", "BERT", "--student-layers", "9", *distill[4:]], "--student-layers 9 must be"),
+        "layers": (["distill", "BERT", "--student-layers", "9", *distill[4:]], "--student-layers 9"),
         "no data": ([*distill[:5], "./none.csv", *COLUMNS], "The file ./none.csv does not exist"),
         "broken data": ([*distill[:5], "BROKEN", *COLUMNS], "cannot be read"),
         "column": ([*distill[:6]], "no column 'text'"),
-        "alpha": ([*distill, "--alpha", "2"], "--alpha 2.0"),
+        "alpha": ([*distill, "--alpha", "2"], "--alpha 2.0 must be in [0, 1]"),
         "training arguments": (
             [*distill, "--load-best-model-at-end", "--eval-strategy", "epoch"],
             "do not go together",
@@ -107,7 +107,8 @@ def test_bad_input_exits_with_2_and_one_line(case, models, data, tmp_path, run):
         ["mend"],
         [],
         ["distill", "--alpha", "1"],
-        ["prune", "bert", "-o", "out", "--amount", "20%"],
+        ["prune", "bert", "-o", "out", "--amount", "20 per cent"],
+        ["shrink", "bert", "-o", "out", "--flops", "half"],
         ["distill", "b", "--student-layers", "2", "--data", "a", "--eval-data", "b", "--held-out", "0.1", "-o", "out"],
     ],
 )
@@ -140,7 +141,8 @@ else:
 heavy = {{"torch", "transformers", "numpy", "hfcompress", "accelerate", "datasets"}} & set(sys.modules)
 assert not heavy, heavy
 """
-MISTYPED = ["prune", "shrink bert -o out --flop 0.5", "compare bert --lenght 4", "mend"]
+MISTYPED = ["prune", "prune bert -o out --amount 0.2 --epoch 2", "shrink bert -o out --flop 0.5"]
+MISTYPED += ["compare bert --lenght 4", "mend"]
 
 
 @pytest.mark.parametrize("words", ["--help", "--version", *(f"{verb} --help" for verb in VERBS), *MISTYPED])

@@ -55,7 +55,7 @@ def test_distill_reports_the_agreement(distilled, models, data):
 
 
 def test_distill_logs_to_standard_error(distilled):
-    assert "'label_term'" in distilled[2]  # the Trainer's log
+    assert "label_term" in distilled[2]  # the Trainer's log
 
 
 def test_distill_leaves_no_checkpoints(distilled):

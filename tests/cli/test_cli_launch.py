@@ -1,4 +1,4 @@
-"""``hfcompress distill`` in two processes, as a launcher starts them, against one."""
+"""``hfcompress distill`` and ``finetune`` in two processes, as a launcher starts them, against one."""
 
 import json
 import os
@@ -24,9 +24,12 @@ def launch(launcher, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_write_what_one_does(launcher, models, data, tmp_path, run):
-    command = ["distill", models / "bert", "--student-layers", 2, "--data", data / "train.csv", *COLUMNS, "--json"]
+@pytest.mark.parametrize(
+    ("launcher", "verb"), [("torchrun", "distill"), ("accelerate", "distill"), ("torchrun", "finetune")]
+)
+def test_two_processes_write_what_one_does(launcher, verb, models, data, tmp_path, run):
+    command = [verb, models / "bert", *(["--student-layers", 2] if verb == "distill" else [])]
+    command += ["--data", data / "train.csv", *COLUMNS, "--json"]
     command += ["--max-steps", 6, "--learning-rate", 0.01, "--optim", "sgd", "--use-cpu", "--seed", 3]
     one = run(*command, "--per-device-train-batch-size", 8, "-o", tmp_path / "one")
     done = launch(launcher, *command, "--per-device-train-batch-size", 4, "-o", tmp_path / "two")

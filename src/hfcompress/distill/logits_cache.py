@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hfcompress.compat import current_accelerator
 from hfcompress.distill.arguments import warn_if_bfloat16_is_slow
@@ -136,7 +136,7 @@ def cache_teacher_logits(
         # Each text is encoded twice, so that hours of work cannot end at a text that is too long.
         check_lengths("the data", teacher, (len(row["input_ids"]) for start in own for row in encode(start)))
         teacher.to(state.device)
-        for start in tqdm(own, desc="teacher's logits", disable=not state.is_main_process):
+        for start in logging.tqdm(own, desc="teacher's logits", disable=not state.is_main_process):
             _write(files[start], _compute_logits(teacher, encode(start), batch_size, bf16))
     state.wait_for_everyone()
     logits = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files.values()])

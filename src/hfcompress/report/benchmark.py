@@ -39,6 +39,7 @@ from hfcompress.models.tensors import (
 )
 from hfcompress.models.tokenizers import check_tokenizer, encode_texts
 from hfcompress.models.weights import quantized_weight, select_matrices
+from hfcompress.progress import track
 from hfcompress.report.comparison import Comparison
 from hfcompress.report.measurements import ForwardPass, Measurement
 from hfcompress.report.quality import check_labels, common_problem, compare_with_reference, score
@@ -362,8 +363,9 @@ def _measure_quality(
 def predict_logits(name: str, model: nn.Module, examples: Examples, batch_size: int) -> Tensor:
     """Return the logits of all examples, in their order, on the CPU in float64."""
     order, logits = [], []
+    total = -(-len(examples.lengths) // batch_size)
     with evaluation_mode(model):
-        for indices, batch in examples.batches(batch_size):
+        for indices, batch in track(examples.batches(batch_size), f"measuring {name}", total):
             order += indices
             with reading(model, batch):
                 logits.append(get_logits(_forward(name, model, batch)).cpu())
@@ -395,7 +397,7 @@ def _time_rounds(models: Mapping[str, nn.Module], batches: Mapping[str, Batch], 
     """Return the milliseconds of each model's passes, timed in rounds; each round reverses the order of the models."""
     times: dict[str, list[float]] = {name: [] for name in batches}
     order = list(batches)
-    for _ in range(_WARM_UP + repeats):
+    for _ in track(range(_WARM_UP + repeats), "timing"):
         for name in order:
             model, batch = models[name], batches[name]
             device = next(iter(batch.values())).device

@@ -17,6 +17,7 @@ from hfcompress.metrics import MISSING_LABELS
 from hfcompress.models.classifier import evaluation_mode, get_logits, get_problem_type, input_names
 from hfcompress.models.inputs import LABELS, Batch, check_dataset, check_mask
 from hfcompress.models.padding import split_rows
+from hfcompress.progress import track
 from hfcompress.report.quality import as_columns, check_labels, compare_outputs, score
 from hfcompress.shrink.importance import are_batches, check_columns, labelled_batches
 
@@ -147,7 +148,7 @@ def _predict(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     """Return the logits of all rows, float64, on the CPU."""
     logits = []
     with evaluation_mode(model):
-        for batch in batches:
+        for batch in track(batches, "measuring held-out rows"):
             inputs = {name: value for name, value in batch.items() if name != "labels"}
             try:
                 logits.append(get_logits(model(**inputs)).cpu().double())

@@ -16,6 +16,7 @@ from hfcompress.models.heads_and_neurons import Group
 from hfcompress.models.inputs import LABELS, Batch, read_examples
 from hfcompress.models.padding import reading
 from hfcompress.models.surgery import masked
+from hfcompress.progress import track
 from hfcompress.shrink.surgeon import obs_scores
 from hfcompress.validation import check_count
 
@@ -63,7 +64,7 @@ def mask_gradients(model: nn.Module, groups: Sequence[Group], batches: Iterable[
     problem = get_problem_type(model, "model")
     kind: LabelLoss = "mse" if problem == "regression" else "cross_entropy"
     with evaluation_mode(model):
-        for batch in batches:
+        for batch in track(batches, "ranking heads and neurons"):
             inputs = dict(batch)
             labels = inputs.pop("labels")
             masks = [torch.ones(len(labels), 1, one.count, device=labels.device, requires_grad=True) for one in groups]

@@ -31,6 +31,7 @@ from hfcompress.models.inputs import Batch, dummy_inputs, read_examples
 from hfcompress.models.padding import without_padding
 from hfcompress.models.partial_forward import PartialForward, Watch, call_order, skippable_layers
 from hfcompress.models.tensors import identities
+from hfcompress.progress import track
 from hfcompress.report.structure import Reconstruction, Target
 from hfcompress.shrink.least_squares import Products, best_change
 from hfcompress.validation import check_count
@@ -195,7 +196,7 @@ class _Solver:
             PartialForward(self._original, batches, self._layers[0]) as full,
             PartialForward(self._model, batches, self._layers[1]) as small,
         ):
-            for layer, modules in self._steps():
+            for layer, modules in track(list(self._steps()), "reconstructing outputs"):
                 wanted: list[dict[nn.Module, list[Tensor]]] = [{} for _ in batches]
                 for module in modules:
                     products = [self._no_products(module) for _ in ("fit", "held out", "unweighted")]

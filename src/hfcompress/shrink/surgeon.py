@@ -22,6 +22,7 @@ from hfcompress.models.classifier import evaluation_mode, get_logits, get_proble
 from hfcompress.models.heads_and_neurons import Group, weight_axis
 from hfcompress.models.inputs import Batch
 from hfcompress.models.padding import reading, without_padding
+from hfcompress.progress import track
 
 _PENALTY = 0.01  # added to the diagonal of H, as a multiple of its mean
 _STEPS = 32  # in which the neurons of a block are removed; heads one by one
@@ -56,7 +57,7 @@ def obs_scores(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batc
     """
     curvatures = _curvatures(model, [part.module for group in groups for part in group.consumers], batches)
     scores = []
-    for group in groups:
+    for group in track(groups, "ordering heads and neurons"):
         weights, inputs = [], []
         for part in group.consumers:
             module: Any = model.get_submodule(part.module)
@@ -134,7 +135,7 @@ def _curvatures(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]
             hooks.callback(model.get_submodule(name).register_forward_hook(follow).remove)
         device = next(model.parameters()).device
         place = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-        for batch in batches:
+        for batch in track(batches, "ranking heads and neurons"):
             calls.clear()
             with reading(model, batch):
                 logits = get_logits(model(**{name: value for name, value in batch.items() if name != "labels"}))

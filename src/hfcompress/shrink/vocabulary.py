@@ -22,6 +22,7 @@ from hfcompress.models.shape_plan import build_from_config
 from hfcompress.models.shapes_in_config import own_configs
 from hfcompress.models.tensors import identities, stored_bytes
 from hfcompress.models.tokenizers import check_texts, token_limit, with_backend
+from hfcompress.progress import track
 from hfcompress.report.vocabulary import VocabularyReport
 from hfcompress.shrink.request import check_model
 from hfcompress.shrink.tokenizer_json import (
@@ -186,7 +187,7 @@ def _ids_to_keep(keep: Iterable[str], vocabulary: Mapping[str, int]) -> set[int]
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Any]) -> list[list[int]]:
     """Return the ids of texts, or pairs, with special tokens, neither truncated nor padded."""
     found: list[list[int]] = []
-    for start in range(0, len(texts), _TEXTS):
+    for start in track(range(0, len(texts), _TEXTS), "reading tokens"):
         part = list(texts[start : start + _TEXTS])
         columns = [part] if isinstance(part[0], str) else [list(column) for column in zip(*part, strict=True)]
         found += tokenizer(*columns, padding=False, truncation=False, verbose=False)["input_ids"]

@@ -30,10 +30,11 @@ def add_parser(verbs: options.Verbs) -> None:
 def run(arguments: argparse.Namespace) -> options.Results:
     """Measure, and write the page if one is asked for."""
     import hfcompress as hfc
+    from hfcompress.progress import stage
     from hfcompress.report.plots import pyplot
     from hfcompress_cli.data import check_labels, encode, read_rows
     from hfcompress_cli.models import find_device, load, load_exported
-    from hfcompress_cli.outputs import check_file, write_file
+    from hfcompress_cli.outputs import check_file, fit, write_file
 
     names = arguments.models
     if len(set(names)) < len(names):
@@ -47,12 +48,14 @@ def run(arguments: argparse.Namespace) -> options.Results:
     rows = None if arguments.data is None else read_rows(arguments.data, columns, label, seed=0, **reading)
     models, inputs, tokenizers = {}, {}, {}
     for name in names:
-        exported = load_exported(name)
-        model, tokenizer = exported or load(name, trained=rows is not None, reads_texts=rows is not None)
+        with stage(f"loading {name}"):
+            exported = load_exported(name)
+            model, tokenizer = exported or load(name, trained=rows is not None, reads_texts=rows is not None)
         tokenizers[name] = tokenizer  # with it GPT-2 reads batches, even of dummy texts
         if rows is not None:
             length, labels = arguments.max_length, options.labels(arguments)
-            inputs[name] = encode(rows, columns, label, model, tokenizer, length, **labels)
+            with stage("encoding the texts"):
+                inputs[name] = encode(rows, columns, label, model, tokenizer, length, **labels)
         models[name] = model if exported else model.to(device)
     if rows is not None:
         check_labels(rows, label, models, **options.labels(arguments))
@@ -61,7 +64,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
     if page is not None:
         write_file(page, found.to_html(), arguments.overwrite)
     several = any(len(one.passes) > 1 for one in found.rows.values())  # the short table shows one batch alone
-    return (found.to_markdown if arguments.markdown else found.to_text)(verbose=several), found.to_dict()
+    text = found.to_markdown(verbose=several) if arguments.markdown else fit(found.rows, verbose=several)
+    return text, found.to_dict()
 
 
 def _numbers(text: str) -> list[int]:

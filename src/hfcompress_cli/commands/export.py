@@ -32,6 +32,7 @@ def add_parser(verbs: options.Verbs) -> None:
 def run(arguments: argparse.Namespace) -> options.Results:
     """Write the exported model."""
     import hfcompress as hfc
+    from hfcompress.progress import stage
     from hfcompress_cli.data import encode, read_rows
     from hfcompress_cli.models import load
     from hfcompress_cli.outputs import check_folder
@@ -40,21 +41,23 @@ def run(arguments: argparse.Namespace) -> options.Results:
     check_folder(output, arguments.overwrite)
     if arguments.int8 and arguments.data is None:
         raise hfc.CompressionError("--int8 needs labelled texts that no training has seen: name them with --data.")
-    model, tokenizer = load(arguments.model, trained=True, reads_texts=True)
+    with stage(f"loading {arguments.model}"):
+        model, tokenizer = load(arguments.model, trained=True, reads_texts=True)
     dataset = None
     if arguments.data is not None:
         columns, label = options.text_columns(arguments), arguments.label_column
         rows = read_rows(arguments.data, columns, label, seed=0, **options.reading(arguments))
         dataset = encode(rows, columns, label, model, tokenizer, arguments.max_length, **options.labels(arguments))
-    report = hfc.export(
-        model,
-        output,
-        processing_class=tokenizer,
-        dtype="int8" if arguments.int8 else "float32",
-        dataset=dataset,
-        max_drop=arguments.max_drop,
-        machine="this" if arguments.int8 == "this" else "any",
-        repeats=arguments.repeats,
-    )
+    with stage("exporting"):
+        report = hfc.export(
+            model,
+            output,
+            processing_class=tokenizer,
+            dtype="int8" if arguments.int8 else "float32",
+            dataset=dataset,
+            max_drop=arguments.max_drop,
+            machine="this" if arguments.int8 == "this" else "any",
+            repeats=arguments.repeats,
+        )
     print(f"Written to {arguments.output}.", file=sys.stderr)
     return report.to_text(), report.to_dict()

@@ -28,6 +28,7 @@ def add_parser(verbs: options.Verbs) -> None:
 def run(arguments: argparse.Namespace) -> options.Results:
     """Write the other folder."""
     import hfcompress as hfc
+    from hfcompress.progress import stage
     from hfcompress.storage.load import model_folder
     from hfcompress_cli.models import find_model
     from hfcompress_cli.outputs import check_folder, say_written, stored_bytes
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
         raise hfc.CompressionError(f"{arguments.model} is not a model: there is no config.json in it.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* still needs hfcompress to load")  # said below, for both verbs
-        (hfc.pack_folder if arguments.verb == "pack" else hfc.unpack_folder)(source, output)
+        with stage(f"{arguments.verb}ing"):
+            (hfc.pack_folder if arguments.verb == "pack" else hfc.unpack_folder)(source, output)
     say_written(arguments.output)
     before, after = stored_bytes(source), stored_bytes(output)
     values = {"bytes_in_files": {"before": before, "after": after}, "output": arguments.output}

@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     """Count and tell."""
     import hfcompress as hfc
     from hfcompress.models.new_head import new_head
+    from hfcompress.progress import stage
     from hfcompress_cli.contents import describe_adapter, describe_exported, describe_loading, describe_shape
     from hfcompress_cli.models import find_model, load
     from hfcompress_cli.outputs import stored_bytes, to_lines
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
         lines, values = found
         text = "\n".join(f"{name:<11}  {value}" for name, value in ({"model": arguments.model} | lines).items())
         return text, {"model": arguments.model} | values
-    model, _ = load(arguments.model, needs_names=False)
+    with stage(f"loading {arguments.model}"):
+        model, _ = load(arguments.model, needs_names=False)
     sparsity, reason = None, ""
     try:
         sparsity = hfc.sparsity_report(model, include=arguments.include, exclude=arguments.exclude)

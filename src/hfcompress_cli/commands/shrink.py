@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from hfcompress_cli import options
+from hfcompress_cli.messages import name_options
 
 # Settings and their defaults: of heads, neurons and layers, and of the vocabulary.
 _AMOUNTS = {"heads": 0.0, "neurons": 0.0, "flops": None, "parameters": None, "latency": None, "drop_layers": 0}
@@ -26,11 +27,17 @@ def add_parser(verbs: options.Verbs) -> None:
     parser = options.add_verb(verbs, "shrink", run, "remove heads, neurons, layers and tokens", __doc__)
     parser.add_argument("model", **options.MODEL)
     add = parser.add_argument_group("how much").add_argument
-    add("--heads", type=float, default=0.0, metavar="F", help="fraction of the heads to remove")
-    add("--neurons", type=float, default=0.0, metavar="F", help="fraction of the neurons to remove")
-    add("--flops", type=float, metavar="F", help="share of the FLOPs to keep at most")
-    add("--parameters", type=float, metavar="F", help="share of the parameters to keep at most")
-    add("--latency", type=float, metavar="F", help="share of the time to keep at most, measured here")
+    add("--heads", type=options.fraction, default=0.0, metavar="F", help="share of the heads to remove, as 0.5 or 50%%")
+    add(
+        "--neurons",
+        type=options.fraction,
+        default=0.0,
+        metavar="F",
+        help="share of the neurons to remove, as 0.5 or 50%%",
+    )
+    add("--flops", type=options.fraction, metavar="F", help="share of the FLOPs to keep at most")
+    add("--parameters", type=options.fraction, metavar="F", help="share of the parameters to keep at most")
+    add("--latency", type=options.fraction, metavar="F", help="share of the time to keep at most, measured here")
     help = "layers to remove first: the N least important, or those with these indices (3, with a comma: layer 3)"
     add("--drop-layers", type=options.layers, default=0, metavar="N|I,J", help=help)
     add = parser.add_argument_group("which ones").add_argument
@@ -66,6 +73,8 @@ def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> options.Results:
     """Write the smaller model."""
     import hfcompress as hfc
+    from hfcompress.models.new_head import new_head
+    from hfcompress.progress import stage
     from hfcompress_cli.data import encode, read_rows
     from hfcompress_cli.models import find_device, load
     from hfcompress_cli.outputs import new_folder, save
@@ -80,10 +89,11 @@ def run(arguments: argparse.Namespace) -> options.Results:
     asked = {name: getattr(arguments, name) for name in (*_AMOUNTS, "importance", "scope", "round_to", "plain")}
     if not arguments.reconstruct:
         asked["reconstruct"] = False
-    reads = arguments.data is not None
+    reads, has_labels = arguments.data is not None, True
     reports: dict[str, Any] = {}
     with new_folder(arguments.output, arguments.overwrite) as folder:
-        model, tokenizer = load(arguments.model, trained=reads, reads_texts=reads or has_vocabulary)
+        with stage(f"loading {arguments.model}"):
+            model, tokenizer = load(arguments.model, trained=reads, reads_texts=reads or has_vocabulary)
         if has_vocabulary:
             reports["vocabulary"] = _prune_vocabulary(model, tokenizer, arguments)
             tokenizer = reports["vocabulary"].tokenizer
@@ -97,14 +107,32 @@ def run(arguments: argparse.Namespace) -> options.Results:
                 print(f"{arguments.data} has no labels in a column {label!r} (see --label-column).", file=sys.stderr)
                 label = None
             length, labels = arguments.max_length, options.labels(arguments)
-            asked["dataset"] = encode(rows, columns, label, model, tokenizer, length, **labels)
+            with stage("encoding the texts"):
+                asked["dataset"] = encode(rows, columns, label, model, tokenizer, length, **labels)
+            has_labels = label is not None
         if not has_vocabulary or arguments.data is not None or _changed(arguments, _AMOUNTS):
             reports["structure"] = hfc.prune_structured(model, **asked)
         save(folder, model, tokenizer)
     values = {"vocabulary": reports["vocabulary"].to_dict()} if has_vocabulary else {}
     if "structure" in reports:
         values |= reports["structure"].to_dict()
-    return "\n\n".join(map(str, reports.values())), values
+    text = "\n\n".join(name_options(str(report), arguments) for report in reports.values())
+    if "structure" not in reports:  # the texts get the same results as before
+        return text, values
+    return f"{text}\n\n{_following(arguments, bool(new_head(model)), has_labels)}", values
+
+
+def _following(arguments: argparse.Namespace, is_new: bool, has_labels: bool) -> str:
+    """Return the command that trains the smaller model, and what it is for."""
+    from hfcompress_cli.outputs import free_name, next_command
+
+    if is_new:  # no teacher yet
+        data, trained = options.words_of_data(arguments), ["-o", free_name(arguments.output, "trained")]
+        return f"next, train it:\n{next_command('finetune', [arguments.output], *data, trained)}"
+    data = options.words_of_data(arguments) + ([] if has_labels else [["--alpha", "1"]])
+    output = ["-o", free_name(arguments.output, "distilled")]
+    command = next_command("distill", [arguments.model], ["--student", arguments.output], *data, output)
+    return f"next, let it learn from the original:\n{command}"
 
 
 def _prune_vocabulary(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Any:

@@ -1,0 +1,180 @@
+"""Progress on standard error: on a terminal a line that is drawn again, elsewhere a line every half minute."""
+
+import io
+import os
+import sys
+import time
+
+import pytest
+from command_line import COLUMNS
+
+import hfcompress as hfc
+from hfcompress.progress import listening, stage, track
+from hfcompress_cli import display
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Told:
+    """A listener that remembers what it was told."""
+
+    def __init__(self):
+        self.events = []
+
+    def begin(self, what, total):
+        self.events.append(("begin", what, total))
+
+    def advance(self):
+        self.events.append("advance")
+
+    def set_done(self, done):
+        self.events.append(done)
+
+    def end(self):
+        self.events.append("end")
+
+
+def test_a_loop_is_reported_to_who_listens_alone():
+    told = Told()
+    assert list(track([1, 2], "counting")) == [1, 2]
+    with listening(told):
+        assert list(track(iter([1, 2]), "counting", 2)) == [1, 2]
+        with stage("resting"):
+            pass
+        for _ in track(range(9), "leaving"):
+            break
+    assert list(track([3], "counting")) == [3]
+    counted = [("begin", "counting", 2), "advance", "advance", "end"]
+    assert told.events[:6] == [*counted, ("begin", "resting", None), "end"]
+    assert told.events[6] == ("begin", "leaving", 9)
+
+
+def shown(stream, monkeypatch, work, patience=0.05):
+    monkeypatch.setattr(display, "_PATIENCE", patience)
+    monkeypatch.setattr(display, "_REDRAWN", 0.05)
+    monkeypatch.setattr(display, "_EVERY", 0.1)
+    with display.Display("beginning", stream) as made, listening(made):
+        work(made)
+    return stream.getvalue()
+
+
+def slow_loop(made):
+    for _ in track(range(4), "counting sheep"):
+        time.sleep(0.1)
+
+
+def test_a_terminal_gets_one_line_that_is_removed(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    printed = shown(Terminal(), monkeypatch, slow_loop)
+    drawn = [one for one in printed.split("\r") if "counting sheep" in one]
+    assert "| 1/4 [" in printed
+    assert "\n" not in printed
+    assert max(len(one.removesuffix("\x1b[K")) for one in drawn) < 60
+    assert printed.endswith("\r\x1b[K")
+
+
+def test_a_note_takes_the_place_of_the_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+
+    def work(made):
+        time.sleep(0.2)
+        made.write("A note of many words that is broken between these.\n")
+        time.sleep(0.2)
+
+    printed = shown(Terminal(), monkeypatch, work)
+    assert "\r\x1b[KA note of many words that is\nbroken between these.\n" in printed
+    assert "\r" in printed.rpartition("these.\n")[2]  # drawn again
+
+
+def test_without_a_terminal_there_are_whole_lines(monkeypatch):
+    lines = shown(io.StringIO(), monkeypatch, slow_loop).splitlines()
+    assert 2 <= len(lines) <= 4
+    assert all(line.startswith("counting sheep: ") and len(line) <= 80 for line in lines)
+
+
+def test_what_takes_no_time_shows_nothing(monkeypatch):
+    for stream in (Terminal(), io.StringIO()):
+        assert shown(stream, monkeypatch, lambda made: list(track(range(9), "counting")), patience=5) == ""
+
+
+def test_a_step_that_reports_nothing_is_seen_too(monkeypatch):
+    assert "beginning [00:00]" in shown(io.StringIO(), monkeypatch, lambda made: time.sleep(0.25))
+
+
+def test_a_reader_that_is_gone_does_not_stop_the_work(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(display, "_EVERY", 0.01)
+    stream = open(writer, "w", buffering=1)  # noqa: SIM115  # which cannot be flushed when it is closed
+    with display.Display("writing", stream) as made:
+        time.sleep(0.1)
+    assert made._closed.is_set()
+    with pytest.raises(BrokenPipeError):
+        stream.close()
+
+
+@pytest.mark.parametrize("verb", ["finetune", "distill", "shrink", "compare", "prune"])
+def test_long_work_says_what_it_does(verb, models, data, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(display, "_EVERY", 0.02)
+    options = {
+        "finetune": ["--epochs", 2],
+        "distill": ["--student-layers", 1, "--epochs", 2],
+        "shrink": ["--heads", 0.25],
+        "compare": ["--repeats", 20],
+        "prune": ["--amount", "20%", "--epochs", 2],
+    }
+    output = [] if verb == "compare" else ["-o", tmp_path / "out"]
+    run(verb, models / "bert", "--data", data / "test.jsonl", *COLUMNS, *options[verb], *output)
+    stages = {
+        "compare": "timing: ",
+        "shrink": "reconstructing outputs: ",
+    }
+    assert stages.get(verb, "training: ") in run.error
+    lines = [line for line in run.error.splitlines() if "it/s]" in line]
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_library_is_silent_in_python(models, capfd):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(models / "bert")
+    rows = [{"input_ids": [2, 3, 4 + n % 3], "labels": n % 2} for n in range(40)]
+    capfd.readouterr()
+    hfc.prune_structured(model, heads=0.25, dataset=rows)
+    hfc.compare({"one": model}, rows, repeats=1)
+    printed = capfd.readouterr()
+    assert printed.out == printed.err == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_on_a_terminal_the_command_draws_and_cleans_up(models, data, tmp_path):
+    import pty
+    import subprocess
+
+    primary, secondary = pty.openpty()
+    command = [sys.executable, "-m", "hfcompress_cli", "finetune", models / "bert", "--data", data / "test.jsonl"]
+    command += [*COLUMNS, "--max-steps", 900, "--eval-strategy", "no", "-o", tmp_path / "out"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "80"}
+    with open(tmp_path / "stdout", "w") as out:
+        process = subprocess.Popen(list(map(str, command)), stderr=secondary, stdout=out, env=environment)
+    os.close(secondary)
+    printed = b""
+    while True:
+        try:
+            part = os.read(primary, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        printed += part
+    os.close(primary)
+    assert process.wait() == 0
+    text = printed.decode().replace("\r\n", "\n")
+    assert "importing torch and transformers [" in text
+    assert "training: " in text
+    for line in text.split("\n"):
+        assert all(len(part.removesuffix("\x1b[K")) <= 80 or "/" in part for part in line.split("\r"))
+    assert max(map(len, (tmp_path / "stdout").read_text().splitlines())) <= 80 or "/" in str(models)

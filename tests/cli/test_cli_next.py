@@ -1,0 +1,83 @@
+"""The next command to type, as a verb prints it: it can be typed, fits 80 columns, and leads on."""
+
+import shlex
+
+import pytest
+import torch
+from command_line import COLUMNS, load, make_tokenizer
+from transformers import BertConfig, BertModel
+
+from hfcompress_cli.outputs import free_name, next_command
+
+
+def next_of(printed):
+    """Return the words of the command at the end of what was printed."""
+    about, command = printed.rstrip("\n").rpartition("\n\n")[2].split("\n", 1)
+    assert about.startswith("next, ")
+    assert max(map(len, command.splitlines())) <= 80
+    words = shlex.split(command.replace("\\\n", ""))
+    assert words[0] == "hfcompress"
+    return words[1:]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with a space in its models' names."""
+    monkeypatch.chdir(tmp_path)
+    config = BertConfig(
+        vocab_size=20, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained("my base")
+    make_tokenizer().save_pretrained("my base")
+    return tmp_path
+
+
+def test_from_a_base_model_each_verb_names_the_next(here, data, run):
+    (here / "my train.csv").write_bytes((data / "train.csv").read_bytes())
+    first = ["finetune", "my base/", "--data", "my train.csv", *COLUMNS, "--epochs", 1, "-o", "my teacher/"]
+    following = next_of(run(*first))
+    assert following[:2] == ["shrink", "my teacher/"]
+    following = next_of(run(*following, "--rows", 20))
+    assert following[:4] == ["distill", "my teacher/", "--student", "my teacher-half/"]
+    run(*following, "--max-steps", 2)
+    assert sorted(one.name for one in here.iterdir()) == [
+        "my base", "my teacher", "my teacher-half", "my teacher-half-distilled", "my train.csv",
+    ]  # fmt: skip
+
+
+def test_after_pruning_comes_a_training_and_then_packing(here, models, data, run):
+    following = next_of(run("prune", models / "bert", "--amount", "30%", "--exclude", "*pooler*", "-o", "p"))
+    assert following[following.index("--exclude") + 1] == "*pooler*"
+    following[following.index("FILE.csv")] = str(data / "train.csv")
+    following = next_of(run(*following, *COLUMNS))
+    assert following == ["pack", "p-trained/", "p-trained-packed/"]
+    run(*following)
+    zeros = [(load(here / name).bert.encoder.layer[0].output.dense.weight == 0).sum() for name in ("p", "p-trained")]
+    assert zeros[0] == zeros[1] > 0
+
+
+@pytest.mark.parametrize("verb", [["prune", "my base", "--amount", "0.2"], ["shrink", "my base", "--heads", "0.5"]])
+def test_a_base_model_is_trained_next(verb, here, run):
+    assert next_of(run(*verb, "-o", "smaller"))[:2] == ["finetune", "smaller"]
+
+
+def test_texts_without_labels_are_distilled_on_logits_alone(here, models, data, run):
+    (here / "texts.csv").write_text("text\n" + "a good film\nso bad\n" * 20)
+    following = next_of(run("shrink", models / "bert", "--heads", 0.25, "--data", "texts.csv", "-o", "half"))
+    assert following[-4:-2] == ["--alpha", "1"]
+    run(*following, "--max-steps", 1)
+
+
+def test_long_and_odd_names_stay_in_one_piece():
+    names = ["a" * 60, "b c" * 30, "it's", "$HOME", ""]
+    command = next_command("compare", *([one] for one in names))
+    assert shlex.split(command.replace("\\\n", ""))[2:] == names
+    assert all(len(line) <= 80 or line.count(" ") > 4 for line in command.splitlines())
+
+
+def test_a_name_that_is_free_is_proposed(tmp_path):
+    (tmp_path / "a-half").mkdir()
+    assert free_name(f"{tmp_path}/a/", "half") == f"{tmp_path}/a-half-2/"
+    assert free_name(f"{tmp_path}/b", "half") == f"{tmp_path}/b-half/"
