@@ -57,9 +57,13 @@ def read_rows(model: nn.Module, dataset: Iterable[Any], *, needs_labels: bool) -
         CompressionError: There are no rows, or none with labels where they are needed, or some have a label and others
             have none; or what the model reads is no tensor in batches of tensors, or padded without an attention mask.
     """
-    if not hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
-        raise CompressionError(f"dataset must hold rows with 'input_ids', as a Trainer takes them; it is {dataset!r}.")
-    rows: list[Any] = [dataset] if isinstance(dataset, Mapping) else list(dataset)
+    try:
+        iterator = iter([dataset] if isinstance(dataset, Mapping) else dataset)
+    except TypeError:  # also a class, such as dict
+        raise CompressionError(
+            f"dataset must hold rows with 'input_ids', as a Trainer takes them; it is {dataset!r}."
+        ) from None
+    rows: list[Any] = list(iterator)
     check_columns(rows, needs_labels=needs_labels)
     batches = are_batches(rows)
     if batches:
@@ -169,7 +173,7 @@ def _are_missing(row: Mapping[str, Any], batch: bool, problem: Problem) -> list[
     if labels.is_floating_point():
         return labels.isnan().any(-1).tolist()
     if problem == "single_label_classification":
-        return torch.isin(labels, torch.tensor(MISSING_LABELS)).all(-1).tolist()
+        return torch.isin(labels.cpu(), torch.tensor(MISSING_LABELS)).all(-1).tolist()
     return [False] * count
 
 
