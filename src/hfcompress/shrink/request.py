@@ -89,6 +89,7 @@ def check_request(request: Request, model: object, dataset: object) -> None:
     if importance not in ("auto", "l1") and dataset is None:
         needed = "data" if importance == "obs" else "labelled data"
         raise CompressionError(f"importance={importance!r} needs {needed}: pass dataset=, or choose 'l1'.")
+    check_choice("plain", request.plain, (True, False))
     check_choice("reconstruct", request.reconstruct, ("auto", True, False))
     if request.reconstruct is True and dataset is None:
         raise CompressionError("reconstruct=True needs texts: pass dataset=, or leave it out.")
