@@ -3,7 +3,8 @@
 Models from their configs, random weights; texts of 128 tokens, as of long reviews, or of 27, as of sentences. Each call
 runs in a process of its own, so that the peak of its resident memory is its own. Beside the memory above the model
 stands what is kept: the Gram matrices of all projections, by which heads and neurons are ranked, and later the
-activations of one layer for all texts that are read: hidden states of both models, a target, and what a projection reads.
+activations of one layer for all texts that are read: hidden states of both models, a target, and what a projection
+reads.
 
     python -m benchmarks.reconstruction > benchmarks/results/reconstruction.md
 """
