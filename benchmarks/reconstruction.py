@@ -2,8 +2,9 @@
 
 Models from their configs, random weights; texts of 128 tokens, as of long reviews, or of 27, as of sentences. Each call
 runs in a process of its own, so that the peak of its resident memory is its own. Beside the memory above the model
-stands what is kept: the Gram matrices of all projections, by which heads and neurons are ranked, and later the hidden
-states of all texts that are read between two layers, those of both models and the targets of a layer.
+stands what is kept: the Gram matrices of all projections, by which heads and neurons are ranked, and later the
+activations of one layer for all texts that are read: hidden states of both models, a target, and what a projection
+reads.
 
     python -m benchmarks.reconstruction > benchmarks/results/reconstruction.md
 """
@@ -39,7 +40,7 @@ def main() -> None:
     """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=512)
-    parser.add_argument("--models", type=int, default=1, help="how many of the models, from the smallest")
+    parser.add_argument("--models", type=int, default=len(MODELS), help="how many, from the smallest")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
@@ -63,7 +64,7 @@ def main() -> None:
                         "MB of the model": f"{found['model']:.0f}",
                         "MB above it": f"{found['peak']:.0f}",
                         "Gram matrices, MB": f"{found['gram']:.0f}" if reconstruct else "",
-                        "hidden states, MB": f"{found['states']:.0f}" if reconstruct else "",
+                        "a layer's activations, MB": f"{found['states']:.0f}" if reconstruct else "",
                     }
                 )
                 print(rows[-1], file=sys.stderr)
@@ -90,7 +91,7 @@ def _shrink(model: str, texts: int, tokens: int, reconstruct: bool) -> dict[str,
         "peak": _peak() - before,
         "model": 4 * sum(parameter.numel() for parameter in BertForSequenceClassification(config).parameters()) / 1e6,
         "gram": 8 * config.num_hidden_layers * (neurons**2 + 3 * hidden**2) / 1e6,
-        "states": 4 * 4 * read * hidden / 1e6,  # of both models, and two targets
+        "states": 4 * read * (4 * hidden + neurons) / 1e6,
     }
 
 

@@ -3,7 +3,7 @@
 import functools
 import json
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 CORPUS = [
@@ -67,9 +67,9 @@ def _byte_level(size=400):
     )
 
 
-def _changed(backend, change):
+def _changed(backend, change, part="model"):
     data = json.loads(backend.to_str())
-    change(data["model"])
+    change(data[part] if part else data)
     return Tokenizer.from_str(json.dumps(data))
 
 
@@ -100,6 +100,42 @@ def _sentencepiece_bpe():
     return _changed(backend, change)
 
 
+def _llama_2():
+    """As the one before, with spaces written by the normalizer, and words not taken apart before merging."""
+
+    def change(data):
+        data["pre_tokenizer"] = None
+        spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        data["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, spaces]}
+
+    return _changed(_sentencepiece_bpe(), change, "")
+
+
+def _split():
+    """Bytes of parts that a regular expression finds, as GPT-4 and Qwen have."""
+    pattern = Regex(r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+    parts = pre_tokenizers.Split(pattern, "isolated")
+    bytes_of_parts = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return _trained(
+        models.BPE(),
+        trainers.BpeTrainer,
+        pre_tokenizers.Sequence([parts, bytes_of_parts]),
+        normalizers.NFC(),
+        size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+
+
+def _without_accents():
+    return _trained(
+        models.WordPiece(unk_token="<unk>", continuing_subword_prefix="@@"),
+        trainers.WordPieceTrainer,
+        pre_tokenizers.Whitespace(),
+        normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()]),
+        continuing_subword_prefix="@@",
+    )
+
+
 def _unigram(**settings):
     return _trained(
         models.Unigram(), trainers.UnigramTrainer, pre_tokenizers.Metaspace(), normalizers.NFKC(), unk_token="<unk>"
@@ -127,10 +163,16 @@ KINDS = {
     "byte-level": _byte_level,
     "ignore-merges": _ignore_merges,
     "sentencepiece-bpe": _sentencepiece_bpe,
+    "llama-2-bpe": _llama_2,
+    "split-bpe": _split,
+    "without-accents": _without_accents,
     "unigram": _unigram,
     "unigram-bytes": _unigram_bytes,
     "word-level": _word_level,
 }
+
+
+WORDPIECE = ("wordpiece", "without-accents")  # where words can be unknown that are known to a smaller vocabulary
 
 
 @functools.cache

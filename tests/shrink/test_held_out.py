@@ -179,7 +179,15 @@ def test_a_batch_size_that_is_none_is_refused(dataset):
 
 
 def test_a_dataset_that_has_no_rows_is_refused():
-    refused(build("bert"), "must hold rows with 'input_ids'.*it is 3", heads=0.5, dataset=3)
+    for wrong in (3, dict, len):
+        refused(build("bert"), f"must hold rows with 'input_ids'.*it is {wrong!r}", heads=0.5, dataset=wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, [1, 1], 1, torch.ones(10, 1)])
+def test_masks_that_are_not_as_long_as_the_ids_are_refused(wrong):
+    for name in ("attention_mask", "token_type_ids"):
+        data = [row | ({name: wrong} if n == 5 else {name: [1] * 10}) for n, row in enumerate(ROWS)]
+        refused(build("bert"), f"The {name} of row 5 of dataset must have a number for each", heads=0.5, dataset=data)
 
 
 def test_data_is_never_ignored():

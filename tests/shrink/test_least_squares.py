@@ -47,9 +47,21 @@ def test_the_gain_is_the_fall_of_the_squared_error(seed, count, inputs, outputs)
 @given(seeds, sizes, sizes, sizes)
 def test_sums_of_parts_are_the_sums_of_all(seed, count, inputs, outputs):
     x, d = tokens(seed, 2 * count, inputs, outputs)
-    parts = products(x[:count], d[:count]) + products(x[count:], d[count:])
+    parts = products(x[:count], d[:count])
+    parts.add(x[count:], d[count:])
     torch.testing.assert_close(parts.inputs, x.T @ x)
     torch.testing.assert_close(parts.missing, x.T @ d)
+    torch.testing.assert_close(parts.squares, d.square().sum())
+
+
+@given(seeds, st.integers(1, 30), sizes, sizes)
+def test_what_a_weight_makes_can_be_left_out(seed, count, inputs, outputs):
+    x, d = tokens(seed, count, inputs, outputs)
+    weight = tokens(seed + 1, inputs, 1, outputs)[1]
+    found, expected = products(x, d).without(weight), products(x, d - x @ weight)
+    torch.testing.assert_close(found.inputs, expected.inputs)
+    torch.testing.assert_close(found.missing, expected.missing, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.squares, expected.squares, rtol=1e-9, atol=1e-9)
 
 
 @given(seeds, st.integers(1, 30), sizes, sizes)

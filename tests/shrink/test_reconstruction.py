@@ -1,18 +1,21 @@
 """`shrink(reconstruct=)`: each projection against least squares by NumPy, on plain forward passes."""
 
 import copy
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from architectures import SHRINKABLE, WITH_NEURONS, batch, build, rows, same_bits, state_of
 from shrinking import logits, refused, with_neurons
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress import CompressionError, prune_global_l1, prune_structured
 from hfcompress.models.heads_and_neurons import KINDS, find_groups
+from hfcompress.models.layers import layer_stacks
 from hfcompress.models.traced_neurons import find_or_trace
 from hfcompress.shrink import held_out, reconstruction, structured
 
@@ -85,8 +88,8 @@ def fixed(monkeypatch, target, penalty, sensitivity=0.0):
     monkeypatch.setattr(reconstruction, "TARGETS", (target,))
     monkeypatch.setattr(reconstruction, "PENALTIES", (penalty,))
     monkeypatch.setattr(reconstruction, "_HELD_OUT", 1)
-    errors = iter([1.0, 0.0])
-    monkeypatch.setattr(reconstruction._Solver, "logits_error", lambda solver: next(errors))
+    monkeypatch.setattr(reconstruction._Solver, "error_before", lambda solver: 1.0)
+    monkeypatch.setattr(reconstruction._Solver, "logits_error", lambda solver, runs: 0.0)
 
 
 def solution(inputs, wanted, before, penalty, weights=1.0):
@@ -186,6 +189,43 @@ def test_the_residual_stream_can_be_the_target(architecture, norms, monkeypatch)
         past = ours[norm][0] - ours[name][1]
         expected = solution(ours[name][0], theirs[norm][0] - past, joined(plain, name), 0.05)
         np.testing.assert_allclose(joined(model, name), expected, rtol=1e-8, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert", "gpt2", "llama", "t5", "gptj", "xlm"])
+def test_each_text_passes_each_half_of_a_layer_once(architecture, monkeypatch):
+    model, twins, passes, attentions = build(architecture, layers=3), {}, Counter(), []
+    solve, twin = reconstruction._Solver.solve, structured.copy_sharing_weights
+    attention = torch.nn.functional.scaled_dot_product_attention
+    residual = architecture not in ("gptj", "xlm")  # which add nothing to the output of a projection at once
+
+    def counted(solver, *arguments):
+        def count(module, inputs, output):
+            passes[module] += 1
+
+        handle = register_module_forward_hook(count)
+        with monkeypatch.context() as patch:
+            add = "scaled_dot_product_attention"
+            patch.setattr(torch.nn.functional, add, lambda *a, **k: attentions.append(a) or attention(*a, **k))
+            found = solve(solver, *arguments)
+        handle.remove()
+        attentions.append(len(solver._parts))
+        return found
+
+    fixed(monkeypatch, "residual" if residual else "projection", 0.05)
+    monkeypatch.setattr(reconstruction._Solver, "solve", counted)
+    monkeypatch.setattr(structured, "copy_sharing_weights", lambda model: twins.update(twin(model)) or twins)
+    assert shrink(model, **asked(architecture), dataset=UNLABELLED).reconstruction.projections > 0
+    batches = attentions.pop()
+    layers = [layer for name in layer_stacks(model) for layer in model.get_submodule(name)]
+    inside = {module for layer in layers for module in layer.modules() if module is not layer}
+    for name, module in model.named_modules():
+        if module in inside and isinstance(module, torch.nn.Linear | torch.nn.LayerNorm | Conv1D):
+            assert passes[twins[module]] == passes[module] == batches, name
+        elif module in inside and not isinstance(
+            module, torch.nn.Dropout
+        ):  # of which a layer may have one in all places
+            assert passes[module] <= batches, name
+    assert len(attentions) <= 2 * batches * len(layers) * (2 if architecture in ("bart", "t5") else 1)
 
 
 @with_neurons

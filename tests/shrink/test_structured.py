@@ -176,6 +176,10 @@ def test_onnx_runtime_gives_the_same_logits(tmp_path):
         ({"neurons": "half"}, "neurons='half'"),
         ({"heads": True}, "heads=True"),
         ({"flops": 1.5}, r"flops=1\.5"),
+        ({"flops": 0}, r"flops=0 must be in \(0, 1\)"),
+        ({"parameters": 0.0}, r"parameters=0\.0 must be in \(0, 1\)"),
+        ({"latency": False}, r"latency=False must be in \(0, 1\)"),
+        ({"heads": 0.5, "plain": "yes"}, "plain='yes' is unknown; choose one of True, False"),
         ({"parameters": 1}, "parameters=1"),
         ({"flops": 0.5, "parameters": 0.5}, "exclude each other"),
         ({"flops": 0.5, "heads": 0.5}, "exclude each other"),
@@ -284,3 +288,13 @@ def test_a_quantization_of_the_users_own_is_not_lost():
     model.config.quantization_config = {"quant_method": "fp8"}
     refused(model, "quantization_config of its own", heads=0.5)
     assert student_from_teacher(model, 2).config.quantization_config == {"quant_method": "fp8"}
+
+
+def test_in_inference_mode_it_is_refused():
+    model = build("bert")
+    with torch.inference_mode():
+        refused(model, r"is called inside torch.inference_mode\(\), .* torch.no_grad\(\)", heads=0.5)
+        made = build("bert")
+    refused(made, r"was made inside torch.inference_mode\(\)", heads=0.5)
+    with torch.no_grad():
+        prune_structured(model, heads=0.5, dataset=LABELLED)

@@ -6,7 +6,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_kinds import BYTES, CORPUS, KINDS, SPECIAL, make_tokenizer
+from tokenizer_kinds import BYTES, CORPUS, KINDS, SPECIAL, WORDPIECE, make_tokenizer
 from tokenizers import Tokenizer, processors
 
 from hfcompress import CompressionError
@@ -45,7 +45,7 @@ def bare(text):
 
 def unknown_word(kind, backend, text):
     """Whether a WordPiece has made a word unknown, which is the exception that is documented."""
-    return kind == "wordpiece" and "<unk>" in backend.encode(text).tokens
+    return kind in WORDPIECE and "<unk>" in backend.encode(text).tokens
 
 
 @every_kind

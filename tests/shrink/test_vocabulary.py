@@ -17,8 +17,8 @@ from architectures import (
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_kinds import CORPUS, KINDS, SPECIAL, make_tokenizer
-from tokenizers import Tokenizer
+from tokenizer_kinds import CORPUS, KINDS, SPECIAL, WORDPIECE, make_tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
@@ -110,7 +110,7 @@ def test_a_text_is_covered_by_its_ids_whatever_the_tokenizer(kind, architecture,
     model, tokenizer = make(architecture, kind)
     old = copy.deepcopy(model)
     report = hfc.prune_vocabulary(model, tokenizer, chosen, min_count=count, alphabet=alphabet)
-    unknown = tokenizer.unk_token_id if kind == "wordpiece" else None
+    unknown = tokenizer.unk_token_id if kind in WORDPIECE else None
     new_ids = {before: after for after, before in enumerate(report.old_ids)}
     covered = [text for text in [*others, *chosen] if is_covered(report, tokenizer, text)]
     covered = [text for text in covered if unknown not in tokenizer(text)["input_ids"]]
@@ -123,6 +123,28 @@ def test_a_text_is_covered_by_its_ids_whatever_the_tokenizer(kind, architecture,
         assert torch.equal(logits(model, report.tokenizer, covered, pairs), logits(old, tokenizer, covered, pairs))
     share = sum(is_covered(report, tokenizer, text) for text in chosen) / len(chosen)
     assert report.covered == pytest.approx(share) or unknown is not None
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "split-bpe", "llama-2-bpe", "unigram", "word-level"])
+def test_added_tokens_of_all_kinds_are_found_as_before(kind, tmp_path):
+    added = [
+        AddedToken("<ent>", special=True),
+        AddedToken("FOX jumps", normalized=True),
+        AddedToken("😀", normalized=False),
+        AddedToken(" ÉTÉ ", lstrip=True, rstrip=True),
+        AddedToken("film", single_word=True, normalized=False),
+    ]
+    tokenizer = make_tokenizer(kind, added=added, model_max_length=60)
+    model = build("bert", vocab_size=len(tokenizer), **IDS)
+    texts = ["a film with a plot", "films<ent>the fox jumps 😀", "an  ÉTÉ  film😀 FOX jumps", "<mask>film <ent>"]
+    expected = [tokenizer.tokenize(text) for text in texts]
+    before = logits(model, tokenizer, texts)
+    report = hfc.prune_vocabulary(model, tokenizer, texts, alphabet="used")
+    report.tokenizer.save_pretrained(tmp_path)
+    for new in (report.tokenizer, type(tokenizer).from_pretrained(tmp_path)):
+        assert [new.tokenize(text) for text in texts] == expected
+        assert torch.equal(logits(model, new, texts), before)
+    assert set(map(str, added)) <= report.tokenizer.get_added_vocab().keys()
 
 
 def test_every_id_that_the_config_names_is_renumbered():
@@ -286,6 +308,8 @@ def untouched(model, tokenizer, match, texts=TEXTS, **settings):
         (["a film", None], "Number 1 of texts is None, not a text like the first"),
         ([("a", "b"), "c"], "Number 1 of texts is 'c', not a pair of texts like the first"),
         (["", " "], "The texts hold no token but special ones"),
+        (["a film", "a \ud800 film"], r"Number 1 of texts has '\\ud800', which is no character"),
+        ([("a", "b"), ("c", "\udcff")], r"Number 1 of texts has '\\udcff'"),
     ],
 )
 def test_texts_that_are_none_are_refused(texts, match):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hfcompress.models.classifier import get_logits, input_names
 from hfcompress.models.inputs import Batch, dummy_inputs
@@ -88,65 +91,139 @@ class Watch(TorchFunctionMode):
         return result
 
 
-class PartialForward:
-    """Runs a model on batches, from behind the layers that they have been put through.
+@dataclass(frozen=True)
+class Pause:
+    """A place within a layer where passes stop, and from where they go on.
 
-    The layers that are done return what the last of their stack returned, so that none of them runs again. As a context
-    it gives the layers back.
+    Attributes:
+        module: That is called there, once in a pass.
+        done: The modules of the layer that have returned by then, the largest ones; and the layers before it, back to
+            one that has pauses.
+        around: The largest module that returns what ``module`` does.
+        width: Of the module's output.
+    """
+
+    module: nn.Module
+    done: tuple[nn.Module, ...]
+    around: nn.Module
+    width: int
+
+
+class StandIn(nn.Module):
+    """Is called in place of a module, and has its attributes; the module itself, and its hooks, do not run."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.train(module.training)
+        vars(self).update(_module=module, _function=function)  # not as a submodule
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self._function(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(vars(self)["_module"], name)
+
+
+class PartialForward:
+    """Runs a model on batches in steps, none of which computes again what one before it has computed.
+
+    Layers through which all batches have run return what the last of their stack returned. Within a layer, passes stop
+    at a pause and later go on from there: what has returned by then returns the same again. As a context it gives the
+    model back as it was.
 
     Args:
         model: In evaluation mode.
         batches: What it reads.
         layers: As of `skippable_layers`, or none.
+        pauses: As of `find_pauses`.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch], layers: Sequence[Layer]) -> None:
-        self._model, self._batches, self._layers = model, batches, layers
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        layers: Sequence[Layer],
+        pauses: Mapping[nn.Module, Pause] | None = None,
+    ) -> None:
+        self._model, self._batches, self._layers, self._pauses = model, batches, layers, pauses or {}
         self._kept: list[dict[str, Any]] = [{} for _ in batches]  # of each batch and stack, the last layer's output
+        self._inside: list[dict[nn.Module, Any]] = [{} for _ in batches]  # outputs within the next layer
         self._current = self._done = 0
-        self._undo = ExitStack()
+        self._undo, self._undo_inside = ExitStack(), ExitStack()
+        self._stand_ins: dict[nn.Module, nn.Module] = {}
         self._options = {"use_cache": False} if "use_cache" in input_names(model) else {}
 
     def __enter__(self) -> PartialForward:
         return self
 
+    @property
+    def indices(self) -> range:
+        """The indices of the batches."""
+        return range(len(self._batches))
+
     def __exit__(self, *error: object) -> None:
+        self._undo_inside.close()
         self._undo.close()
 
     def run(self, index: int, watch: Watch | None = None, through: nn.Module | None = None) -> None:
         """Run a batch until the watch has all, and through a layer, whose output is kept for `skip`."""
-        self._current = index
+        outputs: dict[nn.Module, Any] = {}
+        layers = self._layers[self._done : self._end(through)]
+        self._run(index, watch, through, [layer for _, layer in layers], outputs)
+        self._kept[index] |= {stack: outputs[layer] for stack, layer in layers if layer in outputs}
 
-        def end() -> None:
-            if watch is None or watch.full:
-                raise _ReachedError
-            watch.ends = True
+    def run_to(self, index: int, pause: Pause, *, to_sum: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Run a batch until a module is called, and keep what is needed to go on from there.
 
-        with ExitStack() as context:
-            for stack, layer in self._layers[self._done : self._end(through)]:
-                keep = self._keep(stack, end if layer is through else None)
-                context.callback(layer.register_forward_hook(keep).remove)
-            context.enter_context(suppress(_ReachedError))
-            if watch is not None:
-                watch.ends = through is None
-                context.enter_context(watch)
-            self.logits(index)
+        Args:
+            index: Of the batch.
+            pause: At the module.
+            to_sum: Whether to run until the module's output is added to another tensor.
+
+        Returns:
+            What the module reads, and what its output is added to, or else 0: a tensor each, for its one call. The
+            module itself does not run.
+        """
+
+        def nothing(states: Tensor) -> Tensor:
+            return states.new_zeros(*states.shape[:-1], pause.width)
+
+        outputs: dict[nn.Module, Any] = {}
+        with ExitStack() as undo:
+            self._replace(pause.module, nothing, undo)
+            stand_in = self._stand_ins[pause.module]
+            watch = Watch({stand_in: to_sum}, 1)
+            self._run(index, watch, pause.around, pause.done, outputs)
+        outputs[pause.around] = watch.inputs[stand_in][0], outputs[pause.around]
+        self._inside[index] = outputs
+        return watch.inputs[stand_in], watch.outputs[stand_in]
+
+    def resume(self, pause: Pause) -> None:
+        """Let the next runs go on from a module to which all batches have been run."""
+        self._undo_inside.close()
+        for module in pause.done:
+            self._replace(module, partial(self._return_inside, module), self._undo_inside)
+        if pause.around is not pause.module:
+            self._replace(pause.around, partial(self._return_around, pause), self._undo_inside)
 
     def skip(self, layer: nn.Module) -> None:
         """Let the next runs start behind a layer through which all batches have been run."""
+        self._undo_inside.close()
+        self._inside = [{} for _ in self._batches]
         end = self._end(layer)
         for stack, one in self._layers[self._done : end]:
-            if "forward" in vars(one):
-                self._undo.callback(setattr, one, "forward", one.forward)
-            else:
-                self._undo.callback(vars(one).pop, "forward")
-            one.forward = self._return_kept(stack)
+            self._replace(one, partial(self._return_kept, stack), self._undo)
         self._done = end
 
     def advance(self, layer: nn.Module) -> None:
         """Run all batches through a layer, and let the next runs start behind it."""
-        for index in range(len(self._batches)):
+        for index in self.indices:
             self.run(index, through=layer)
+            self._inside[index] = {}
         self.skip(layer)
 
     def logits(self, index: int) -> Tensor:
@@ -155,23 +232,63 @@ class PartialForward:
         with reading(self._model, batch):
             return get_logits(self._model(**batch, **self._options))
 
+    def _run(
+        self,
+        index: int,
+        watch: Watch | None,
+        through: nn.Module | None,
+        kept: Sequence[nn.Module],
+        outputs: dict[nn.Module, Any],
+    ) -> None:
+        """Run a batch until the watch has all, and through a module; keep its output and those of others."""
+
+        def keep(module: nn.Module, output: Any) -> None:
+            outputs[module] = output if module is through else _clone(output)  # which the model may change in place
+            if module is through:
+                if watch is None or watch.full:
+                    raise _ReachedError
+                watch.ends = True
+
+        with ExitStack() as context:
+            for module in dict.fromkeys([*kept, *([] if through is None else [through])]):
+                occupant = self._stand_ins.get(module, module)
+                hook = partial(lambda module, _, inputs, output: keep(module, output), module)
+                context.callback(occupant.register_forward_hook(hook).remove)
+            context.enter_context(suppress(_ReachedError))
+            if watch is not None:
+                watch.ends = through is None
+                context.enter_context(watch)
+            self.logits(index)
+
+    def _replace(self, module: nn.Module, function: Callable[..., Any], undo: ExitStack) -> None:
+        """Let a function be called in place of a module until ``undo`` is closed."""
+        stand_in = StandIn(module, function)
+        for holder in [*self._model.modules()]:
+            for name, child in holder._modules.items():
+                if child is module:
+                    undo.callback(holder._modules.__setitem__, name, module)
+                    holder._modules[name] = stand_in
+        undo.callback(self._stand_ins.pop, module)
+        self._stand_ins[module] = stand_in
+
     def _end(self, layer: nn.Module | None) -> int:
         return next((index + 1 for index, (_, one) in enumerate(self._layers) if one is layer), 0)
 
-    def _keep(self, stack: str, then: Callable[[], None] | None) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._kept[self._current][stack] = output
-            if then is not None:
-                then()
+    def _return_kept(self, stack: str, *args: Any, **kwargs: Any) -> Any:
+        return _clone(self._kept[self._current][stack])
 
-        return hook
+    def _return_inside(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return _clone(self._inside[self._current][module])
 
-    def _return_kept(self, stack: str) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:  # clones, which the model may change in place
-            output = self._kept[self._current][stack]
-            return tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, output)
+    def _return_around(self, pause: Pause, *args: Any, **kwargs: Any) -> Any:
+        states, output = self._inside[self._current][pause.around]
+        leaves, spec = tree_flatten(output)
+        first = next(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
+        return tree_unflatten([*leaves[:first], pause.module(states), *leaves[first + 1 :]], spec)
 
-        return forward
+
+def _clone(output: Any) -> Any:
+    return tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, output)
 
 
 def skippable_layers(model: nn.Module) -> list[Layer]:
@@ -195,6 +312,75 @@ def skippable_layers(model: nn.Module) -> list[Layer]:
             if not torch.allclose(runs.logits(0), expected, rtol=1e-5, atol=1e-7):
                 return []
     return layers
+
+
+def find_pauses(model: nn.Module, layers: Sequence[Layer], modules: Iterable[nn.Module]) -> dict[nn.Module, Pause]:
+    """Find the places in layers where these modules are called, and what has returned by then.
+
+    Args:
+        model: In evaluation mode.
+        layers: As of `skippable_layers`.
+        modules: Linear ones.
+
+    Returns:
+        By module; none where passes that stop there do not give the same logits.
+    """
+    text = [dummy_inputs(model, 12)]
+    order, expected = call_order(model, model.modules(), text[0])
+    inside = {module: layer for _, layer in layers for module in layer.modules()}
+    wanted = [module for module in order if order[module] == 1 and module in inside and module in set(modules)]
+    found = _Calls(model, {module for module in inside if order.get(module) == 1}, wanted).pauses
+    with PartialForward(model, text, layers, found) as runs:
+        for layer, steps in groupby(found.values(), key=lambda pause: inside[pause.module]):
+            for pause in steps:
+                runs.run_to(0, pause, to_sum=False)
+                runs.resume(pause)
+            runs.advance(layer)
+        same = torch.allclose(runs.logits(0), expected, rtol=1e-5, atol=1e-7)
+    return found if same else {}
+
+
+class _Calls:
+    """Follows the calls of modules in one pass."""
+
+    def __init__(self, model: nn.Module, known: Collection[nn.Module], wanted: Collection[nn.Module]) -> None:
+        self.pauses: dict[nn.Module, Pause] = {}
+        self._known, self._wanted = known, wanted
+        self._before: list[nn.Module] = []  # layers
+        self._running: list[tuple[nn.Module, list[nn.Module]]] = []  # modules, with those that returned within them
+        self._outputs: dict[nn.Module, Tensor] = {}  # of wanted ones, while what is around them returns the same
+        with ExitStack() as hooks:
+            for module in known:
+                hooks.callback(module.register_forward_pre_hook(self._start).remove)
+                hooks.callback(module.register_forward_hook(self._end).remove)
+            PartialForward(model, [dummy_inputs(model, 12)], []).logits(0)
+
+    def _start(self, module: nn.Module, inputs: Any) -> None:
+        if module in self._wanted:
+            done = [one for _, returned in self._running for one in returned]
+            self.pauses[module] = Pause(module, (*self._before, *done), module, 0)
+        self._running.append((module, []))
+
+    def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._running.pop()
+        if self._running:
+            self._running[-1][1].append(module)
+        else:
+            self._before = [] if self.pauses.keys() & set(module.modules()) else [*self._before, module]
+        first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+        if module in self._wanted and first is not None:
+            self._outputs[module] = first.clone()  # which the model may change in place
+            self.pauses[module] = replace(self.pauses[module], width=first.shape[-1])
+        inner = set(module.modules())
+        for one, own in [*self._outputs.items()]:
+            if one not in inner:
+                continue
+            same = first is not None and first.shape == own.shape and torch.equal(first, own)
+            if same and self._running:  # within a layer
+                done = tuple(other for other in self.pauses[one].done if other not in inner)
+                self.pauses[one] = replace(self.pauses[one], around=module, done=done)
+            else:
+                del self._outputs[one]
 
 
 def call_order(model: nn.Module, modules: Iterable[nn.Module], batch: Batch) -> tuple[dict[nn.Module, int], Tensor]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import evaluation_mode, get_logits
 from hfcompress.models.heads_and_neurons import KINDS, Group, Kind, find_groups
+from hfcompress.models.inputs import LABELS, Batch
 from hfcompress.models.layers import layer_stack
 from hfcompress.models.shapes_in_config import stated_counts
 from hfcompress.models.traced_neurons import find_or_trace
@@ -19,10 +24,13 @@ from hfcompress.shrink.budget import Budget, BudgetError
 from hfcompress.shrink.data import Data
 from hfcompress.shrink.importance import importance_scores
 from hfcompress.shrink.layers import keep_layers
+from hfcompress.shrink.reconstruction import Twins, reconstruct_outputs
 from hfcompress.shrink.request import Request
 from hfcompress.shrink.selection import select
-from hfcompress.shrink.verified_removal import Removal
+from hfcompress.shrink.verified_removal import Removal, remove_and_verify
 from hfcompress.validation import is_integer
+
+_WORSE = 2  # numbers of layers that are worse than the best before no more are tried
 
 
 @dataclass(frozen=True)
@@ -118,43 +126,124 @@ def choose(model: PreTrainedModel, found: Found, request: Request, data: Data, b
     return Choice(removal, latency_ms)
 
 
-def choose_with_fewest_dropped(
-    model: PreTrainedModel, found: Found, request: Request, data: Data, budget: Budget, undo: ExitStack
+def choose_with_layers(
+    model: PreTrainedModel,
+    found: Found,
+    request: Request,
+    data: Data,
+    budget: Budget,
+    twins: Twins,
+    undo: ExitStack,
 ) -> Choice:
-    """Choose heads and neurons to remove, and drop layers, in place, where these do not meet the budget.
+    """Choose heads and neurons to remove for a budget, and layers, which are dropped, in place.
 
-    The least important layers are dropped, the fewest, but for those that the model cannot do without.
+    The least important layers are dropped, but for those that the model cannot do without. How many is tried with a
+    fourth of the texts, from the fewest that bring the budget within reach to those that meet it alone, or until two
+    in turn were worse than the best. Without texts they are the fewest.
+
+    Args:
+        model: With all layers.
+        found: Its heads and neurons.
+        request: What is asked.
+        data: What ranks, and tells how much the logits change.
+        budget: What to meet.
+        twins: By module of the model, that of the original.
+        undo: Puts the layers back when it is closed.
 
     Raises:
         BudgetError: It cannot be met, or the layers cannot be ranked or dropped.
     """
+    part = data.part()
+    expected = None if part.batches is None else _logits(model, part.batches)
+    trial = partial(_try_layers, model, found, request=request, data=part, budget=budget, twins=twins)
+    best, least, worse = None, math.inf, 0
+    refusal: BudgetError | None = None
+    for kept in _fewer_layers(model, data):
+        try:
+            loss, is_last = trial(kept, expected=expected)
+        except BudgetError as error:
+            refusal = error
+            continue
+        worse = 0 if loss < least else worse + 1
+        if best is None or loss < least:
+            best, least = kept, loss
+        if is_last or worse == _WORSE or loss == math.inf:
+            break
+    if best is None:
+        assert refusal is not None
+        raise refusal
+    return choose(model, _keep_layers(model, found, best, request, undo), request, data, budget)
+
+
+def _fewer_layers(model: PreTrainedModel, data: Data) -> Iterator[list[int]]:
+    """Yield all layers, then those without the least important one, and so on; only all if they cannot be ranked."""
     try:
-        return choose(model, found, request, data, budget)
-    except BudgetError as error:
-        refusal = error
-    try:
-        (stack, count), ranked = layer_stack(model), rank_layers(model, data)
+        stack, count = layer_stack(model)
     except CompressionError:
-        raise refusal from None
+        yield []
+        return
     kept = list(range(count))
+    yield kept
+    try:
+        ranked = rank_layers(model, data)
+    except CompressionError:
+        return
     for layer in ranked:
         fewer = [index for index in kept if index != layer]
         if not fewer:
-            break
-        with ExitStack() as trial:
-            try:
+            return
+        try:
+            with ExitStack() as trial:
                 keep_layers(model, stack, fewer, trial)
-            except CompressionError:  # such as the first of a ModernBERT
-                continue
-            kept = fewer
-            try:
-                choice = choose(model, find(model, request), request, data, budget)
-            except BudgetError as error:
-                refusal = error
-                continue
-            undo.push(trial.pop_all())
-            return choice
-    raise refusal
+        except CompressionError:  # such as the first of a ModernBERT
+            continue
+        kept = fewer
+        yield kept
+
+
+def _keep_layers(model: PreTrainedModel, found: Found, kept: Sequence[int], request: Request, undo: ExitStack) -> Found:
+    """Keep these layers, in place, and return the heads and neurons that there are then."""
+    if not kept or len(kept) == (stack := layer_stack(model))[1]:
+        return found
+    keep_layers(model, stack[0], kept, undo)
+    return find(model, request)
+
+
+def _try_layers(
+    model: PreTrainedModel,
+    found: Found,
+    kept: Sequence[int],
+    *,
+    request: Request,
+    data: Data,
+    budget: Budget,
+    twins: Twins,
+    expected: Tensor | None,
+) -> tuple[float, bool]:
+    """Return how much the logits change with these layers, infinite where nothing tells; and whether they alone do.
+
+    Raises:
+        BudgetError: They do not meet the budget.
+    """
+    with ExitStack() as trial:
+        chosen = choose(model, _keep_layers(model, found, kept, request, trial), request, data, budget)
+        if data.calibration is None and data.batches is None:
+            return math.inf, True
+        if chosen.removal:
+            remove_and_verify(model, chosen.removal, trial)
+        alone = not any(chosen.removal.values())
+        if data.calibration is not None:
+            error = reconstruct_outputs(model, twins, list(chosen.removal), data.calibration, trial).logits_error[1]
+            return error, alone
+        assert data.batches is not None
+        assert expected is not None
+        return float((_logits(model, data.batches) - expected).square().mean()), alone
+
+
+def _logits(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
+    with evaluation_mode(model), torch.no_grad():
+        found = [model(**{name: value for name, value in one.items() if name not in LABELS}) for one in batches]
+    return torch.cat([get_logits(outputs).cpu().double() for outputs in found])
 
 
 def drop_layers(model: PreTrainedModel, layers: Any, data: Data, undo: ExitStack) -> None:

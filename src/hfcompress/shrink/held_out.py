@@ -65,6 +65,8 @@ def read_rows(model: nn.Module, dataset: Iterable[Any], *, needs_labels: bool) -
     batches = are_batches(rows)
     if batches:
         rows = [_tensors(model, batch) for batch in rows]
+    for number, row in enumerate(rows):
+        _check_lengths(model, row, number)
     problem = get_problem_type(model, "model")
     missing = [one for row in rows for one in _are_missing(row, batches, problem)]
     if needs_labels:  # those that are none are refused by name when they are read
@@ -170,7 +172,7 @@ def _are_missing(row: Mapping[str, Any], batch: bool, problem: Problem) -> list[
     if labels.is_floating_point():
         return labels.isnan().any(-1).tolist()
     if problem == "single_label_classification":
-        return torch.isin(labels, torch.tensor(MISSING_LABELS)).all(-1).tolist()
+        return torch.isin(labels.cpu(), torch.tensor(MISSING_LABELS)).all(-1).tolist()
     return [False] * count
 
 
@@ -184,6 +186,20 @@ def _tensors(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
                 f"The {name} of dataset must be tensors with a row for each text, as its input_ids are."
             )
     return found
+
+
+def _check_lengths(model: nn.Module, row: Mapping[str, Any], number: int) -> None:
+    """Refuse a row, or a batch, whose attention mask or token types are not as many as its ids."""
+    for name in {"attention_mask", "token_type_ids"} & row.keys() & input_names(model):
+        sizes = [
+            tuple(one.shape) if hasattr(one, "shape") else (len(one),) if isinstance(one, Sequence) else None
+            for one in (row[name], row["input_ids"])
+        ]
+        if sizes[0] != sizes[1]:
+            raise CompressionError(
+                f"The {name} of row {number} of dataset must have a number for each of its input_ids; its shape is "
+                f"{sizes[0]}, and theirs is {sizes[1]}. Leave the column out, or encode the texts again."
+            )
 
 
 def _take(batches: Sequence[Batch], chosen: set[int], *, wanted: bool) -> list[Batch]:

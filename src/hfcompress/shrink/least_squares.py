@@ -18,17 +18,19 @@ class Products:
     Attributes:
         inputs: The Gram matrix of the inputs, X'X, of shape (inputs, inputs), float64.
         missing: X'D, of shape (inputs, outputs), float64; D is what the outputs lack of their targets.
+        squares: The sum of the squares of D, float64, of shape ().
     """
 
     inputs: Tensor
     missing: Tensor
+    squares: Tensor
 
     @classmethod
     def zeros(cls, inputs: int, outputs: int, device: torch.device) -> Products:
         """Return the sums over no tokens."""
         place = torch.device("cpu") if device.type == "mps" else device  # which has no float64
         gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=place)
-        return cls(gram, gram.new_zeros(inputs, outputs))
+        return cls(gram, gram.new_zeros(inputs, outputs), gram.new_zeros(()))
 
     def add(self, inputs: Tensor, missing: Tensor) -> None:
         """Add tokens, in place: their inputs, of shape (tokens, inputs), and what their outputs lack."""
@@ -36,9 +38,13 @@ class Products:
             x, d = (part[start : start + _TOKENS].to(self.inputs.device).double() for part in (inputs, missing))
             self.inputs.addmm_(x.T, x)
             self.missing.addmm_(x.T, d)
+            self.squares.add_(d.square().sum())
 
-    def __add__(self, other: Products) -> Products:
-        return Products(self.inputs + other.inputs, self.missing + other.missing)
+    def without(self, weight: Tensor) -> Products:
+        """Return those where D lacks what a weight of shape (inputs, outputs) makes of the inputs: D - XW."""
+        product = self.inputs @ weight
+        squares = self.squares - (weight * (2 * self.missing - product)).sum()
+        return Products(self.inputs, self.missing - product, squares)
 
     def gain(self, change: Tensor) -> float:
         """Return by how much ||D - XC||² falls below ||D||² for a change C of shape (inputs, outputs)."""

@@ -29,7 +29,7 @@ from hfcompress.models.classifier import evaluation_mode, get_problem_type, in_f
 from hfcompress.models.heads_and_neurons import KINDS, Group, find_groups, weight_axis
 from hfcompress.models.inputs import Batch, dummy_inputs, read_examples
 from hfcompress.models.padding import without_padding
-from hfcompress.models.partial_forward import PartialForward, Watch, call_order, skippable_layers
+from hfcompress.models.partial_forward import PartialForward, Watch, call_order, find_pauses, skippable_layers
 from hfcompress.models.tensors import identities
 from hfcompress.progress import track
 from hfcompress.report.structure import Reconstruction, Target
@@ -40,6 +40,8 @@ TARGETS: tuple[Target, ...] = ("projection", "residual")
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 _ROWS, _TOKENS_READ = 1024, 1 << 15  # of a data set, at most so many are read
 _HELD_OUT = 8  # each eighth row chooses the penalties and the target
+_TRIED = 4  # on each fourth of the others choices are tried
+_ROUNDING = 100  # times the rounding of the outputs, whose error must fall by more
 _SENSITIVITY = 0.5  # of a token's weight, the share that follows what the logits read of it
 _TOKENS = 512  # in a batch, so that the gradients' activations stay few
 Twins = Mapping[nn.Module, nn.Module]
@@ -52,10 +54,16 @@ class Calibration:
     Attributes:
         fit: Batches without padding, which the weights are solved from.
         held_out: Those that choose among the solutions.
+        tried: How many of the first batches hold each fourth text, on which choices are tried first.
     """
 
     fit: list[Batch]
     held_out: list[Batch]
+    tried: int
+
+    def part(self) -> Calibration:
+        """Return it with the batches of each fourth text alone; those that are held out are all there."""
+        return Calibration(self.fit[: self.tried], self.held_out, self.tried)
 
 
 def read_calibration(model: nn.Module, dataset: Iterable[Any], batch_size: int) -> Calibration:
@@ -85,7 +93,9 @@ def read_calibration(model: nn.Module, dataset: Iterable[Any], batch_size: int) 
     split = min(_HELD_OUT, len(rows))
     fit = [row for index, row in enumerate(rows) if (index + 1) % split] or rows
     held_out = rows[split - 1 :: split]
-    return Calibration(*(_batches(model, part, batch_size) for part in (fit, held_out)))
+    rest = [row for index, row in enumerate(fit) if index % _TRIED]
+    tried, others = (_batches(model, part, batch_size) if part else [] for part in (fit[::_TRIED], rest))
+    return Calibration([*tried, *others], _batches(model, held_out, batch_size), len(tried))
 
 
 def _spaced(rows: Sequence[Any], most: int) -> list[Any]:
@@ -118,9 +128,10 @@ def reconstruct_outputs(
 ) -> Reconstruction:
     """Solve for the weights of the projections that read heads and neurons, in place.
 
-    The weights are those of the target that brings the logits of held-out texts closest to the original's; they stay as
-    they were if neither brings them closer. A projection stays as it was where its outputs' error does not fall, or
-    where its weight is also another module's. Weights that are 0 stay 0.
+    The target is the one that brings the logits of held-out texts closest to the original's where only a fourth of the
+    others are solved from. The weights stay as they were if neither target brings the logits closer. A projection stays
+    as it was where its outputs' error does not fall, or where its weight is also another module's. Weights that are 0
+    stay 0.
 
     Args:
         model: What is left after heads, neurons or layers were removed.
@@ -138,28 +149,38 @@ def reconstruct_outputs(
             context.enter_context(without_padding(one))
         dtypes = {name: dtype for name, (dtype, _) in kept.items()}
         solver = _Solver(model, twins, _projections(model, groups), calibration, dtypes)
-        least = without = solver.logits_error()
-        found: dict[str, nn.Parameter] = {}
-        target: Target | None = None
-        for kind in solver.targets:
+        without = solver.error_before()
+        for target in solver.targets():
             with ExitStack() as trial:
-                solved = solver.solve(kind, trial)
-                error = solver.logits_error()
-            if error < least:
-                found, target, least = solved, kind, error
-        for name, parameter in found.items():
-            _put(model, name, parameter, undo)
+                found, error = solver.solve(target, trial)
+            if error < without:
+                break
+        else:
+            return Reconstruction(None, 0, (without, without))
     for name, parameter in found.items():
+        holder, _, attribute = name.rpartition(".")
+        _put(model.get_submodule(holder), attribute, parameter, undo)
         parameter.requires_grad_(kept[name][1])
-    return Reconstruction(target, sum(name.endswith(".weight") for name in found), (without, least))
+    return Reconstruction(target, sum(name.endswith(".weight") for name in found), (without, error))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A batch of the texts.
+
+    Attributes:
+        batch: What both models read.
+        held_out: Whether it chooses among the solutions, and is not solved from.
+        weights: By projection a tensor of shape (tokens, 1) a call: how its real tokens weigh.
+    """
+
+    batch: Batch
+    held_out: bool
+    weights: dict[nn.Module, list[Tensor]]
 
 
 class _Solver:
-    """Solves for the projections of a model, for one target or another.
-
-    Attributes:
-        targets: Those that the model has: no residual stream where no projection's output is added to another tensor.
-    """
+    """Solves for the projections of a model, for one target or another."""
 
     def __init__(
         self,
@@ -170,7 +191,7 @@ class _Solver:
         dtypes: Mapping[str, torch.dtype],
     ) -> None:
         self._model, self._original, self._twins, self._names = model, twins[model], twins, names
-        self._calibration, self._dtypes = calibration, dtypes
+        self._dtypes = dtypes
         layers = [skippable_layers(one) for one in (self._original, model)]
         self._layers = layers if all(layers) else [[], []]
         text = dummy_inputs(model, 12)
@@ -178,71 +199,115 @@ class _Solver:
         watch = Watch(dict.fromkeys(names, True))
         PartialForward(model, [text], []).run(0, watch)
         self._sums = {module: len(watch.outputs[module]) == calls for module, calls in self._calls.items()}
-        self.targets = TARGETS if any(self._sums.values()) else TARGETS[:1]
-        self._expected = self._logits(self._original)
-        self._weights = self._token_weights()
+        self._tried = calibration.tried
+        self._pauses = find_pauses(model, self._layers[1], names)
+        self._parts = self._read(calibration)
+        self._expected = self._logits(PartialForward(self._original, calibration.held_out, []))
 
-    def logits_error(self) -> float:
-        """Return the mean squared difference of held-out logits from the original's; infinite where it is no number."""
-        difference = (self._logits(self._model) - self._expected).square().mean()
+    def logits_error(self, runs: PartialForward) -> float:
+        """Return the mean squared difference of held-out logits from the original's; infinite where it is no number.
+
+        Args:
+            runs: The model on batches of which the last are held out.
+        """
+        difference = (self._logits(runs) - self._expected).square().mean()
         return float(difference) if difference.isfinite() else math.inf
 
-    def solve(self, target: Target, undo: ExitStack) -> dict[str, nn.Parameter]:
-        """Solve for all projections in the order in which they run, in place; return the new parameters."""
+    def error_before(self) -> float:
+        """Return the error of the logits with the weights as they are."""
+        return self.logits_error(PartialForward(self._model, [part.batch for part in self._held_out], []))
+
+    def targets(self) -> list[Target]:
+        """Return what can be solved for, first what on a fourth of the texts brings held-out logits closest.
+
+        There is no residual stream where no projection's output is added to another tensor.
+        """
+        targets = TARGETS if any(self._sums.values()) else TARGETS[:1]
+        if len(targets) == 1:
+            return [*targets]
+        errors = {}
+        for target in targets:
+            with ExitStack() as trial:
+                errors[target] = self.solve(target, trial, [*self._parts[: self._tried], *self._held_out])[1]
+        return sorted(targets, key=errors.__getitem__)
+
+    def solve(
+        self, target: Target, undo: ExitStack, parts: Sequence[_Part] | None = None
+    ) -> tuple[dict[str, nn.Parameter], float]:
+        """Solve for all projections in the order in which they run, in place.
+
+        The pruned model computes each half of a layer once for each batch: passes stop where a projection is called,
+        which is solved for what it reads there, and then go on with its new weights.
+
+        Args:
+            target: What to solve for.
+            undo: Puts the weights back when it is closed.
+            parts: All batches, the held-out ones at the end.
+
+        Returns:
+            The new parameters, and the error of the logits.
+        """
+        parts = self._parts if parts is None else parts
         found: dict[str, nn.Parameter] = {}
-        batches = [*self._calibration.fit, *self._calibration.held_out]
+        batches = [part.batch for part in parts]
         sums = {module: target == "residual" and has_sum for module, has_sum in self._sums.items()}
         with (
             PartialForward(self._original, batches, self._layers[0]) as full,
-            PartialForward(self._model, batches, self._layers[1]) as small,
+            PartialForward(self._model, batches, self._layers[1], self._pauses) as small,
         ):
             for layer, modules in track(list(self._steps()), "reconstructing outputs"):
                 wanted: list[dict[nn.Module, list[Tensor]]] = [{} for _ in batches]
                 for module in modules:
+                    pause = self._pauses.get(module)
                     products = [self._no_products(module) for _ in ("fit", "held out", "unweighted")]
-                    for index, batch in enumerate(batches):
+                    for index, part in enumerate(parts):
                         if module is modules[0]:
                             wanted[index] = self._run_original(full, index, modules, sums, layer)
-                        watch = Watch({module: sums[module]}, self._calls[module])
-                        small.run(index, watch)
-                        mask = batch.get("attention_mask")
-                        part = products[index >= len(self._calibration.fit)]
+                        if pause is None:
+                            watch = Watch({module: sums[module]}, self._calls[module])
+                            small.run(index, watch)
+                            read, reached = watch.inputs[module], watch.outputs[module]
+                        else:
+                            read, reached = small.run_to(index, pause, to_sum=sums[module])
+                        mask = part.batch.get("attention_mask")
+                        goals = wanted[index].pop(module)
                         for goal, states, output, weights in zip(
-                            wanted[index].pop(module),
-                            watch.inputs[module],
-                            watch.outputs[module],
-                            self._weights[index][module],
-                            strict=True,
+                            goals, read, reached, part.weights[module], strict=True
                         ):
                             inputs = _with_ones(module, _real_tokens(states, mask))
                             missing = _real_tokens(goal - output, mask)
                             products[2].add(inputs, missing)
-                            part.add(inputs * weights, missing * weights)
-                    for name, parameter in self._changed(module, *products).items():
-                        _put(self._model, name, parameter, undo)
-                        found[name] = parameter
+                            products[part.held_out].add(inputs * weights, missing * weights)
+                    changed = self._changed(module, *products, has_run=pause is None)
+                    for attribute, parameter in changed.items():
+                        _put(module, attribute, parameter, undo)
+                        found[f"{self._names[module]}.{attribute}"] = parameter
+                    if pause is not None:
+                        small.resume(pause)
                 if layer is not None:
                     full.skip(self._twins[layer])
                     small.advance(layer)
-        return found
+            return found, self.logits_error(small)
 
-    def _token_weights(self) -> list[dict[nn.Module, list[Tensor]]]:
-        """Weights of each batch's real tokens at the output of each projection, a tensor of shape (tokens, 1) a call.
+    def _read(self, calibration: Calibration) -> list[_Part]:
+        """Weigh the tokens of all batches.
 
         The square of a weight has a mean of about 1. It follows the squared gradient of one logit a text, less the mean
         of the logits where classes compete, for the original's output at the token.
         """
-        found, texts = [], 0
-        for batch in [*self._calibration.fit, *self._calibration.held_out]:
-            found.append(self._sensitivities(batch, texts))
-            texts += len(batch["input_ids"])
+        parts: list[_Part] = []
+        texts = 0
+        for held_out, batches in enumerate((calibration.fit, calibration.held_out)):
+            for batch in batches:
+                parts.append(_Part(batch, bool(held_out), self._sensitivities(batch, texts)))
+                texts += len(batch["input_ids"])
         for module in self._calls:
-            mean = torch.cat([call for one in found for call in one[module]]).mean()
+            mean = torch.cat([call for part in parts for call in part.weights[module]]).mean()
             known = bool(mean > 0) and bool(mean.isfinite())
-            for one in found:
-                shares = [call / mean if known else torch.ones_like(call) for call in one[module]]
-                one[module] = [(1 - _SENSITIVITY + _SENSITIVITY * share).sqrt() for share in shares]
-        return found
+            for part in parts:
+                shares = [call / mean if known else torch.ones_like(call) for call in part.weights[module]]
+                part.weights[module] = [(1 - _SENSITIVITY + _SENSITIVITY * share).sqrt() for share in shares]
+        return parts
 
     def _sensitivities(self, batch: Batch, texts: int) -> dict[nn.Module, list[Tensor]]:
         """The squared gradients for the original's outputs of a batch that so many texts are before."""
@@ -269,9 +334,12 @@ class _Solver:
             for module, found in outputs.items()
         }
 
-    def _logits(self, model: PreTrainedModel) -> Tensor:
-        runs = PartialForward(model, self._calibration.held_out, [])
-        return torch.cat([runs.logits(index).cpu().double() for index in range(len(self._calibration.held_out))])
+    @property
+    def _held_out(self) -> list[_Part]:
+        return [part for part in self._parts if part.held_out]
+
+    def _logits(self, runs: PartialForward) -> Tensor:
+        return torch.cat([runs.logits(index).cpu().double() for index in runs.indices[-len(self._held_out) :]])
 
     def _steps(self) -> Iterator[tuple[nn.Module | None, list[nn.Module]]]:
         """The projections of each layer, with it; those of no layer, or called several times, by themselves."""
@@ -299,21 +367,29 @@ class _Solver:
         inputs, outputs = (module.weight.shape[weight_axis(module, outputs=part)] for part in (False, True))
         return Products.zeros(inputs + (module.bias is not None), outputs, module.weight.device)
 
-    def _changed(self, module: Any, fit: Products, held_out: Products, unweighted: Products) -> dict[str, nn.Parameter]:
-        """Return a projection's new parameters in the dtype of its weight; none if its outputs' error does not fall."""
+    def _changed(
+        self, module: Any, fit: Products, held_out: Products, unweighted: Products, *, has_run: bool
+    ) -> dict[str, nn.Parameter]:
+        """Return a projection's new parameters in the dtype of its weight; none if its outputs' error does not fall.
+
+        Where the projection has not run, what is missing are its targets, not only what its outputs lack of them.
+        """
         axis = weight_axis(module, outputs=False)
         before = [module.weight.movedim(axis, 0)] + ([] if module.bias is None else [module.bias[None]])
         joined = torch.cat([part.to(fit.inputs.device).double() for part in before])
+        rounding = (_ROUNDING * torch.finfo(module.weight.dtype).eps) ** 2 * float(unweighted.squares)
+        if not has_run:
+            fit, held_out, unweighted = (sums.without(joined) for sums in (fit, held_out, unweighted))
         dtype = self._dtypes[f"{self._names[module]}.weight"]
         after = (joined + best_change(fit, held_out, PENALTIES)).to(dtype).double()
         after[: len(before[0])][before[0].to(after.device) == 0] = 0  # pruned
-        if not unweighted.gain(after - joined) > 0:
+        if not unweighted.gain(after - joined) > rounding:
             return {}
         values = {"weight": after[: len(before[0])].movedim(0, axis)}
         if module.bias is not None:
             values["bias"] = after[-1]
         return {
-            f"{self._names[module]}.{name}": nn.Parameter(value.to(module.weight).contiguous(), requires_grad=False)
+            name: nn.Parameter(value.to(module.weight).contiguous(), requires_grad=False)
             for name, value in values.items()
         }
 
@@ -332,9 +408,7 @@ def _projections(model: nn.Module, groups: Sequence[Group]) -> dict[nn.Module, s
     return {module: name for module, name in projections.items() if all(counts[key] == 1 for key in own[module])}
 
 
-def _put(model: nn.Module, name: str, parameter: nn.Parameter, undo: ExitStack) -> None:
-    holder, _, attribute = name.rpartition(".")
-    module = model.get_submodule(holder)
+def _put(module: nn.Module, attribute: str, parameter: nn.Parameter, undo: ExitStack) -> None:
     undo.callback(setattr, module, attribute, getattr(module, attribute))
     setattr(module, attribute, parameter)
 

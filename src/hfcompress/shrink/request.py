@@ -55,8 +55,10 @@ class Request:
         return [kind for kind in KINDS if kind in self.asked or self.measure is not None]
 
 
-def is_asked(value: object) -> bool:
-    """Whether an argument asks for something to be removed."""
+def is_asked(name: str, value: object) -> bool:
+    """Whether an argument asks for something to be removed: a budget if it is not None, others if they are not 0."""
+    if name in MEASURES:
+        return value is not None
     if isinstance(value, Sequence):
         return len(value) > 0
     return value is not None and not (isinstance(value, Real) and value == 0)
@@ -88,6 +90,7 @@ def check_request(request: Request, model: object, dataset: object) -> None:
     if importance not in ("auto", "l1") and dataset is None:
         needed = "data" if importance == "obs" else "labelled data"
         raise CompressionError(f"importance={importance!r} needs {needed}: pass dataset=, or choose 'l1'.")
+    check_choice("plain", request.plain, (True, False))
     check_choice("reconstruct", request.reconstruct, ("auto", True, False))
     if request.reconstruct is True and dataset is None:
         raise CompressionError("reconstruct=True needs texts: pass dataset=, or leave it out.")
@@ -103,6 +106,12 @@ def check_model(model: Any) -> None:
         raise CompressionError(
             f"The model must be a transformers PreTrainedModel, not {type(model).__name__}; pass the model below "
             "wrappers, adapters merged (PEFT: merge_and_unload())."
+        )
+    if torch.is_inference_mode_enabled() or any(parameter.is_inference() for parameter in model.parameters()):
+        where = "is called" if torch.is_inference_mode_enabled() else "was made"
+        raise CompressionError(
+            f"The {type(model).__name__} {where} inside torch.inference_mode(), where no gradients are computed and no "
+            "weights are made that can be trained; leave it out, or use torch.no_grad()."
         )
     plan = getattr(model.config, "quantization_config", None)
     if plan is not None and not is_plan(plan):

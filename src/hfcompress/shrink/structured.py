@@ -40,7 +40,7 @@ def prune_structured(
     flops: float | None = None,
     parameters: float | None = None,
     latency: float | None = None,
-    drop_layers: int | Sequence[int] = 0,
+    drop_layers: int | Sequence[int] | None = None,
     importance: Importance | Literal["auto"] = "auto",
     scope: Scope = "global",
     dataset: Iterable[Any] | None = None,
@@ -70,7 +70,7 @@ def prune_structured(
         latency: The same for the share of the time that a text of 128 tokens takes, measured here and now, again and
             again while the FLOPs to keep are narrowed down. A busy machine measures badly.
         drop_layers: Whole layers to remove first: their indices, or how many, the least important ones then. Where it
-            is 0, only a budget with ``plain=True`` removes layers.
+            is not given, only a budget with ``plain=True`` removes layers; 0 lets that keep all of them too.
         importance: ``"l1"`` needs no data, ``"obs"`` a ``dataset``, labelled or not, and ``"taylor"`` and ``"fisher"``
             a labelled one (see `hfcompress.importance`). ``"obs"`` counts on the outputs being reconstructed. With
             ``"l1"`` heads and neurons cannot be weighed against each other: to meet a budget, the same fraction of both
@@ -93,9 +93,11 @@ def prune_structured(
             stay in each layer.
         plain: Whether only such shapes are made as a plain config can state, so that the saved folder loads without
             hfcompress: as many neurons in all layers, as many heads where the config states the size of a head (Llama,
-            Qwen2, T5), whole layers. A budget is met with those of heads and neurons that can be; where even the fewest
-            do not meet it and ``drop_layers`` is 0, the least important layers are removed too, the fewest that bring
-            it within reach; a layer that the model cannot do without stays.
+            Qwen2, T5), whole layers. A budget is met with those of heads and neurons that can be, and where
+            ``drop_layers`` is not given with whole layers, the least important ones, but for those that the model
+            cannot do without. One number of layers after the other is tried with a fourth of the texts, as long as the
+            logits come closer to the original's (reconstructed, where outputs are), and the best is taken; without a
+            dataset, the fewest that bring the budget within reach.
 
     Returns:
         What was asked, and what was removed: heads, neurons, parameters, FLOPs; and what it cost, with a dataset.
@@ -115,7 +117,7 @@ def prune_structured(
     """
     given: dict[str, Any] = {"heads": heads, "neurons": neurons, "drop_layers": drop_layers}
     given |= {"flops": flops, "parameters": parameters, "latency": latency}
-    asked = {name: value for name, value in given.items() if is_asked(value)}
+    asked = {name: value for name, value in given.items() if is_asked(name, value)}
     request = Request(asked, importance, scope, reconstruct, round_to, plain)
     check_request(request, model, dataset)
     found = choice.find(model, request)
@@ -129,7 +131,7 @@ def prune_structured(
     reconstruction: Reconstruction | None = None
     with ExitStack() as undo:
         own_configs(model, undo)  # which other models may share
-        keeps_original = data.calibration is not None or (plain and request.measure == "latency")
+        keeps_original = data.calibration is not None or plain
         twins = copy_sharing_weights(model) if keeps_original else {}
         budget = None
         if request.measure is not None:
@@ -138,8 +140,8 @@ def prune_structured(
         if "drop_layers" in asked:
             choice.drop_layers(model, drop_layers, data, undo)
             found = choice.find(model, request)
-        if plain and budget is not None and "drop_layers" not in asked:
-            chosen = choice.choose_with_fewest_dropped(model, found, request, data, budget, undo)
+        if plain and budget is not None and drop_layers is None:
+            chosen = choice.choose_with_layers(model, found, request, data, budget, twins, undo)
         else:
             chosen = choice.choose(model, found, request, data, budget)
         if chosen.removal:

@@ -101,6 +101,7 @@ def prune_vocabulary(
     rows = _count_rows(model, vocabulary)
     wanted = _ids_to_keep(keep, vocabulary)
     given = check_texts("texts", texts)
+    _check_characters(given)
     encoded = _encode(tokenizer, given)
     counts = Counter(index for ids in encoded for index in ids)
     if not counts.keys() - set(tokenizer.all_special_ids):
@@ -182,6 +183,18 @@ def _ids_to_keep(keep: Iterable[str], vocabulary: Mapping[str, int]) -> set[int]
             "tokenizer.tokenize(text)."
         )
     return {vocabulary[token] for token in tokens}
+
+
+def _check_characters(texts: Sequence[Any]) -> None:
+    """Refuse texts with half of a surrogate pair, which no tokenizer reads."""
+    for number, text in enumerate(texts):
+        try:
+            "".join(text).encode()
+        except UnicodeEncodeError as error:
+            raise CompressionError(
+                f"Number {number} of texts has {error.object[error.start]!r}, which is no character "
+                "(half of a surrogate pair); read the file with its own encoding, or leave the text out."
+            ) from error
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Any]) -> list[list[int]]:

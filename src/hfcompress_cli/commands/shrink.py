@@ -18,7 +18,7 @@ from hfcompress_cli import options
 from hfcompress_cli.messages import name_options
 
 # Settings and their defaults: of heads, neurons and layers, and of the vocabulary.
-_AMOUNTS = {"heads": 0.0, "neurons": 0.0, "flops": None, "parameters": None, "latency": None, "drop_layers": 0}
+_AMOUNTS = {"heads": 0.0, "neurons": 0.0, "flops": None, "parameters": None, "latency": None, "drop_layers": None}
 _VOCABULARY = {"min_count": 1, "keep": [], "alphabet": "all"}
 
 
@@ -39,7 +39,7 @@ def add_parser(verbs: options.Verbs) -> None:
     add("--parameters", type=options.fraction, metavar="F", help="share of the parameters to keep at most")
     add("--latency", type=options.fraction, metavar="F", help="share of the time to keep at most, measured here")
     help = "layers to remove first: the N least important, or those with these indices (3, with a comma: layer 3)"
-    add("--drop-layers", type=options.layers, default=0, metavar="N|I,J", help=help)
+    add("--drop-layers", type=options.layers, metavar="N|I,J", help=help)
     add = parser.add_argument_group("which ones").add_argument
     help = "how heads and neurons are ranked: by the logits on --data (obs), by the loss on it (fisher, taylor), or by "
     help += "their weights alone (l1); auto, the default: obs with data, else l1"
@@ -97,8 +97,9 @@ def run(arguments: argparse.Namespace) -> options.Results:
         if has_vocabulary:
             reports["vocabulary"] = _prune_vocabulary(model, tokenizer, arguments)
             tokenizer = reports["vocabulary"].tokenizer
-        if reads:
+        if reads or arguments.latency is not None:
             model.to(find_device(arguments.device))
+        if reads:
             columns, label = options.text_columns(arguments), arguments.label_column
             may_lack = not by_loss and label == options.LABEL_COLUMN
             reading = options.reading(arguments) | {"label_if_any": may_lack}
