@@ -27,6 +27,7 @@ from hfcompress.deploy.speed import ALL_INT8, FLOAT32, INT8, is_slower, time_mod
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import evaluation_mode, get_problem_type, max_tokens, unwrap
 from hfcompress.models.exported import ExportedModule
+from hfcompress.models.heads_and_neurons import find_linear_paths
 from hfcompress.models.tensors import check_has_values, stored_bytes
 from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
 from hfcompress.storage.layout import write_labels
@@ -44,6 +45,8 @@ def export(
     dtype: Literal["float32", "int8"] = "float32",
     dataset: Any = None,
     max_drop: float = 0.01,
+    static: bool = False,
+    equalize: bool = True,
     machine: Machine = "any",
     repeats: int = 8,
 ) -> ExportReport:
@@ -55,7 +58,8 @@ def export(
 
     An int8 model must pass a gate. First all weights are int8, embeddings included; then all but the embeddings; then
     all but the modules whose output suffers most, ranked on one half of the rows by what leaving each in float32
-    repairs. The first that passes on the other half is written: its accuracy is at most ``max_drop`` below that of the
+    repairs. On that half it is also decided whether channels are equalized first, by factors of SmoothQuant (Xiao et
+    al. 2023) that move between weights, so that the float32 model stays the same. The first that passes on the other half is written: its accuracy is at most ``max_drop`` below that of the
     float32 model, and it predicts 95 % of the rows (or 1 - ``max_drop``) as that does.
 
     Args:
@@ -70,6 +74,9 @@ def export(
             those that are timed.
         max_drop: The loss that an int8 model may have on these rows, in accuracy (label accuracy of a multi-label
             model, R2 of a regression).
+        static: Whether the scales of int8 activations are measured, on rows that do not judge, by their least and
+            largest values; else they are computed while the model runs.
+        equalize: Whether channels are equalized before they become int8, if that helps.
         machine: What the folder is made for. ``"any"``: weights of 7 bits, which no processor saturates, and int8
             is written also if it is slower here. ``"this"``: 8 bits where this processor has VNNI or AMX, and float32
             if int8 is slower than that.
@@ -113,9 +120,17 @@ def export(
         models, gate, bits, file = {FLOAT32: open_model(work / GRAPH, "float32")}, None, None, work / GRAPH
         if halves is not None:
             bits = weight_bits(machine)
-            candidates = Candidates(graph, work, bits, lambda file: open_model(file, "int8"))
             rows = HeldOut(ExportedModule(models[FLOAT32]), processing_class, *halves)
-            gate = choose(candidates, models[FLOAT32], rows, max_drop)
+            candidates = Candidates(
+                graph,
+                work,
+                lambda file: open_model(file, "int8"),
+                models[FLOAT32],
+                rows,
+                bits=bits,
+                static=static,
+            )
+            gate = choose(candidates, models[FLOAT32], rows, max_drop, find_linear_paths(own) if equalize else None)
             file = work / "int8.onnx"
             models[INT8] = open_model(file, "int8")
             if gate.left_in_float32:
@@ -135,6 +150,7 @@ def export(
             bytes=(stored_bytes(source), (new / GRAPH).stat().st_size),
             difference=difference,
             weight_bits=bits,
+            static=static and written == "int8",
             gate=gate,
             times=times,
             processor=tuple(processor_features()),
