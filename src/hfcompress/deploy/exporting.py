@@ -58,9 +58,10 @@ def export(
 
     An int8 model must pass a gate. First all weights are int8, embeddings included; then all but the embeddings; then
     all but the modules whose output suffers most, ranked on one half of the rows by what leaving each in float32
-    repairs. On that half it is also decided whether channels are equalized first, by factors of SmoothQuant (Xiao et
-    al. 2023) that move between weights, so that the float32 model stays the same. The first that passes on the other half is written: its accuracy is at most ``max_drop`` below that of the
-    float32 model, and it predicts 95 % of the rows (or 1 - ``max_drop``) as that does.
+    repairs. The first that passes on the other half is written: its accuracy is at most ``max_drop`` below that of the
+    float32 model, and it predicts 95 % of the rows (or 1 - ``max_drop``) as that does. Before that, the half that ranks
+    decides whether channels are equalized, by factors of SmoothQuant (Xiao et al. 2023) that move between weights; the
+    float32 model stays the same.
 
     Args:
         model: A Hugging Face classifier, shrunken or not; it is not changed. One in half precision is exported from a
@@ -120,16 +121,10 @@ def export(
         models, gate, bits, file = {FLOAT32: open_model(work / GRAPH, "float32")}, None, None, work / GRAPH
         if halves is not None:
             bits = weight_bits(machine)
+            candidates = Candidates(graph, work, bits, lambda file: open_model(file, "int8"))
             rows = HeldOut(ExportedModule(models[FLOAT32]), processing_class, *halves)
-            candidates = Candidates(
-                graph,
-                work,
-                lambda file: open_model(file, "int8"),
-                models[FLOAT32],
-                rows,
-                bits=bits,
-                static=static,
-            )
+            if static:
+                candidates.calibrate(models[FLOAT32], rows)
             gate = choose(candidates, models[FLOAT32], rows, max_drop, find_linear_paths(own) if equalize else None)
             file = work / "int8.onnx"
             models[INT8] = open_model(file, "int8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -200,96 +200,87 @@ class Candidates:
     Args:
         graph: The float32 model.
         folder: For files.
-        make: Opens a file as a model.
-        float32: The float32 model, opened.
-        rows: To rank on; some of them measure activations.
         bits: Of a weight.
-        static: Whether activations are scaled by what was measured, not while the model runs.
+        make: Opens a file as a model.
     """
 
-    def __init__(
-        self,
-        graph: Any,
-        folder: Path,
-        make: Callable[[Path], ExportedModel],
-        float32: ExportedModel,
-        rows: HeldOut,
-        *,
-        bits: int,
-        static: bool,
-    ) -> None:
-        self._folder, self._make, self._bits = folder, make, bits
-        self._float32, self._rows = float32, rows
-        self._calibration = [*self._measured()] if static else None
+    def __init__(self, graph: Any, folder: Path, bits: int, make: Any) -> None:
+        self._folder, self._bits, self._make = folder, bits, make
+        self._calibration: list[Batch] | None = None
         self._use(graph)
 
     def _use(self, graph: Any) -> None:
+        """Go on with another float32 model, which computes the same."""
         self._graph, self.operators = graph, find_operators(graph)
         save_for_quantizer(graph, self._folder / "source.onnx")
 
     def build(self, left: Sequence[Operator], name: str = "int8") -> ExportedModel:
         """Quantize all but these operators."""
         file = self._folder / f"{name}.onnx"
-        quantize(
-            self._folder / "source.onnx", file, bits=self._bits, float32=left, calibration=self._calibration
-        )
-        return self._make(file)
+        quantize(self._folder / "source.onnx", file, bits=self._bits, float32=left, calibration=self._calibration)
+        model: ExportedModel = self._make(file)
+        return model
 
-    def equalize(self, paths: Sequence[LinearPath]) -> Equalization | None:
+    def calibrate(self, float32: ExportedModel, rows: HeldOut) -> None:
+        """Scale activations by what some of the rows to rank on have, from now on, and not while a model runs."""
+        self._calibration = [*_measured(float32, rows)]
+
+    def equalize(self, float32: ExportedModel, rows: HeldOut, paths: Sequence[LinearPath]) -> Equalization | None:
         """Go on with equalized channels, if the logits of all int8 have less error with them.
 
-        Norms whose output others read too, which costs a multiplication, are only equalized where that helps once more.
+        Norms whose output others read too, which costs a multiplication, are only equalized if that helps once more.
         """
-        original, largest = self._graph, largest_inputs(self._graph, self._measured(), self._folder)
-        rows = self._rows.ranked[:_COMPARED]
-        expected = self._rows.logits(self._float32, rows)
-        before = least = self._error([], rows, expected)
+        original, largest = self._graph, largest_inputs(self._graph, _measured(float32, rows), self._folder)
+        compared = rows.ranked[:_COMPARED]
+        expected = rows.logits(float32, compared)
+        before = least = self._error([], rows, compared, expected)
         chosen, channels = original, tuple[str, ...]()
         errors = dict[tuple[str, ...], float]()
         for residuals in (False, True):
             graph, found = equalize(original, paths, largest, residuals=residuals)
-            if not found or found in errors or not self._is_same(graph, rows, expected):
+            if not found or found in errors or not self._computes(graph, rows, compared, expected):
                 continue
             self._use(graph)
-            errors[found] = self._error([], rows, expected)
+            errors[found] = self._error([], rows, compared, expected)
             if errors[found] < _HELPS * least:
                 chosen, channels, least = graph, found, errors[found]
         self._use(chosen)
         return Equalization(channels, before, min(errors.values())) if errors else None
 
-    def sets(self) -> Iterator[list[Operator]]:
+    def sets(self, float32: ExportedModel, rows: HeldOut) -> Iterator[list[Operator]]:
         """Yield what to leave in float32: nothing, the embeddings, then those that repair most, each time one more."""
         yield []
         tables = [one for one in self.operators if one.table]
         if tables:
             yield tables
-        ranked = self._rank()
+        ranked = self._rank(float32, rows)
         yield from (ranked[:count] for count in range(1, len(ranked) + 1))
 
-    def _rank(self) -> list[Operator]:
+    def _rank(self, float32: ExportedModel, rows: HeldOut) -> list[Operator]:
         """Order the operators with the worst outputs by what leaving each in float32 repairs of the logits."""
-        # By dynamic scales also where they are static: an output that these ruin, those ruin too.
-        errors = output_errors(self._graph, self.operators, self._measured(), bits=self._bits, folder=self._folder)
+        # By dynamic scales, also where they are static: what an outlier does to those, it does to these.
+        batches = _measured(float32, rows)
+        errors = output_errors(self._graph, self.operators, batches, bits=self._bits, folder=self._folder)
         worst = sorted(self.operators, key=lambda one: -errors[one.name])[:_TRIED]
-        rows = self._rows.ranked
-        expected = self._rows.logits(self._float32, rows)
-        all_int8, repaired = self._error([], rows, expected), {one: self._error([one], rows, expected) for one in worst}
+        expected = rows.logits(float32, rows.ranked)
+        all_int8 = self._error([], rows, rows.ranked, expected)
+        repaired = {one: self._error([one], rows, rows.ranked, expected) for one in worst}
         return sorted((one for one in worst if repaired[one] < all_int8), key=repaired.__getitem__)
 
-    def _measured(self) -> Iterator[Batch]:
-        examples = read_examples(
-            "dataset", self._rows.module, self._rows.ranked[:_MEASURED], self._rows.tokenizer
-        )
-        return (self._float32.complete(batch) for _, batch in examples.batches(1))
+    def _error(self, left: Sequence[Operator], rows: HeldOut, compared: Rows, expected: Tensor) -> float:
+        return float((rows.logits(self.build(left, "ranked"), compared) - expected).square().mean())
 
-    def _error(self, left: Sequence[Operator], rows: Rows, expected: Tensor) -> float:
-        return float((self._rows.logits(self.build(left, "ranked"), rows) - expected).square().mean())
-
-    def _is_same(self, graph: Any, rows: Rows, expected: Tensor) -> bool:
-        """Whether a float32 model computes the same, though it is of an architecture that is not known to do so."""
+    def _computes(self, graph: Any, rows: HeldOut, compared: Rows, expected: Tensor) -> bool:
+        """Whether a float32 model computes these logits, also if its layers are not as the records know them."""
         save_for_quantizer(graph, self._folder / "equalized.onnx")
-        logits = self._rows.logits(self._make(self._folder / "equalized.onnx"), rows)
+        logits = rows.logits(self._make(self._folder / "equalized.onnx"), compared)
         return torch.allclose(logits, expected, rtol=_SAME, atol=_SAME)
+
+
+def _measured(float32: ExportedModel, rows: HeldOut) -> Iterator[Batch]:
+    """Return inputs of the rows on which activations are measured, each alone."""
+    examples = read_examples("dataset", rows.module, rows.ranked[:_MEASURED], rows.tokenizer)
+    return (float32.complete(batch) for _, batch in examples.batches(1))
 
 
 def choose(
@@ -316,8 +307,8 @@ def choose(
     before = rows.scores(expected)
     tried: list[QualityGate] = []
     kinds = {"multi_label_classification": "label accuracy", "regression": "R2"}
-    equalization = None if paths is None else candidates.equalize(paths)
-    for left in candidates.sets():
+    equalization = None if paths is None else candidates.equalize(float32, rows, paths)
+    for left in candidates.sets(float32, rows):
         logits = rows.logits(candidates.build(left), rows.judged)
         after = rows.scores(logits)
         compared = compare_with_reference("int8", expected, logits, rows.labels, rows.problem)
