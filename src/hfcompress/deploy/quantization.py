@@ -18,7 +18,8 @@ from hfcompress.errors import CompressionError
 Machine = Literal["any", "this"]
 _EXACT = {"AVX-512 VNNI", "AMX"}  # with one of them, int8 products are summed in 32 bits
 _OPERATIONS = ("MatMul", "Gemm", "Gather")
-_STATIC = {"MatMulConstBOnly": True}  # products of activations stay in float32, as in dynamic models
+# Of static models, as of dynamic ones: products of activations, and outputs, which are added up, stay in float32.
+_STATIC = {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": list(_OPERATIONS)}
 
 
 @dataclass(frozen=True)
