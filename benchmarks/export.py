@@ -264,9 +264,9 @@ def _judge(model: str, rows: Sequence[Row], exact: bool) -> str:
     best = min(small, key=lambda row: row["ms"]["1x128"])
     ratio, goal = first["ms"]["1x128"] / best["ms"]["1x128"], GOALS[exact]
     return (
-        f"{model} with half of its FLOPs, by {best['system']}, a text of 128 tokens: {ratio:.2f} times as fast as\n"
-        f"the whole model in torch float32, in a file of 1/{first['bytes'] / best['bytes']:.1f} of its size. "
-        f"The goal is {goal:g} times {'with' if exact else 'without'} VNNI\nor AMX, and a fifth: "
+        f"{model} with half of its FLOPs, by {best['system']}, a text of 128 tokens: a speed-up of {ratio:.2f} over the\n"
+        f"whole model in torch float32, in a file of 1/{first['bytes'] / best['bytes']:.1f} of its size. "
+        f"The goal is {goal:g} {'with' if exact else 'without'} VNNI\nor AMX, and a fifth: "
         f"{'reached' if ratio >= goal else 'missed'}."
     )
 

@@ -93,8 +93,7 @@ def spread(values):
     return max(values) / np.median(values)
 
 
-@pytest.mark.parametrize("residuals", [False, True])
-def test_a_planted_outlier_becomes_like_the_others(residuals, tmp_path):
+def test_a_planted_outlier_becomes_like_the_others(tmp_path):
     model = build("gpt2").eval()
     block = model.transformer.h[0]
     with torch.no_grad():
@@ -105,7 +104,7 @@ def test_a_planted_outlier_becomes_like_the_others(residuals, tmp_path):
     (name,) = (n.input[0] for n in graph.graph.node if n.name.startswith("transformer.h.0.attn.c_attn#"))
     largest = measured(graph, tmp_path)
     assert spread(largest[name]) > 100
-    made, _ = equalize(graph, find_linear_paths(model), largest, residuals=residuals)
+    made, _ = equalize(graph, find_linear_paths(model), largest, residuals=False)
     assert spread(measured(made, tmp_path)[name]) < 20
     same(graph, made, tmp_path)
 
