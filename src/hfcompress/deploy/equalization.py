@@ -150,7 +150,8 @@ def _equalize_path(graph: _Graph, path: LinearPath, largest: Mapping[str, Floats
     inputs = np.max([largest[node.input[0]] for node in read], axis=0).reshape(shape).max(axis=1)
     weights = _largest_weights(graph, read).reshape(shape).max(axis=1)
     factor = _powers_of_two(inputs, weights)
-    divided = np.concatenate([np.ones((repeats - 1) * factor.size, np.float32), 1 / factor.reshape(-1)])
+    ones = np.ones((repeats - 1) * factor.size, np.float32)
+    divided: Floats = np.concatenate([ones, 1 / factor.reshape(-1)]).astype(np.float32)
     _scale_inputs(graph, read, np.repeat(factor[:, None], shape[1], axis=1).reshape(-1))
     for node in made:
         graph.scale([node], 1, divided[:, None] if _is_transposed(node) else divided)
