@@ -346,3 +346,10 @@ def test_every_speed_claim_is_compared_with_its_result(path):
     cited = [figure for sentence, _ in CITED.get(path, []) for figure in re.findall(sentence, text)]
     claims = re.findall(r"[\d.]+ (?:to [\d.]+ )?times (?:as fast|as long|faster)", text)
     assert len(claims) <= len(cited)
+
+
+def test_the_page_on_serving_has_the_tables_that_were_measured():
+    written = (ROOT / "docs/serve.md").read_text().partition("<!-- written by benchmarks/export.py -->")[2]
+    tables = written.partition("<!-- until here -->")[0]
+    result = ROOT / "benchmarks/results/export.md"
+    assert tables.strip() == (result.read_text().partition("\n")[2].strip() if result.exists() else "")

@@ -39,9 +39,9 @@ def test_compare_takes_an_exported_folder(exported, models, data, run):
 
 
 def test_int8_is_exported_for_any_machine(models, data, run, tmp_path):
-    asked = ("--int8", "always", "--data", data / "train.csv", *COLUMNS)
+    asked = ("--int8", "always", "--static", "--data", data / "train.csv", *COLUMNS)
     found = run("export", models / "bert", "-o", tmp_path / "int8", *asked, "--max-drop", 0.9, "--repeats", 1, "--json")
-    assert (found["dtype"], found["weight_bits"]) == ("int8", 7)
+    assert (found["dtype"], found["weight_bits"], found["static"]) == ("int8", 7, True)
     assert found["gate"]["rows"] == 20
     assert hfc.load_exported(tmp_path / "int8").dtype == "int8"
 

@@ -11,7 +11,7 @@ from architectures import batch, build, rows
 from exports import export, inputs, needs_torch_export
 
 import hfcompress as hfc
-from hfcompress.deploy import quantization, speed
+from hfcompress.deploy import quality_gate, quantization, speed
 
 pytestmark = needs_torch_export
 ROWS = 240
@@ -65,7 +65,8 @@ def plain(model, data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def planted(model, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted") / "onnx"
-    return folder, export(plant(model), folder, dtype="int8", dataset=data, max_drop=0.05, repeats=1)
+    settings = {"dataset": data, "max_drop": 0.05, "equalize": False, "repeats": 1}
+    return folder, export(plant(model), folder, dtype="int8", **settings)
 
 
 def predictions(exported, data):
@@ -110,9 +111,44 @@ def test_without_the_gate_the_outlier_costs_ten_points(planted):
     assert planted[1].gate.all_int8_agreement <= planted[1].gate.agreement - 0.1
 
 
+def test_with_equalized_channels_nothing_is_left_in_float32(planted, plain, model, data, tmp_path):
+    report = export(plant(model), tmp_path / "onnx", dtype="int8", dataset=data, max_drop=0.05)
+    equalization = report.gate.equalization
+    assert report.left_in_float32 == ()
+    assert "values" in equalization.channels
+    assert equalization.after < 0.1 * equalization.before
+    assert report.gate.agreement >= plain[1].gate.agreement - 0.01
+    assert "Equalized before int8: values" in report.to_text()
+    assert report.difference < 1e-4
+    assert planted[1].gate.equalization is None
+    json.dumps(report.to_dict())
+
+
+def test_channels_stay_where_equalizing_does_not_help(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(quality_gate, "_HELPS", 0.0)
+    report = export(model, tmp_path / "onnx", dtype="int8", dataset=data, max_drop=0.05)
+    assert report.gate.equalization.channels == ()
+    assert "does not help int8 here" in report.to_text()
+    names = {one.name for one in onnx.load(tmp_path / "onnx" / "model.onnx").graph.node}
+    assert not any("residual" in name for name in names)
+
+
+def test_static_scales_are_measured_before(plain, model, data, tmp_path):
+    report = export(model, tmp_path / "onnx", dtype="int8", dataset=data, max_drop=0.1, static=True, equalize=False)
+    assert report.static
+    assert not plain[1].static
+    assert "scaled by what was measured before" in report.to_text()
+    graphs = [onnx.load(folder / "model.onnx").graph for folder in (tmp_path / "onnx", plain[0])]
+    static, dynamic = ({node.op_type for node in graph.node} for graph in graphs)
+    assert "QuantizeLinear" in static
+    assert "DynamicQuantizeLinear" not in static
+    assert "DynamicQuantizeLinear" in dynamic
+    assert predictions(hfc.load_exported(tmp_path / "onnx"), data).unique().tolist() == [0, 1]
+
+
 def test_where_nothing_passes_the_best_is_named_and_nothing_written(model, data, tmp_path):
     with pytest.raises(hfc.CompressionError, match=r"nothing was written\. The best: On 120 held-out rows") as refused:
-        export(plant(model), tmp_path / "onnx", dtype="int8", dataset=data, max_drop=0.0)
+        export(plant(model), tmp_path / "onnx", dtype="int8", dataset=data, max_drop=0.0, equalize=False)
     assert OUTPUT in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 

@@ -11,6 +11,11 @@ from hfcompress.report.comparison import Comparison
 from hfcompress.report.measurements import speedup
 from hfcompress.report.tables import Report, Row, Table
 
+_BITS = {
+    7: "Weights have 7 bits, which are exact on every processor",
+    8: "Weights have 8 bits, whose products saturate on processors without VNNI and AMX",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport(Report):
@@ -25,6 +30,7 @@ class ExportReport(Report):
         difference: The largest difference of the float32 model's logits from those of the classifier, for made-up texts
             of several lengths, padded and not.
         weight_bits: Of each int8 weight, 7 or 8; None where nothing is int8.
+        static: Whether int8 activations have scales that were measured before; else they are computed while it runs.
         gate: What int8 was found to lose; None where it was not asked for.
         times: The classifier, the float32 model and the int8 model, timed in turns; None where nothing was timed.
         processor: The features of this processor that matter for speed.
@@ -38,6 +44,7 @@ class ExportReport(Report):
     bytes: tuple[int, int]
     difference: float
     weight_bits: int | None
+    static: bool
     gate: QualityGate | None
     times: Comparison | None
     processor: tuple[str, ...]
@@ -56,10 +63,9 @@ class ExportReport(Report):
             found += describe_times(self.times)
             found += self._slower(self.times)
             found.append(f"This processor has {', '.join(self.processor) or 'none of AVX2, AVX-512, VNNI and AMX'}.")
-        if self.weight_bits == 7:
-            found.append("Weights of 7 bits, which are exact on every processor.")
-        elif self.weight_bits == 8:
-            found.append("Weights of 8 bits, which saturate on processors without VNNI and AMX.")
+        if self.weight_bits is not None:
+            scaled = "by what was measured before" if self.static else "while the model runs"
+            found.append(f"{_BITS[self.weight_bits]}; activations are scaled {scaled}.")
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:

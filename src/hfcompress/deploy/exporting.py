@@ -27,6 +27,7 @@ from hfcompress.deploy.speed import ALL_INT8, FLOAT32, INT8, is_slower, time_mod
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_problem_type, max_tokens, unwrap
 from hfcompress.models.exported import ExportedModule
+from hfcompress.models.heads_and_neurons import find_linear_paths
 from hfcompress.models.inputs import check_dataset
 from hfcompress.models.tensors import check_has_values, stored_bytes
 from hfcompress.models.tokenizers import check_tokenizer
@@ -46,6 +47,8 @@ def export(
     dtype: Literal["float32", "int8"] = "float32",
     dataset: Any = None,
     max_drop: float = 0.01,
+    static: bool = False,
+    equalize: bool = True,
     machine: Machine = "any",
     repeats: int = 8,
 ) -> ExportReport:
@@ -58,7 +61,9 @@ def export(
     An int8 model must pass a gate. First all weights are int8, embeddings included; then all but the embeddings; then
     all but the modules whose output suffers most, ranked on one half of the rows by what leaving each in float32
     repairs. The first that passes on the other half is written: its accuracy is at most ``max_drop`` below that of the
-    float32 model, and it predicts 95 % of the rows (or 1 - ``max_drop``) as that does.
+    float32 model, and it predicts 95 % of the rows (or 1 - ``max_drop``) as that does. Before that, the half that ranks
+    decides whether channels are equalized, by factors of SmoothQuant (Xiao et al. 2023) that move between weights; the
+    float32 model stays the same.
 
     Args:
         model: A Hugging Face classifier, shrunken or not; it is not changed. One in half precision is exported from a
@@ -72,6 +77,9 @@ def export(
             those that are timed.
         max_drop: The loss that an int8 model may have on these rows, in accuracy (label accuracy of a multi-label
             model, R2 of a regression).
+        static: Whether the scales of int8 activations are measured, on rows that do not judge, by their least and
+            largest values; else they are computed while the model runs.
+        equalize: Whether channels are equalized before they become int8, if that helps.
         machine: What the folder is made for. ``"any"``: weights of 7 bits, which no processor saturates, and int8
             is written also if it is slower here. ``"this"``: 8 bits where this processor has VNNI or AMX, and float32
             if int8 is slower than that.
@@ -119,7 +127,9 @@ def export(
             bits = weight_bits(machine)
             candidates = Candidates(graph, work, bits, lambda file: open_model(file, "int8"))
             rows = HeldOut(ExportedModule(models[FLOAT32]), processing_class, *halves)
-            gate = choose(candidates, models[FLOAT32], rows, max_drop)
+            if static:
+                candidates.calibrate(models[FLOAT32], rows)
+            gate = choose(candidates, models[FLOAT32], rows, max_drop, find_linear_paths(own) if equalize else None)
             file = work / "int8.onnx"
             models[INT8] = open_model(file, "int8")
             if gate.left_in_float32:
@@ -139,6 +149,7 @@ def export(
             bytes=(stored_bytes(source), (new / GRAPH).stat().st_size),
             difference=difference,
             weight_bits=bits,
+            static=static and written == "int8",
             gate=gate,
             times=times,
             processor=tuple(processor_features()),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from hfcompress.deploy.equalization import equalize, largest_inputs
 from hfcompress.deploy.exported_model import ExportedModel
 from hfcompress.deploy.quantization import Operator, find_operators, output_errors, quantize, save_for_quantizer
 from hfcompress.errors import CompressionError
@@ -19,7 +20,8 @@ from hfcompress.losses import Problem
 from hfcompress.metrics import example_scores, predict
 from hfcompress.models.classifier import get_problem_type
 from hfcompress.models.exported import ExportedModule
-from hfcompress.models.inputs import read_examples
+from hfcompress.models.heads_and_neurons import LinearPath
+from hfcompress.models.inputs import Batch, read_examples
 from hfcompress.models.padding import split_rows
 from hfcompress.report.benchmark import predict_logits
 from hfcompress.report.intervals import McNemar, SignFlip, paired_interval
@@ -27,9 +29,34 @@ from hfcompress.report.quality import as_columns, check_labels, compare_with_ref
 
 _LEAST_AGREEMENT = 0.95  # or 1 - max_drop, where that is less: what predicts otherwise more often is another model
 _TRIED = 5  # operators, those whose own output is worst, that are left in float32 one by one
-_MEASURED = 64  # rows, on which the outputs of operators are compared
+_MEASURED = 64  # rows, on which activations are measured and the outputs of operators compared
+_COMPARED = 128  # rows, on which equalized models are compared
+_SAME = 1e-5  # of logits, absolute and relative: what equalized channels may change in float32
+_HELPS = 0.9  # of the error: equalized channels that leave more of it do not help
 
 Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Equalization:
+    """What equalizing channels before they are quantized does to the logits of an int8 model, on the rows to rank on.
+
+    Attributes:
+        channels: Which are equalized in the model that was judged: ``"values"``, ``"neurons"``, ``"norms"``,
+            ``"residuals"``; none where it does not help.
+        before: Mean squared difference of the int8 model's logits from the float32 model's, with nothing equalized.
+        after: The least that was found with some equalized.
+    """
+
+    channels: tuple[str, ...]
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        error = f"the mean squared error of its logits was {self.before:.2g} and became {self.after:.2g}"
+        if self.channels:
+            return f"Equalized before int8: {', '.join(self.channels)}; {error}."
+        return f"No channels are equalized, which does not help int8 here: {error}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +77,7 @@ class QualityGate:
         test: Whether the difference is significant: McNemar's test, or a permutation test.
         tried: How many models were judged.
         all_int8_agreement: The agreement of the first of them, in which nothing is left in float32.
+        equalization: What equalizing channels does; None where it was not asked for, or there is nothing to equalize.
     """
 
     left_in_float32: tuple[str, ...]
@@ -64,6 +92,7 @@ class QualityGate:
     test: McNemar | SignFlip
     tried: int
     all_int8_agreement: float
+    equalization: Equalization | None = None
 
     @property
     def drop(self) -> float:
@@ -101,6 +130,8 @@ class QualityGate:
         if self.left_in_float32:
             names = ", ".join(self.left_in_float32)
             found.append(f"Left in float32: {names}; all of it int8 agrees on {self.all_int8_agreement:.1%}.")
+        if self.equalization is not None:
+            found.append(str(self.equalization))
         return found
 
 
@@ -174,16 +205,47 @@ class Candidates:
     """
 
     def __init__(self, graph: Any, folder: Path, bits: int, make: Any) -> None:
-        self._graph, self._folder, self._bits, self._make = graph, folder, bits, make
-        self.operators = find_operators(graph)
-        save_for_quantizer(graph, folder / "source.onnx")
+        self._folder, self._bits, self._make = folder, bits, make
+        self._calibration: list[Batch] | None = None
+        self._use(graph)
+
+    def _use(self, graph: Any) -> None:
+        """Go on with another float32 model, which computes the same."""
+        self._graph, self.operators = graph, find_operators(graph)
+        save_for_quantizer(graph, self._folder / "source.onnx")
 
     def build(self, left: Sequence[Operator], name: str = "int8") -> ExportedModel:
         """Quantize all but these operators."""
         file = self._folder / f"{name}.onnx"
-        quantize(self._folder / "source.onnx", file, bits=self._bits, float32=left)
+        quantize(self._folder / "source.onnx", file, bits=self._bits, float32=left, calibration=self._calibration)
         model: ExportedModel = self._make(file)
         return model
+
+    def calibrate(self, float32: ExportedModel, rows: HeldOut) -> None:
+        """Scale activations by what some of the rows to rank on have, from now on, and not while a model runs."""
+        self._calibration = [*_measured(float32, rows)]
+
+    def equalize(self, float32: ExportedModel, rows: HeldOut, paths: Sequence[LinearPath]) -> Equalization | None:
+        """Go on with equalized channels, if the logits of all int8 have less error with them.
+
+        Norms whose output others read too, which costs a multiplication, are only equalized if that helps once more.
+        """
+        original, largest = self._graph, largest_inputs(self._graph, _measured(float32, rows), self._folder)
+        compared = rows.ranked[:_COMPARED]
+        expected = rows.logits(float32, compared)
+        before = least = self._error([], rows, compared, expected)
+        chosen, channels = original, tuple[str, ...]()
+        errors = dict[tuple[str, ...], float]()
+        for residuals in (False, True):
+            graph, found = equalize(original, paths, largest, residuals=residuals)
+            if not found or found in errors or not self._computes(graph, rows, compared, expected):
+                continue
+            self._use(graph)
+            errors[found] = self._error([], rows, compared, expected)
+            if errors[found] < _HELPS * least:
+                chosen, channels, least = graph, found, errors[found]
+        self._use(chosen)
+        return Equalization(channels, before, min(errors.values())) if errors else None
 
     def sets(self, float32: ExportedModel, rows: HeldOut) -> Iterator[list[Operator]]:
         """Yield what to leave in float32: nothing, the embeddings, then those that repair most, each time one more."""
@@ -196,21 +258,46 @@ class Candidates:
 
     def _rank(self, float32: ExportedModel, rows: HeldOut) -> list[Operator]:
         """Order the operators with the worst outputs by what leaving each in float32 repairs of the logits."""
-        examples = read_examples("dataset", rows.module, rows.ranked[:_MEASURED], rows.tokenizer)
-        batches = (float32.complete(batch) for _, batch in examples.batches(1))
+        # By dynamic scales, also where they are static: what an outlier does to those, it does to these.
+        batches = _measured(float32, rows)
         errors = output_errors(self._graph, self.operators, batches, bits=self._bits, folder=self._folder)
         worst = sorted(self.operators, key=lambda one: -errors[one.name])[:_TRIED]
         expected = rows.logits(float32, rows.ranked)
-
-        def error(left: list[Operator]) -> float:
-            return float((rows.logits(self.build(left, "ranked"), rows.ranked) - expected).square().mean())
-
-        all_int8, repaired = error([]), {one: error([one]) for one in worst}
+        all_int8 = self._error([], rows, rows.ranked, expected)
+        repaired = {one: self._error([one], rows, rows.ranked, expected) for one in worst}
         return sorted((one for one in worst if repaired[one] < all_int8), key=repaired.__getitem__)
 
+    def _error(self, left: Sequence[Operator], rows: HeldOut, compared: Rows, expected: Tensor) -> float:
+        return float((rows.logits(self.build(left, "ranked"), compared) - expected).square().mean())
 
-def choose(candidates: Candidates, float32: ExportedModel, rows: HeldOut, max_drop: float) -> QualityGate:
+    def _computes(self, graph: Any, rows: HeldOut, compared: Rows, expected: Tensor) -> bool:
+        """Whether a float32 model computes these logits, also if its layers are not as the records know them."""
+        save_for_quantizer(graph, self._folder / "equalized.onnx")
+        logits = rows.logits(self._make(self._folder / "equalized.onnx"), compared)
+        return torch.allclose(logits, expected, rtol=_SAME, atol=_SAME)
+
+
+def _measured(float32: ExportedModel, rows: HeldOut) -> Iterator[Batch]:
+    """Return inputs of the rows on which activations are measured, each alone."""
+    examples = read_examples("dataset", rows.module, rows.ranked[:_MEASURED], rows.tokenizer)
+    return (float32.complete(batch) for _, batch in examples.batches(1))
+
+
+def choose(
+    candidates: Candidates,
+    float32: ExportedModel,
+    rows: HeldOut,
+    max_drop: float,
+    paths: Sequence[LinearPath] | None,
+) -> QualityGate:
     """Build int8 models until one passes; its file is the last that was built, ``int8.onnx``.
+
+    Args:
+        candidates: What builds them.
+        float32: The float32 model.
+        rows: To rank and to judge on.
+        max_drop: The loss that is allowed.
+        paths: Along which channels are equalized first where that helps, beside those of norms; None for no channels.
 
     Raises:
         CompressionError: None passes; the best is named.
@@ -220,6 +307,7 @@ def choose(candidates: Candidates, float32: ExportedModel, rows: HeldOut, max_dr
     before = rows.scores(expected)
     tried: list[QualityGate] = []
     kinds = {"multi_label_classification": "label accuracy", "regression": "R2"}
+    equalization = None if paths is None else candidates.equalize(float32, rows, paths)
     for left in candidates.sets(float32, rows):
         logits = rows.logits(candidates.build(left), rows.judged)
         after = rows.scores(logits)
@@ -238,6 +326,7 @@ def choose(candidates: Candidates, float32: ExportedModel, rows: HeldOut, max_dr
             test=compared.get("mcnemar") or compared["sign_flip"],
             tried=len(tried) + 1,
             all_int8_agreement=tried[0].agreement if tried else agreement,
+            equalization=equalization,
         )
         if result.passed:
             return result

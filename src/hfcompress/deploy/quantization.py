@@ -18,6 +18,8 @@ from hfcompress.errors import CompressionError
 Machine = Literal["any", "this"]
 _EXACT = {"AVX-512 VNNI", "AMX"}  # with one of them, int8 products are summed in 32 bits
 _OPERATIONS = ("MatMul", "Gemm", "Gather")
+# Of static models, as of dynamic ones: products of activations, and outputs, which are added up, stay in float32.
+_STATIC = {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": list(_OPERATIONS)}
 
 
 @dataclass(frozen=True)
@@ -66,39 +68,63 @@ def save_for_quantizer(model: Any, file: Path) -> None:
     onnx.save(tagged, file)
 
 
-def quantize(source: Path, target: Path, *, bits: int, float32: Collection[Operator] = ()) -> None:
-    """Write a model with int8 weights, one scale a column, whose activations are scaled while it runs.
+def quantize(
+    source: Path,
+    target: Path,
+    *,
+    bits: int,
+    float32: Collection[Operator] = (),
+    calibration: Iterable[Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write a model with int8 weights, one scale a column.
 
     Args:
         source: A float32 model, as `save_for_quantizer` saved it.
         target: The file to write.
         bits: Of a weight: 7 or 8.
         float32: The operators that are left as they are.
+        calibration: Inputs of the model, whose least and largest activations set the scales of all later ones; if None,
+            activations are scaled while the model runs.
 
     Raises:
         CompressionError: The quantizer fails.
     """
     onnx = import_exporter()
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
     # A Gemm becomes a MatMul of another name before nodes are left out by name.
     excluded = [name + end for one in float32 for name in one.nodes for end in ("", "_MatMul")]
+    settings: dict[str, Any] = {
+        "op_types_to_quantize": list(_OPERATIONS),
+        "per_channel": True,
+        "reduce_range": bits == 7,
+        "weight_type": QuantType.QInt8,
+        "nodes_to_exclude": excluded,
+    }
     try:
         with quietly():
-            quantize_dynamic(
-                source,
-                target,
-                op_types_to_quantize=list(_OPERATIONS),
-                per_channel=True,
-                reduce_range=bits == 7,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=excluded,
-            )
+            if calibration is None:
+                quantize_dynamic(source, target, **settings)
+            else:
+                settings |= {"activation_type": QuantType.QUInt8, "extra_options": _STATIC}
+                quantize_static(source, target, _Reader(calibration), **settings)
     except Exception as error:  # whatever the quantizer meets in a graph
         raise CompressionError(f"ONNX Runtime cannot quantize the model: {first_line(error)}") from error
     made = onnx.load(target)
     del made.metadata_props[:]
     onnx.save(made, target)
+
+
+class _Reader:
+    """Hands inputs to the quantizer one by one, as it asks for them."""
+
+    def __init__(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        self._batches = iter(batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """Return the next inputs; None at the end."""
+        batch = next(self._batches, None)
+        return None if batch is None else {name: value.numpy() for name, value in batch.items()}
 
 
 def output_errors(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -101,6 +102,40 @@ class NeuronGroup(Group):
 
     kind = "neurons"
     tokens_first: bool = False
+
+
+@dataclass(frozen=True)
+class LinearPath:
+    """Outputs of a module that another one reads with nothing between but sums over tokens and factors of a gate.
+
+    Attributes:
+        kind: ``"values"`` of attention, or ``"neurons"`` behind a gate.
+        count: Heads, or neurons.
+        producer: Where they are made; of several repeats, the last is meant.
+        consumer: Where they are read; under grouped queries, several times in a row for each head.
+    """
+
+    kind: Literal["values", "neurons"]
+    count: int
+    producer: Slice
+    consumer: Slice
+
+
+def find_linear_paths(model: nn.Module) -> list[LinearPath]:
+    """Find the values and the neurons behind a gate of an unwrapped classifier, where a record describes its layers."""
+    modules, found = dict(model.named_modules()), list[LinearPath]()
+    for block in ATTENTION:
+        for layer in _layers_with(modules, (*block.projections, block.output)):
+            with suppress(CompressionError):
+                group = _head_group(modules, layer, block)
+                made = group.slices[len(block.projections) - 1]
+                found.append(LinearPath("values", group.count, made, group.slices[-1]))
+    with suppress(CompressionError):
+        for neurons in _find_neurons(modules):
+            made, read = neurons.slices[-2:]
+            if len(neurons.slices) > 2 or made.repeats > 1:
+                found.append(LinearPath("neurons", neurons.count, made, read))
+    return found
 
 
 def find_groups(model: nn.Module, kind: Kind) -> list[Group]:

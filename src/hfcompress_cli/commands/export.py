@@ -21,6 +21,8 @@ def add_parser(verbs: options.Verbs) -> None:
     add = parser.add_argument_group("int8").add_argument
     help = "quantize, unless int8 is slower on this machine; with 'always' for any machine, though it is slower here"
     add("--int8", nargs="?", const="this", choices=("this", "always"), metavar="always", help=help)
+    help = "measure the scales of int8 activations on --data, instead of computing them while the model runs"
+    add("--static", action="store_true", help=help)
     help = "accuracy that int8 may lose on --data (default: 0.01, one point)"
     add("--max-drop", type=float, default=0.01, metavar="F", help=help)
     help = "rounds in which torch and ONNX Runtime are timed; 0: none (default: 8)"
@@ -56,6 +58,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
             dtype="int8" if arguments.int8 else "float32",
             dataset=dataset,
             max_drop=arguments.max_drop,
+            static=arguments.static,
             machine="this" if arguments.int8 == "this" else "any",
             repeats=arguments.repeats,
         )
