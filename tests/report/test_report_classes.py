@@ -88,7 +88,7 @@ def test_a_report_is_a_table_of_text_which_print_shows(reports, name):
 
 @every_class
 def test_a_notebook_shows_a_report_as_html(reports, name):
-    assert reports[name]._repr_html_().startswith("<table")
+    assert reports[name]._repr_html_().startswith("<div")
 
 
 @every_class
