@@ -7,9 +7,11 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
+from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks import first_way
 from docs import run_tutorials, works_with
 from examples.imdb.losses import spread
 
@@ -58,6 +60,32 @@ def test_the_architecture_page_lists_every_module(package):
     modules = {path.stem for path in (ROOT / "src" / package).rglob("*.py") if path.parent.name != "commands"}
     missing = {name for name in modules if not re.search(rf"── {name}(\.py|/) ", page)}
     assert not missing - {"__init__", "__main__"}
+
+
+# Pictures, and pages that are partly written by a program
+
+
+@pytest.mark.parametrize("path", first_way.PAGES, ids=lambda path: path.name)
+def test_the_first_way_on_a_page_is_that_of_its_program(path):
+    text = path.read_text()
+    assert first_way.pasted(text, first_way.PAGES[path]) == text, "python -m benchmarks.first_way --paste"
+    assert all(f"\n{command}\n" in text for command in first_way.COMMANDS)
+
+
+def test_no_page_needs_a_script_from_elsewhere():
+    sources = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "examples").rglob("*.md"), *NOTEBOOKS]
+    assert [path.name for path in sources if re.search("mermaid|<script|<iframe", path.read_text())] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "images").glob("*.svg")), ids=lambda path: path.stem)
+def test_a_picture_has_its_own_ground_and_a_description(path):
+    """Its lines are dark, and the page around it may be too."""
+    picture = ElementTree.parse(path).getroot()
+    ground = picture[0]
+    assert (ground.tag.rpartition("}")[2], ground.get("fill")) == ("rect", "#fff")
+    assert [ground.get("width"), ground.get("height")] == picture.get("viewBox").split()[2:]
+    assert picture.get("aria-label")
+    assert float(ground.get("width")) < 480  # so that its text can be read on a telephone
 
 
 # Works with
@@ -189,6 +217,9 @@ CITED = {
             tuple(f"{percent_right('paper', system):.1f}" for system in PAPER),
         ),
         (r"instead of ([\d.]+) GB and more", (f"{min(TORCHS) / 1000:.1f}",)),
+        (r"BERT-base runs ([\d.]+) to ([\d.]+) times as fast", (f"{min(SPEEDUPS):.1f}", f"{max(SPEEDUPS):.1f}")),
+    ],
+    "docs/index.md": [
         (r"BERT-base runs ([\d.]+) to ([\d.]+) times as fast", (f"{min(SPEEDUPS):.1f}", f"{max(SPEEDUPS):.1f}")),
     ],
     "examples/imdb/README.md": [
