@@ -28,7 +28,7 @@ from examples.imdb.environment import package_folder
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
 COMMANDS = (
-    f"hfcompress finetune {BASE} --data train.csv -o teacher/",
+    f"hfcompress finetune {BASE} \\\n    --data train.csv -o teacher/",
     "hfcompress shrink teacher/ --flops 0.5 --data train.csv -o half/",
     "hfcompress distill teacher/ --student half/ --data train.csv -o small/",
     "hfcompress compare teacher/ half/ small/ --data test.csv --markdown",
@@ -80,7 +80,7 @@ def write_data(folder: Path, training: int, test: int) -> None:
 
 def _run(command: str, folder: Path) -> str:
     """Run a command in the folder, and return a section of the page about it."""
-    arguments = [sys.executable, "-m", "hfcompress_cli", *shlex.split(command)[1:]]
+    arguments = [sys.executable, "-m", "hfcompress_cli", *shlex.split(command.replace("\\\n", " "))[1:]]
     start = time.perf_counter()
     done = subprocess.run(
         arguments, cwd=folder, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -49,9 +50,24 @@ def test_every_python_block_of_a_page_is_run(page):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_tutorial_prints_its_stored_output(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for cell, printed in run_tutorials.run(json.loads(path.read_text())):
-        stored = run_tutorials.comparable(cell, run_tutorials.stored_output(cell))
-        assert run_tutorials.comparable(cell, printed) == stored, f"{cell['id']}: python -m docs.run_tutorials"
+    for cell, outputs in run_tutorials.run(json.loads(path.read_text())):
+        now, stored = map(run_tutorials.as_text, (outputs, cell["outputs"]))
+        comparable = partial(run_tutorials.comparable, cell)
+        assert comparable(now) == comparable(stored), f"{cell['id']}: python -m docs.run_tutorials"
+
+
+@pytest.mark.parametrize("name", ["SparsityReport", "StructureReport", "Measurement", "Comparison"])
+def test_a_tutorial_shows_each_report_as_a_table(name):
+    """By what only that report has."""
+    own = {
+        "SparsityReport": "all prunable weights",
+        "StructureReport": "same predictions as before",
+        "Measurement": "95 % interval model",
+        "Comparison": "against first",
+    }
+    cells = [cell for path in NOTEBOOKS for cell in json.loads(path.read_text())["cells"] if "outputs" in cell]
+    shown = [one for cell in cells for one in cell["outputs"] if one["output_type"] == "display_data"]
+    assert any(own[name] in " ".join(run_tutorials.as_text([one]).split()) for one in shown)
 
 
 @pytest.mark.parametrize("package", ["hfcompress", "hfcompress_cli"])
