@@ -62,7 +62,7 @@ def test_a_tutorial_shows_each_report_as_a_table(name):
     own = {
         "SparsityReport": "all prunable weights",
         "StructureReport": "same predictions as before",
-        "Measurement": "95 % interval model",
+        "Measurement": "FLOPs: of the matrix products",
         "Comparison": "against first",
     }
     cells = [cell for path in NOTEBOOKS for cell in json.loads(path.read_text())["cells"] if "outputs" in cell]
