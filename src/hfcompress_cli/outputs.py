@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +22,6 @@ _OLD_WEIGHTS = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
 # What else belongs to a model that is replaced, and must not be taken for a part of the new one.
 _COMPANIONS = {"merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 _COMPANIONS |= {"generation_config.json"}
-
-
-def terminal_width() -> int | None:
-    """Characters of a line of the terminal that results are printed to; None where they go elsewhere."""
-    return shutil.get_terminal_size().columns if os.isatty(1) else None
 
 
 @contextmanager

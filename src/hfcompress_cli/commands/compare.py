@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress.report.plots import pyplot
     from hfcompress_cli.data import check_labels, encode, read_rows
     from hfcompress_cli.models import find_device, load, load_exported
-    from hfcompress_cli.outputs import check_file, terminal_width, write_file
+    from hfcompress_cli.outputs import check_file, write_file
 
     names = arguments.models
     if len(set(names)) < len(names):
@@ -61,9 +61,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     if page is not None:
         write_file(page, found.to_html(), arguments.overwrite)
     several = any(len(one.passes) > 1 for one in found.rows.values())  # the short table shows one batch alone
-    if arguments.markdown:
-        return found.to_markdown(verbose=several), found.to_dict()
-    return found.to_text(verbose=several, width=terminal_width()), found.to_dict()
+    return (found.to_markdown if arguments.markdown else found.to_text)(verbose=several), found.to_dict()
 
 
 def _numbers(text: str) -> list[int]:
