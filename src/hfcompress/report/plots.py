@@ -134,8 +134,8 @@ def draw_points(
     axes.set_axisbelow(True)
 
 
-def draw_legend(figure: Figure, axes: Axes, width: int, **place: Any) -> None:
-    """Draw the legend of a picture beside or below it, in as many columns as fit.
+def draw_legend(figure: Figure, axes: Axes, width: int, **place: Any) -> float:
+    """Draw the legend of a picture beside or below it, in as many columns as fit, and return its height in inches.
 
     Args:
         figure: Where to draw.
@@ -148,6 +148,9 @@ def draw_legend(figure: Figure, axes: Axes, width: int, **place: Any) -> None:
     longest = max(len(line) for name in names for line in name.splitlines())
     columns = max(1, min(4, len(names), width // (longest + _MARK)))
     figure.legend(handles, names, ncols=columns, fontsize=_TEXT, frameon=False, **place)
+    lines = [len(name.splitlines()) for name in names]
+    height = max(sum(column) for column in (lines[start::columns] for start in range(columns)))
+    return 1.5 * _TEXT / 72 * height
 
 
 def _escape(name: str) -> str:

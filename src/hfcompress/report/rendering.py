@@ -59,7 +59,7 @@ def draw(models: Mapping[str, Measurement]) -> tuple[Figure, tuple[Axes, ...]]:
     for axes in grid[0][1:]:
         axes.set_ylabel("")
     # The last picture has all models and the hollow mark.
-    draw_legend(figure, grid[0][-1], 75 * len(panels), loc="outside lower center")
+    figure.set_figheight(4.4 + draw_legend(figure, grid[0][-1], 75 * len(panels), loc="outside lower center"))
     return figure, tuple(grid[0])
 
 
