@@ -1,13 +1,15 @@
 """Run the notebooks in docs/tutorials and write their output into them: ``python -m docs.run_tutorials``.
 
-A notebook is JSON, and these print only text: no Jupyter is needed to run them. The tests run them in the same way and
-compare; of cells tagged "numbers vary" (times, accuracies) they compare all but the numbers.
+A notebook is JSON, and these print text and show reports: no Jupyter is needed to run them. The tests run them in the
+same way and compare; of cells tagged "numbers vary" (times, accuracies) they compare all but the numbers.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import gc
+import html
 import io
 import json
 import os
@@ -19,16 +21,17 @@ from typing import Any
 
 _EXPLAINS = re.compile("noise:|few rounds:")
 FOLDER = Path(__file__).with_name("tutorials")
+Outputs = list[dict[str, Any]]
 
 
-def run(notebook: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+def run(notebook: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Outputs]]:
     """Run the code cells in order, in the current folder.
 
     Args:
         notebook: The notebook as JSON.
 
     Yields:
-        Each code cell and what it printed.
+        Each code cell and its outputs: what it printed, and the report that its last line is, as a notebook shows it.
     """
     names: dict[str, object] = {"__name__": "__main__"}
     for cell in notebook["cells"]:
@@ -38,17 +41,49 @@ def run(notebook: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
                 contextlib.redirect_stdout(printed),
                 contextlib.redirect_stderr(io.StringIO()),
             ):
-                exec(
-                    compile("".join(cell["source"]), cell["id"], "exec"), names
+                value = _run_cell("".join(cell["source"]), cell["id"], names)
+            outputs: Outputs = []
+            if printed.getvalue():
+                lines = printed.getvalue().splitlines(keepends=True)
+                outputs.append(
+                    {"name": "stdout", "output_type": "stream", "text": lines}
                 )
-            yield cell, printed.getvalue()
+            if hasattr(value, "_repr_html_"):
+                table = value._repr_html_().splitlines(keepends=True)
+                data = {"text/html": table}
+                outputs.append(
+                    {
+                        "data": data,
+                        "metadata": {},
+                        "output_type": "display_data",
+                    }
+                )
+            yield cell, outputs
 
 
-def stored_output(cell: dict[str, Any]) -> str:
-    """Return the output that is stored in a cell."""
-    return "".join(
-        line for output in cell["outputs"] for line in output["text"]
-    )
+def _run_cell(source: str, name: str, names: dict[str, object]) -> Any:
+    """Run a cell, and return the value of its last line if that is an expression."""
+    module = ast.parse(source, name)
+    last = module.body[-1]
+    if not isinstance(last, ast.Expr):
+        exec(compile(module, name, "exec"), names)
+        return None
+    module.body.pop()
+    exec(compile(module, name, "exec"), names)
+    return eval(compile(ast.Expression(last.value), name, "eval"), names)
+
+
+def as_text(outputs: Outputs) -> str:
+    """Return outputs as text: of a table, each row and each note is a line."""
+    parts = []
+    for output in outputs:
+        if output["output_type"] == "stream":
+            parts.append("".join(output["text"]))
+        else:
+            table = " ".join("".join(output["data"]["text/html"]).split())
+            rows = re.sub("</tr>|</p>", "\n", table)
+            parts.append(html.unescape(re.sub("<[^>]*>", "", rows)))
+    return "\n".join(parts)
 
 
 def comparable(cell: dict[str, Any], text: str) -> list[str]:
@@ -57,7 +92,9 @@ def comparable(cell: dict[str, Any], text: str) -> list[str]:
     The words behind it depend on the numbers: whether a difference is noise, and the line that explains this word.
     """
     if "numbers vary" in cell["metadata"].get("tags", []):
-        lines = (re.split(r"\S*\d", line)[0] for line in text.splitlines())
+        lines = (
+            re.split(r"\S*\d", line)[0].strip() for line in text.splitlines()
+        )
         text = "\n".join(line for line in lines if not _EXPLAINS.match(line))
     return text.split()
 
@@ -70,13 +107,8 @@ def main() -> None:
         here = Path.cwd()
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
-            for count, (cell, printed) in enumerate(run(notebook), 1):
-                lines = printed.splitlines(keepends=True)
-                cell["outputs"] = (
-                    [{"name": "stdout", "output_type": "stream", "text": lines}]
-                    if lines
-                    else []
-                )
+            for count, (cell, outputs) in enumerate(run(notebook), 1):
+                cell["outputs"] = outputs
                 cell["execution_count"] = count
             os.chdir(here)
         path.write_text(

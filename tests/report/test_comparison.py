@@ -1,6 +1,7 @@
 """Tables, ratios, speed-ups, pictures and the HTML page of measurements with given figures."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -8,14 +9,11 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
 from hfcompress import Comparison, CompressionError, Measurement
-from hfcompress.report.intervals import McNemar, wilson_interval
+from hfcompress.report.intervals import McNemar, SignFlip, wilson_interval
 from hfcompress.report.measurements import ForwardPass
-from hfcompress.report.rendering import pareto_front
 
 mpl.use("Agg")
 
@@ -41,6 +39,26 @@ ROWS = Comparison(
         "unread": row(100),
     }
 )
+
+
+LONG = "a model with a name that is much longer than a telephone is wide, in words and_in_one_piece_without_a_space"
+
+
+def many(count):
+    """Models with long names, all figures and several labels."""
+    rows = {}
+    for index in range(count):
+        found = row(
+            22_700_000 + 10_000_000 * index, times=FIRST, correct=0.8, problem_type="multi_label_classification"
+        )
+        more = {
+            "exact_match": 0.5,
+            "f1_micro": 0.6,
+            "f1_macro": 0.7,
+            "sign_flip": SignFlip("labels", 0.0, 1.0, True, False),
+        }
+        rows[f"{index} {LONG}"] = replace(found, **more)
+    return Comparison(rows)
 
 
 def test_printing_shows_an_aligned_row_a_model_and_notes():
@@ -166,14 +184,6 @@ def test_a_measurement_of_size_alone_prints_one_row():
     assert cells == ["model", "100", "0.0%", "0.000400"]
 
 
-@given(st.dictionaries(st.text("abc", max_size=3), st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8))
-def test_the_pareto_front_holds_what_no_other_dominates(models):
-    front = pareto_front(models)
-    for name, (cost, accuracy) in models.items():
-        better = [(c, a) for c, a in models.values() if (c < cost and a >= accuracy) or (c <= cost and a > accuracy)]
-        assert (name in front) == (not better)
-
-
 @pytest.fixture
 def pictures():
     figure, (time, size) = ROWS.plot()
@@ -194,7 +204,7 @@ def test_the_pictures_show_each_model_with_its_intervals(pictures):
 
 def test_the_picture_of_size_shows_the_pareto_front(pictures):
     (front,) = [line for line in pictures[2].lines if line.get_label() == "Pareto front"]
-    points = [(0.004, 0.7), (77.18, 0.83), (90.8, 0.84)]
+    points = [(0.004, 0.7), (77.18, 0.83)]  # BERT is larger than the pruned model, and not shown to be better
     assert front.get_xydata().tolist() == [[pytest.approx(x), y] for x, y in points]
 
 
@@ -203,16 +213,19 @@ def test_a_hollow_mark_shows_a_larger_dense_file(pictures):
     assert [line.get_xdata()[0] for line in hollow] == [90.8]  # of the pruned model alone a dense file is larger
 
 
-def test_no_text_of_a_picture_is_cut_off(pictures):
-    figure, time, _ = pictures
+@pytest.mark.parametrize("comparison", [ROWS, many(1), many(13)], ids=["short", "long", "many"])
+def test_no_text_of_a_picture_is_cut_off(comparison):
+    figure, axes = comparison.plot()
     figure.canvas.draw()
     width, height = figure.get_size_inches() * figure.dpi
-    for text in [*(text for legend in figure.legends for text in legend.get_texts()), time.xaxis.label]:
+    for text in [*(text for legend in figure.legends for text in legend.get_texts()), axes[0].xaxis.label]:
         box = text.get_window_extent()
         assert box.x0 >= 0
         assert box.y0 >= 0
         assert box.x1 <= width
         assert box.y1 <= height
+    assert axes[0].get_window_extent().height > 0.6 * 4.4 * figure.dpi  # the legend takes no room of it
+    plt.close(figure)
 
 
 def test_models_that_were_not_timed_have_one_picture():
@@ -263,15 +276,72 @@ def test_the_page_is_one_file_that_needs_no_network():
     assert page.open == []
     assert page.links == []
     assert "@import" not in text
-    assert (page.tags.count("table"), page.tags.count("svg"), page.tags.count("script")) == (2, 1, 0)
+    assert (page.tags.count("table"), page.tags.count("svg"), page.tags.count("script")) == (2, 3, 0)
     assert "<title>A &amp; B</title>" in text
     assert "pruned &lt;b&gt;|" in text
-    assert "<b>" not in text
-    picture = ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
-    assert float(picture.get("viewBox").split()[2]) > 700
+    assert "pruned <b>" not in text
     assert plt.get_fignums() == []
     for note in ("Zeros save no FLOPs", "FLOPs: of the matrix products"):
         assert note in text
+
+
+@pytest.mark.parametrize("count", [1, 6, 7, 12, 13])
+def test_the_page_shows_each_model_once_in_tables_that_fit(count):
+    text = many(count).to_html()
+    summary, *parts = [
+        [[part.text for part in one.iter() if part.tag in ("th", "span")] for one in table.iter("tr")]
+        for table in map(ElementTree.fromstring, re.findall("<table.*?</table>", text, re.DOTALL))
+    ]
+    assert [cells[0] for cells in summary[1:]] == list(many(count).rows)
+    assert max(len(part[0]) for part in parts) <= 7
+    assert [name for part in parts for name in part[0][1:]] == list(many(count).rows)
+    for line in many(count).to_markdown(verbose=True).splitlines()[2:]:
+        if line.startswith("| "):
+            label, *cells = line[2:-2].split(" | ")
+            assert [cell for part in parts for cells in part if cells[0] == label for cell in cells[1:]] == cells
+
+
+def test_a_narrow_screen_shows_the_head_of_each_cell():
+    for table in map(ElementTree.fromstring, re.findall("<table.*?</table>", ROWS.to_html(), re.DOTALL)):
+        head, *rows = table.iter("tr")
+        for one in rows:
+            assert [cell.get("data-head") for cell in one.iter("td")] == [cell.text for cell in head][1:]
+
+
+def test_the_pictures_of_the_page_are_as_wide_as_a_telephone():
+    widths = [float(width) for width in re.findall(r'<svg[^>]* width="([\d.]+)pt"', many(12).to_html())]
+    assert len(widths) == 3
+    assert max(widths) * 4 / 3 < 1.3 * 358  # pixels; a telephone of 390 shows their text in almost full size
+
+
+def test_the_page_has_no_black_or_white_of_its_own():
+    text = ROWS.to_html()
+    assert "currentColor" in text
+    pictures = "".join(re.findall("<svg.*?</svg>", text, re.DOTALL))
+    assert "#000000" not in pictures
+    assert "#ffffff" not in pictures.replace("var(--background, #ffffff)", "")
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_the_page_names_the_models_on_the_pareto_front():
+    text = " ".join(ROWS.to_html().split())
+    assert "by time:</b> BERT; pruned &lt;b&gt;|; small." in text
+    assert "by size:</b> pruned &lt;b&gt;|; small." in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 200])
+def test_a_table_is_folded_to_the_width_of_a_terminal(width):
+    blocks = [block.splitlines() for block in ROWS.to_text(width=width).split("\n\n")]
+    if len(blocks) > 1:
+        blocks.pop()  # the notes
+    tables = [lines[:5] for lines in blocks]
+    assert max(len(line) for table in tables for line in table) <= width
+    heads = [[part for part in re.split("  +", table[0]) if part] for table in tables]
+    assert {head[0] for head in heads} == {"model"}
+    assert [part for head in heads for part in head[1:]] == re.split("  +", str(ROWS).splitlines()[0])[1:]
+    cells = [cell for table in tables for cell in table[1].split()[1:]]
+    assert cells == str(ROWS).splitlines()[1].split()[1:]
+    assert max(map(len, ROWS.to_text(width=width).splitlines())) <= width
 
 
 def test_a_page_without_accuracy_needs_no_matplotlib(monkeypatch):

@@ -1,14 +1,17 @@
 """Every class of report, as a real call returns it, can be converted and written into a model card."""
 
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from architectures import batch, build
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizer_kinds import make_tokenizer
 
 import hfcompress as hfc
-from hfcompress.report.tables import Report
+from hfcompress.report.tables import Report, Table
 
 DATA = batch(12)
 
@@ -87,8 +90,25 @@ def test_a_report_is_a_table_of_text_which_print_shows(reports, name):
 
 
 @every_class
-def test_a_notebook_shows_a_report_as_html(reports, name):
-    assert reports[name]._repr_html_().startswith("<table")
+def test_a_notebook_shows_the_figures_that_print_shows(reports, name):
+    tree = ElementTree.fromstring(f"<main>{reports[name]._repr_html_()}</main>")
+    rows = [" ".join(" ".join(cell.text or "" for cell in row).split()) for row in tree.iter("tr")]
+    notes = [note.text for note in tree.iter("p")]
+    lines = [" ".join(line.split()) for line in str(reports[name]).splitlines()]
+    assert rows + notes == lines
+    assert len(list(tree.iter("table"))) == 1
+
+
+@given(st.lists(st.text(), min_size=4, max_size=4))
+def test_a_notebook_shows_any_name_literally(texts):
+    printable = ["".join(one for one in text if one.isprintable()) for text in (*texts, "<script>&'\"")]
+    table = Table([("model", printable[0]), (printable[4], printable[1])], "<>", printable[2:4])
+    tree = ElementTree.fromstring(f"<main>{table.html()}</main>")
+    assert [cell.text or "" for cell in tree.iter() if cell.tag in ("th", "td")][1:] == [
+        printable[0], printable[4], printable[1],
+    ]  # fmt: skip
+    assert [note.text or "" for note in tree.iter("p")] == printable[2:4]
+    assert {one.tag for one in tree.iter()} <= {"main", "div", "table", "thead", "tbody", "tr", "th", "td", "p"}
 
 
 @every_class

@@ -61,14 +61,15 @@ class Comparison(Report):
             result[name]["speedups"] = [one and one.to_dict() for one in speedups]
         return result
 
-    def to_text(self, *, verbose: bool = False) -> str:
+    def to_text(self, *, verbose: bool = False, width: int | None = None) -> str:
         """Return a table for a terminal.
 
         Args:
             verbose: Show all figures and their ratios to the first, a column a model; otherwise the main figures, a row
                 a model.
+            width: Characters of a line. Columns beyond it follow below, each time with the first column.
         """
-        return self._table(verbose).text()
+        return self._table(verbose).text(width)
 
     def to_markdown(self, *, verbose: bool = False) -> str:
         """Return a Markdown table; ``verbose`` as for `to_text`."""
@@ -76,6 +77,9 @@ class Comparison(Report):
 
     def plot(self) -> tuple[Figure, tuple[Axes, ...]]:
         """Draw accuracy against milliseconds and against bytes, with intervals and the Pareto front.
+
+        A model is off the front where another one is shown to be cheaper and not shown to be worse, or shown to be
+        better and not shown to be costlier. Not shown does not mean equal.
 
         Of a multi-label model it is the label accuracy, of a regression the mean squared error, of which less is
         better. Bytes are those of a packed file; a hollow mark shows the dense file where it is larger. Models without
@@ -91,7 +95,7 @@ class Comparison(Report):
         return draw(self.rows)
 
     def to_html(self, title: str = "Models compared") -> str:
-        """Return an HTML page with tables and pictures, in one file that needs no network.
+        """Return an HTML page with tables and pictures, in one file that needs no network, for screens of any width.
 
         Args:
             title: Heading of the page.

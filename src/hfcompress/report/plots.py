@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osD^vPX<>p"
 _TEXT = 9
+_MARK = 6  # characters of a legend that a mark and the space around it take
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,13 @@ def draw_sparsity(
 
 
 def draw_points(
-    axes: Axes, points: Sequence[Point], front: Sequence[str], labels: tuple[str, str], hollow: str | None
+    axes: Axes,
+    points: Sequence[Point],
+    front: Sequence[str],
+    labels: tuple[str, str],
+    hollow: str | None,
+    *,
+    lower_is_better: bool = False,
 ) -> None:
     """Draw models by cost and quality, with their intervals and the Pareto front.
 
@@ -98,6 +107,7 @@ def draw_points(
         front: Names of the models on the front.
         labels: Labels of the horizontal and the vertical axis.
         hollow: Legend of the second cost, or None.
+        lower_is_better: Whether a lower quality is a better one.
     """
     for index, point in enumerate(points):
         marker = _MARKERS[index % len(_MARKERS)]
@@ -112,14 +122,35 @@ def draw_points(
         style |= {"fmt": marker, "capsize": 3, "alpha": 0.85, "label": _escape(point.name)}
         axes.errorbar(point.cost, point.quality, y_errors, x_errors, **style)
     steps = sorted((point.cost, point.quality) for point in points if point.name in front)
-    axes.step(*zip(*steps, strict=True), where="post", color="#888888", linewidth=1, zorder=0, label="Pareto front")
+    costs = [cost for cost, _ in steps]
+    # Of models whose difference is not shown, the better one may be the cheaper one: the line follows the best so far.
+    best = list(itertools.accumulate((quality for _, quality in steps), min if lower_is_better else max))
+    axes.step(costs, best, where="post", color="#888888", linewidth=1, zorder=0, label="Pareto front")
     if hollow is not None and any(point.other_cost is not None for point in points):
-        axes.plot([], [], "o", color="#444444", markerfacecolor="white", markersize=8, label=hollow)
-    axes.set(xlabel=labels[0], ylabel=f"{labels[1]}, 95 % interval")
-    axes.margins(x=0.08)
-    axes.set_xlim(left=0)
+        axes.plot([], [], "o", color="#777777", markerfacecolor="white", markersize=8, label=hollow)
+    axes.set(xlabel=textwrap.fill(labels[0], 54), ylabel=f"{labels[1]}, 95 % interval")
+    axes.set_xlim(0, 1.08 * axes.dataLim.x1)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
+
+
+def draw_legend(figure: Figure, axes: Axes, width: int, **place: Any) -> float:
+    """Draw the legend of a picture beside or below it, in as many columns as fit, and return its height in inches.
+
+    Args:
+        figure: Where to draw.
+        axes: The picture.
+        width: Characters that fit beside each other.
+        **place: Where in the figure, as for ``Figure.legend``.
+    """
+    handles, names = axes.get_legend_handles_labels()
+    names = [textwrap.fill(name, width - _MARK) or name for name in names]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    columns = max(1, min(4, len(names), width // (longest + _MARK)))
+    figure.legend(handles, names, ncols=columns, fontsize=_TEXT, frameon=False, **place)
+    lines = [len(name.splitlines()) for name in names]
+    height = max(sum(column) for column in (lines[start::columns] for start in range(columns)))
+    return 1.5 * _TEXT / 72 * height
 
 
 def _escape(name: str) -> str:
@@ -129,9 +160,13 @@ def _escape(name: str) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as an ``<svg>`` element, and close it."""
+    """Return a figure as an ``<svg>`` element, and close it.
+
+    Black and white are those of the page around it, ``currentColor`` and ``--background``, which may be a dark one.
+    """
     plt, text = pyplot(), io.StringIO()
     with plt.rc_context({"svg.hashsalt": "hfcompress"}):  # for the same text from the same figure
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    element = text.getvalue()[text.getvalue().index("<svg") :]
+    return element.replace("#000000", "currentColor").replace("#ffffff", "var(--background, #ffffff)")

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hfcompress.errors import CompressionError
 from hfcompress.report.intervals import median_interval
 from hfcompress.report.measurements import MB, Measurement, all_figures, explain, main_figures, main_quality
-from hfcompress.report.plots import Point, draw_points, pyplot, svg
+from hfcompress.report.pareto import SAME_SIZE, Cost, pareto_front
+from hfcompress.report.plots import Point, draw_legend, draw_points, pyplot, svg
 from hfcompress.report.tables import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DENSE_IS_LARGER = 1.02  # times the packed size, from which on both sizes are drawn
+_MODELS_A_TABLE = 6  # beside each other on the page, whose width this fits
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A picture of quality against one cost: its models, and the names of those on the Pareto front."""
+
+    cost: Cost
+    label: str
+    points: list[Point]
+    front: list[str]
+    hollow: str | None = None
 
 
 def page(models: Mapping[str, Measurement], title: str) -> str:
     """Return an HTML page with tables, notes and pictures."""
+    panels = _panels(models)
     return render(
         "comparison.html.j2",
         title=title,
         summary=main_figures(models),
-        picture=svg(draw(models)[0]) if _panels(models) else None,
-        quality=main_quality(list(models.values()))[0].capitalize(),
-        all_figures=all_figures(models),
+        pictures=_draw_apart(models, panels) if panels else [],
+        fronts={panel.cost: panel.front for panel in panels},
+        quality=main_quality(list(models.values()))[0],
+        all_figures=all_figures(models).split(_MODELS_A_TABLE),
         notes=explain(models, verbose=True),
     )
 
@@ -39,20 +54,36 @@ def draw(models: Mapping[str, Measurement]) -> tuple[Figure, tuple[Axes, ...]]:
     figure, grid = pyplot().subplots(
         1, len(panels), figsize=(5.5 * len(panels), 4.8), sharey=True, squeeze=False, layout="constrained"
     )
-    quality, _, lower_is_better = main_quality(list(models.values()))
-    sign = -1 if lower_is_better else 1
-    for axes, (label, points, hollow) in zip(grid[0], panels, strict=True):
-        front = pareto_front({point.name: (point.cost, sign * point.quality) for point in points})
-        draw_points(axes, points, front, (label, quality + (", lower is better" if lower_is_better else "")), hollow)
+    for axes, panel in zip(grid[0], panels, strict=True):
+        _draw_panel(axes, panel, models)
     for axes in grid[0][1:]:
         axes.set_ylabel("")
-    handles, names = grid[0][-1].get_legend_handles_labels()  # the last picture has all models and the hollow mark
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=9, frameon=False)
+    # The last picture has all models and the hollow mark.
+    figure.set_figheight(4.4 + draw_legend(figure, grid[0][-1], 75 * len(panels), loc="outside lower center"))
     return figure, tuple(grid[0])
 
 
-def _panels(models: Mapping[str, Measurement]) -> list[tuple[str, list[Point], str | None]]:
-    """Return the label of the cost, the models and the meaning of a hollow mark, for each picture."""
+def _draw_apart(models: Mapping[str, Measurement], panels: list[_Panel]) -> list[str]:
+    """Draw each picture, and the legend, so small that a telephone shows them in full size."""
+    pictures = []
+    for panel in panels:
+        figure, axes = pyplot().subplots(figsize=(4.5, 3.6), layout="constrained")
+        _draw_panel(axes, panel, models)
+        if panel is panels[-1]:
+            legend = pyplot().figure(figsize=(1, 1))
+            draw_legend(legend, axes, 34, loc="upper left")
+        pictures.append(svg(figure))
+    return [*pictures, svg(legend)]
+
+
+def _draw_panel(axes: Axes, panel: _Panel, models: Mapping[str, Measurement]) -> None:
+    quality, _, lower_is_better = main_quality(list(models.values()))
+    labels = panel.label, quality + (", lower is better" if lower_is_better else "")
+    draw_points(axes, panel.points, panel.front, labels, panel.hollow, lower_is_better=lower_is_better)
+
+
+def _panels(models: Mapping[str, Measurement]) -> list[_Panel]:
+    """Return what each picture shows; the one of times is left out where no model was timed."""
     times, sizes, batches = [], [], []
     _, figure, _ = main_quality(list(models.values()))
     for name, one in models.items():
@@ -65,25 +96,13 @@ def _panels(models: Mapping[str, Measurement]) -> list[tuple[str, list[Point], s
             ends = median_interval(timed.times_ms) or timed.quartiles_ms
             times.append(Point(name, timed.latency_ms, quality, interval, ends))
             batches.append(timed.label)
-        dense = one.bytes / MB if one.bytes > _DENSE_IS_LARGER * one.bytes_packed else None
+        dense = one.bytes / MB if one.bytes > SAME_SIZE * one.bytes_packed else None
         sizes.append(Point(name, one.bytes_packed / MB, quality, interval, other_cost=dense))
-    by_time = f"milliseconds a batch of {' or '.join(dict.fromkeys(batches))} tokens, 95 % interval"
-    panels = [(by_time, times, None), ("MB on disk, packed", sizes, "the same, saved dense")]
-    return [panel for panel in panels if panel[1]]
-
-
-def pareto_front(models: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Return the names of the models that no other one dominates: as cheap and more accurate, or as good and cheaper.
-
-    Args:
-        models: By name, a cost (less is better) and an accuracy (more is better).
-
-    Example:
-        >>> pareto_front({"large": (10.0, 0.9), "small": (2.0, 0.8), "waste": (11.0, 0.85)})
-        ['large', 'small']
-    """
-
-    def dominated(cost: float, accuracy: float) -> bool:
-        return any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in models.values())
-
-    return [name for name, point in models.items() if not dominated(*point)]
+    panels = []
+    if times:
+        label = f"milliseconds a batch of {' or '.join(dict.fromkeys(batches))} tokens, 95 % interval"
+        panels.append(_Panel("time", label, times, pareto_front(models, "time")))
+    if sizes:
+        front = pareto_front(models, "size")
+        panels.append(_Panel("size", "MB on disk, packed", sizes, front, "the same, saved dense"))
+    return panels

@@ -131,11 +131,12 @@ class SparsityReport(Report):
             "not_covered": list(self.not_covered),
         }
 
-    def to_text(self, *, verbose: bool = False) -> str:
+    def to_text(self, *, verbose: bool = False, width: int | None = None) -> str:
         """Return a table for a terminal.
 
         Args:
             verbose: Show every matrix; otherwise a model of more than 30 matrices is shown layer by layer.
+            width: Characters of a line. Columns beyond it follow below, each time with the first column.
 
         Example:
             >>> count = ZeroCount(12, 3)
@@ -146,7 +147,7 @@ class SparsityReport(Report):
             all prunable weights                            12      3    25.00%
             all parameters                                  12      3    25.00%
         """
-        return self._table(verbose).text()
+        return self._table(verbose).text(width)
 
     def to_markdown(self, *, verbose: bool = True) -> str:
         """Return a Markdown table; ``verbose`` as for `to_text`."""
