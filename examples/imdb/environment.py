@@ -9,16 +9,19 @@ import re
 import warnings
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from examples.imdb.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("auto", "bf16", "fp16", "float32")
 
 
-def package_folder(name: str) -> Path:
-    """Return the folder of an installed package; importing it would run its code, and only its data is needed."""
-    return Path(str(distribution(name).locate_file(name)))
+def package_folder(name: str, inside: str | Path | None = None) -> Path:
+    """Return the folder of an installed package, or a path of its; importing it would run its code."""
+    return Path(str(distribution(name).locate_file(inside or name)))
 
 
 def describe_machine() -> dict[str, Any]:
@@ -42,6 +45,15 @@ def name_machine(machine: dict[str, Any]) -> str:
     return ", ".join(part for part in (machine["cpu"], cores, machine["gpu"]) if part)
 
 
+def current_device() -> torch.device:
+    """Return the accelerator if there is one, or else the processor."""
+    import torch
+
+    from hfcompress.compat import current_accelerator
+
+    return current_accelerator() or torch.device("cpu")
+
+
 def choose_precision(asked: str) -> str:
     """Return the precision to train in, ``"bf16"``, ``"fp16"`` or ``"float32"``, and print it with the reason."""
     from hfcompress.compat import current_accelerator, mixed_precision
@@ -52,6 +64,12 @@ def choose_precision(asked: str) -> str:
     chosen = "float32" if chosen == "no" else chosen
     print(f"Precision of the training: {chosen} ({reason}).")
     return chosen
+
+
+def share_processor(processes: int) -> None:
+    """Leave this process and those that it starts their share of the cores, and the screen; before torch is imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def silence_libraries() -> None:
