@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import platform
@@ -52,6 +53,15 @@ def current_device() -> torch.device:
     from hfcompress.compat import current_accelerator
 
     return current_accelerator() or torch.device("cpu")
+
+
+def free_memory() -> None:
+    """Give the memory of a GPU back that nothing uses, so that other processes can have it."""
+    import torch
+
+    gc.collect()  # a Trainer and its model refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def choose_precision(asked: str) -> str:

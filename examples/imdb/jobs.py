@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from examples.imdb.environment import free_memory
 from examples.imdb.files import Result, write_json
 
 PAUSE = 1.0  # seconds between looks at what other processes have finished
@@ -75,6 +76,8 @@ def _compute(job: Job, failed: list[Job], after: Callable[[Job], None] | None) -
                 print(f"{job.title} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
                 failed.append(job)
                 return True
+            finally:
+                free_memory()
     except Timeout:
         return False
     if after is not None:
