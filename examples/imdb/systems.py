@@ -42,6 +42,7 @@ class Run:
     folder: Path
     keep_weights: bool = True  # of all systems, or only of those that others start from or learn from
     encoded: dict[tuple[str, str], Dataset] = field(default_factory=dict)  # by start and part of the reviews
+    logits: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)  # by teacher and part
 
     def result_file(self, key: str) -> Path:
         """Return the file of a system's result."""
@@ -64,8 +65,7 @@ def _compute(system: System, run: Run) -> Result:
     folder = run.folder / system.key
     result = _train_and_test(system, run, folder)
     if system.key in ("bert", "gpt2"):
-        for part in ("train", "validation"):
-            _teacher_logits(system.key, run, part)
+        _teacher_logits(system.key, run)
     elif not run.keep_weights:
         for file in (folder / "model").glob("*.safetensors"):
             file.unlink()
@@ -78,8 +78,8 @@ def _train_and_test(system: System, run: Run, folder: Path) -> Result:
     model, tokenizer = _make_model(system, run)
     data = {part: _encode(part, tokenizer, system, run) for part in run.reviews}
     if system.has_teacher:
-        for part in ("train", "validation"):
-            data[part] = data[part].add_column("teacher_logits", _teacher_logits(system.teacher, run, part))
+        for part, logits in _teacher_logits(system.teacher, run).items():
+            data[part] = data[part].add_column("teacher_logits", logits)
     trainer = EpochTrainer(
         model=model,
         args=_arguments(system, run, folder / "checkpoints"),
@@ -179,18 +179,24 @@ def _other_words(tokenizer: PreTrainedTokenizerBase, seed: int) -> np.ndarray[An
     return other
 
 
-def _teacher_logits(key: str, run: Run, part: str) -> list[list[float]]:
-    """Return the logits of a fine-tuned model, from its own tokenizer's ids, computed once for all epochs and systems."""
-    teacher, tokenizer = load_system(key, run)
-    cached = hfc.cache_teacher_logits(
-        teacher,
-        run.reviews[part],
-        processing_class=tokenizer,
-        max_length=run.preset.max_length,
-        bf16=run.precision == "bf16",
-        cache_dir=run.folder / key / "teacher_logits",
-    )
-    return list(cached["teacher_logits"])
+def _teacher_logits(key: str, run: Run) -> dict[str, list[list[float]]]:
+    """Return the logits of a fine-tuned model by part of the reviews, computed once for all epochs and systems.
+
+    They are from the ids of its own tokenizer.
+    """
+    if key not in run.logits:
+        teacher, tokenizer = load_system(key, run)
+        for part in ("train", "validation"):
+            cached = hfc.cache_teacher_logits(
+                teacher,
+                run.reviews[part],
+                processing_class=tokenizer,
+                max_length=run.preset.max_length,
+                bf16=run.precision == "bf16",
+                cache_dir=run.folder / key / "teacher_logits",
+            )
+            run.logits.setdefault(key, {})[part] = list(cached["teacher_logits"])
+    return run.logits[key]
 
 
 def _pruning_callbacks(system: System) -> list[TrainerCallback]:
