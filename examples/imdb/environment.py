@@ -17,7 +17,7 @@ from examples.imdb.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-PRECISIONS = ("auto", "bf16", "fp16", "float32")
+PRECISIONS = ("auto", "bf16", "fp16", "tf32", "float32")
 
 
 def package_folder(name: str, inside: str | Path | None = None) -> Path:
@@ -65,11 +65,11 @@ def free_memory() -> None:
 
 
 def choose_precision(asked: str) -> str:
-    """Return the precision to train in, ``"bf16"``, ``"fp16"`` or ``"float32"``, and print it with the reason."""
+    """Return the precision to train in, all but ``"auto"`` of `PRECISIONS`, and print it with the reason."""
     from hfcompress.compat import current_accelerator, mixed_precision
 
-    if asked == "fp16" and current_accelerator() is None:
-        raise UsageError("--precision fp16 needs an accelerator, and there is none; use --precision auto.")
+    if asked in ("fp16", "tf32") and current_accelerator() is None:
+        raise UsageError(f"--precision {asked} needs an accelerator, and there is none; use --precision auto.")
     chosen, reason = mixed_precision() if asked == "auto" else (asked, "as asked")
     chosen = "float32" if chosen == "no" else chosen
     print(f"Precision of the training: {chosen} ({reason}).")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-
 PACKAGED = ("imdb", "rotten_tomatoes")  # data sets, as the package that carries them calls them
 ALIASES = {"packaged": "imdb", "packaged-sentences": "rotten_tomatoes"}
 

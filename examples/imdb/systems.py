@@ -52,7 +52,10 @@ class Run:
 def make_job(system: System, run: Run, title: str) -> Job:
     """Return the training and testing of a system, as a job that starts once those are done that it needs."""
     return Job(
-        title, run.result_file(system.key), partial(_compute, system, run), [run.result_file(key) for key in system.needs]
+        title,
+        run.result_file(system.key),
+        partial(_compute, system, run),
+        [run.result_file(key) for key in system.needs],
     )
 
 

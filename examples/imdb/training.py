@@ -17,7 +17,8 @@ import hfcompress as hfc
 def training_arguments(folder: Path, precision: str, **settings: Any) -> hfc.DistillationArguments:
     """Return the arguments that all trainings here share, on a GPU if there is one, and these settings.
 
-    The precision is ``"bf16"`` or ``"fp16"``, which are mixed with float32, or ``"float32"``.
+    The precision is ``"bf16"`` or ``"fp16"``, which are mixed with float32, ``"tf32"``, in which GPUs since Ampere
+    multiply float32 matrices, or ``"float32"``.
     """
     gpu = torch.accelerator.is_available()
     return hfc.DistillationArguments(
@@ -30,6 +31,7 @@ def training_arguments(folder: Path, precision: str, **settings: Any) -> hfc.Dis
         dataloader_pin_memory=gpu,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
+        tf32=True if precision == "tf32" else None,
         **settings,
     )
 
