@@ -98,7 +98,7 @@ SYSTEMS = (
     System("half-flops", "BERT shrunk to half its FLOPs, distilled", flops=0.5),
     System("student-alone", "the student without a teacher", student=True, alpha=0.0),
     System("student-wrong-ids", "KD student, ids of another vocabulary", student=True, wrong_ids=True),
-    System("student-of-gpt2", "KD student, taught by GPT-2", student=True, teacher="gpt2"),
+    System("student-of-gpt2", "KD student, distilled from GPT-2", student=True, teacher="gpt2"),
 )
 
 # The quick preset's, without --systems: the paper's five, and the controls of its pruning.
