@@ -15,8 +15,9 @@ PAGES = {
     "security.md": ROOT / "SECURITY.md",
     "changelog.md": ROOT / "CHANGELOG.md",
     "comparison/protocol.md": ROOT / "examples" / "imdb" / "README.md",
-    "comparison/paper.md": RESULTS / "paper" / "results.md",
-    "comparison/quick.md": RESULTS / "quick" / "results.md",
+} | {
+    f"comparison/{path.parent.name}.md": path
+    for path in sorted(RESULTS.glob("*/results.md"))
 } | {
     f"benchmarks/{path.name}": path
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.md"))
@@ -30,7 +31,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         folder = where.rpartition("/")[0]
         if folder == "comparison" and path.name == "results.md":
             name = path.parent.name
-            text = re.sub(r"^# Results", f"# Results, {name} preset", text)
+            text = re.sub(r"^# Results", f"# Results: {name}", text)
             text = re.sub(r"\]\((\S+\.png)\)", rf"]({name}/\1)", text)
             for picture in sorted(path.parent.glob("*.png")):
                 at = f"comparison/{name}/{picture.name}"

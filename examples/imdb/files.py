@@ -11,12 +11,17 @@ from typing import Any
 Result = dict[str, Any]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a file whole or not at all."""
+def write_text(path: Path, content: str) -> None:
+    """Write a file whole or not at all, also where several processes write it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(content)
     os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file whole or not at all, also where several processes write it."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Result:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import scipy.stats
 
 from examples.imdb.files import Result
@@ -33,3 +35,37 @@ def mean_accuracy(results: Iterable[Result], part: str) -> tuple[float, float, f
         return values[0], *wilson_interval(values[0], counts[0])
     mean = statistics.mean(values)
     return mean, mean - spread(values), mean + spread(values)
+
+
+def unpack_correct(result: Result) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return which of the test texts a system predicts correctly, from the bits in its result."""
+    bits = np.frombuffer(bytes.fromhex(result["test_correct"]), dtype=np.uint8)
+    return np.unpackbits(bits, count=result["test_examples"]).astype(bool)
+
+
+def mcnemar(result: Result, reference: Result) -> float:
+    """Return the p-value of McNemar's exact test: whether two systems of one seed differ in accuracy.
+
+    Both were tested on the same texts; those that only one of them has right are equally often of either, if not.
+    """
+    one, other = unpack_correct(result), unpack_correct(reference)
+    gains, losses = int((one & ~other).sum()), int((other & ~one).sum())
+    return float(scipy.stats.binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
+
+
+def paired_difference(result: Result, reference: Result) -> tuple[float, float]:
+    """Return the difference of two accuracies on the same texts, and half of its 95 % interval (normal)."""
+    each = unpack_correct(result).astype(float) - unpack_correct(reference)
+    return float(each.mean()), float(1.96 * each.std(ddof=1) / len(each) ** 0.5)
+
+
+def mean_difference(results: Sequence[Result], references: Sequence[Result]) -> tuple[float, float]:
+    """Return the mean difference of the test accuracy over the seeds, and half of its interval.
+
+    The interval is Student's over the differences of the seeds; of one seed, that of the pairs of predictions.
+    """
+    pairs = [paired_difference(*pair) for pair in zip(results, references, strict=True)]
+    if len(pairs) == 1:
+        return pairs[0]
+    differences = [difference for difference, _ in pairs]
+    return statistics.mean(differences), spread(differences)

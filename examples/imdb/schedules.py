@@ -1,16 +1,18 @@
-"""How to come to a sparsity: all at once, in equal steps, or by the cubic schedule; a study on real reviews.
+"""How to come to a sparsity: all at once, in equal steps, or by the cubic schedule; a study on real texts.
 
     python -m examples.imdb.schedules
 
-One BERT is fine-tuned. From there each run trains for the same number of steps, prunes by its schedule and keeps the
-zeros, and is tested on reviews that were used for nothing else. Stopped, the program resumes after the last finished
-run. It writes its page, picture and figures to docs/schedules.
+With each seed a BERT is fine-tuned. From there each run trains for the same number of steps, prunes by its schedule and
+keeps the zeros, and is tested on texts that were used for nothing else. Stopped, the program resumes after the last
+finished run. It writes its page, picture and figures to docs/schedules.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -18,7 +20,7 @@ from matplotlib.axes import Axes
 import hfcompress as hfc
 from examples.imdb import study
 from examples.imdb.files import Result
-from examples.imdb.study import Experiment, run_study
+from examples.imdb.study import BERT, Experiment, Plan, run_study
 
 AMOUNTS = (0.2, 0.5, 0.7, 0.9)
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -29,18 +31,22 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 POOLER = "*pooler*"
 WITHOUT_POOLER = (0.7,)  # an amount that leaves none of its weights
 CONTROL, EXCLUDED = "trained on, nothing pruned", ", pooler not pruned"
+COUNTS = "weights of the pooler"
 
 
-def _train(experiment: Experiment, bert: Result) -> Result:
-    runs = {"BERT": bert, CONTROL: experiment.train_and_test("control", experiment.load_bert)}
-    parts = (AMOUNTS, None, "", ""), (WITHOUT_POOLER, POOLER, EXCLUDED, "-without-pooler")
-    for amounts, exclude, title, suffix in parts:
+def plan(experiment: Experiment) -> Plan:
+    """Return the runs of one seed."""
+    runs: Plan = {CONTROL: partial(experiment.train_and_test, experiment.load_bert)}
+    for amounts, exclude, title in ((AMOUNTS, None, ""), (WITHOUT_POOLER, POOLER, EXCLUDED)):
         for amount in amounts:
             for name, schedule in SCHEDULES.items():
-                pruning = hfc.GradualPruning(amount, exclude=exclude, **schedule)
-                run = experiment.train_and_test(f"{name}-{amount}{suffix}", experiment.load_bert, callbacks=[pruning])
-                runs[f"{name} {amount}{title}"] = run
-    return {"pooler": _count_pooler(experiment), "runs": runs}
+                pruning = partial(hfc.GradualPruning, amount, exclude=exclude, **schedule)
+                runs[f"{name} {amount}{title}"] = partial(_prune, experiment, pruning)
+    return runs | {COUNTS: partial(_count_pooler, experiment)}
+
+
+def _prune(experiment: Experiment, pruning: Callable[[], hfc.GradualPruning]) -> Result:
+    return experiment.train_and_test(experiment.load_bert, callbacks=[pruning()])
 
 
 def _count_pooler(experiment: Experiment) -> Result:
@@ -55,7 +61,8 @@ def _count_pooler(experiment: Experiment) -> Result:
     return {"weights": layer.weights, "left": left}
 
 
-def _draw(axes: Axes, runs: Result) -> None:
+def draw(axes: Axes, runs: Result) -> None:
+    """Draw the accuracy against the amount."""
     for index, (name, marker) in enumerate(zip(SCHEDULES, "os^", strict=True)):
         color = f"C{index}"
         for amounts, title, inside in ((AMOUNTS, "", color), (WITHOUT_POOLER, EXCLUDED, "white")):
@@ -63,34 +70,41 @@ def _draw(axes: Axes, runs: Result) -> None:
             drawn = [runs[f"{name} {amount}{title}"] for amount in amounts]
             style = {"marker": marker, "color": color, "markerfacecolor": inside, "label": name + title}
             study.draw_runs(axes, places, drawn, **style)
-    study.draw_levels(axes, runs, "BERT", CONTROL)
+    study.draw_levels(axes, runs, BERT, CONTROL)
     axes.set(xlabel="amount: sparsity of the matrices in scope", ylabel="test accuracy, 95 % interval", xticks=AMOUNTS)
     axes.legend()
 
 
 def describe(results: Result) -> tuple[str, list[dict[str, str]]]:
     """Return the text and the rows of the page."""
-    pooler = results["pooler"]
+    runs = results["runs"]
+    counts = runs[COUNTS]
+    left = [" to ".join(f"{n:,}" for n in sorted({min(x), max(x)})) for x in _by_amount(counts)]
     text = f"""# Which schedule?
 
-{study.BERT}, then {study.FURTHER_EPOCHS} epochs in which it is pruned: at once before the first step (one-shot), in
-four equal steps until three fifths of the training (iterative), or by the cubic schedule until then. {study.PROTOCOL};
-Wilson's 95 % interval; one seed.
+{study.describe_bert(results)}, then {study.FURTHER_EPOCHS} epochs in which it is pruned: at once before the first step
+(one-shot), in four equal steps until three fifths of the training (iterative), or by the cubic schedule until then.
+{study.describe_protocol(results)}. The gain is over the same training with nothing pruned, seed by seed.
 
-This model's pooler has small weights: of its {pooler["weights"]:,}, pruning at once to {", ".join(pooler["left"])}
-leaves {", ".join(f"{number:,}" for number in pooler["left"].values())}. With none left, all texts get the same
-prediction, so the model was also pruned with `exclude="{POOLER}"`; the sparsity is that of all prunable weights, the
-pooler's included."""
+This model's pooler has small weights: of its {counts[0]["weights"]:,}, pruning at once to
+{", ".join(counts[0]["left"])} leaves {", ".join(left)}. With none left, all texts get the same prediction, so the
+model was also pruned with `exclude="{POOLER}"`; the sparsity is that of all prunable weights, the pooler's included."""
     rows = [
-        {"run": name, "sparsity": f"{run['sparsity']:.2%}"} | study.test_figures(run)
-        for name, run in results["runs"].items()
+        {"run": name, "sparsity": f"{of_seeds[0]['sparsity']:.2%}"} | study.figures_of(of_seeds, runs[CONTROL])
+        for name, of_seeds in runs.items()
+        if name != COUNTS
     ]
     return text, rows
 
 
+def _by_amount(counts: list[Result]) -> list[list[int]]:
+    """Return by amount the numbers of weights left, one a seed."""
+    return [[one["left"][amount] for one in counts] for amount in counts[0]["left"]]
+
+
 def main() -> None:
     """Train what is not trained yet, and write the page."""
-    run_study("schedules", __doc__, _train, _draw, describe)
+    run_study("schedules", __doc__, plan, draw, describe)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+PACKAGED = ("imdb", "rotten_tomatoes")  # data sets, as the package that carries them calls them
+ALIASES = {"packaged": "imdb", "packaged-sentences": "rotten_tomatoes"}
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -20,6 +23,7 @@ class Preset:
     batch_size: int = 16
     student_batch_size: int = 8
     models: str = "packaged"
+    data: str = "imdb"
 
 
 PRESETS = {
@@ -56,18 +60,24 @@ class System:
     keep: bool = True  # whether the zeros are kept
     flops: float | None = None  # share of the fine-tuned BERT's FLOPs left after heads and neurons are removed
     student: bool = False  # whether it is the small model
+    teacher: str = "bert"  # key of the fine-tuned model that the small or shrunken one is distilled from
     alpha: float = 0.5  # weight of the teacher in the loss of the small or shrunken model
-    wrong_ids: bool = False  # whether each word's id stands for another word, as in another vocabulary
+    wrong_ids: bool = False  # whether the student reads the ids of another vocabulary than its own
 
     @property
     def has_teacher(self) -> bool:
-        """Whether it is distilled from the fine-tuned BERT."""
+        """Whether it is distilled from a fine-tuned model."""
         return (self.student or self.flops is not None) and self.alpha > 0
 
     @property
     def starts_from_bert(self) -> bool:
         """Whether it is the fine-tuned BERT, pruned or not, trained further."""
         return not self.student and self.key not in ("bert", "gpt2")
+
+    @property
+    def needs(self) -> list[str]:
+        """Keys of the systems that it starts from or learns from."""
+        return sorted({*["bert"] * self.starts_from_bert, *[self.teacher] * self.has_teacher})
 
 
 SYSTEMS = (
@@ -88,6 +98,7 @@ SYSTEMS = (
     System("half-flops", "BERT shrunk to half its FLOPs, distilled", flops=0.5),
     System("student-alone", "the student without a teacher", student=True, alpha=0.0),
     System("student-wrong-ids", "KD student, ids of another vocabulary", student=True, wrong_ids=True),
+    System("student-of-gpt2", "KD student, distilled from GPT-2", student=True, teacher="gpt2"),
 )
 
 # The quick preset's, without --systems: the paper's five, and the controls of its pruning.

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 from sklearn.metrics import f1_score
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PredictionOutput, get_last_checkpoint
 
 import hfcompress as hfc
 from examples.imdb.data import encode
-from examples.imdb.files import Result, read_or_compute
+from examples.imdb.environment import current_device, describe_machine, name_machine
+from examples.imdb.files import Result
+from examples.imdb.jobs import Job
 from examples.imdb.models import Pair, Start, load
 from examples.imdb.settings import Preset, System
-from examples.imdb.training import EpochLines, EpochTrainer, name_metrics, training_arguments
+from examples.imdb.training import EpochLines, EpochTrainer, SaveSlowEpochs, name_metrics, training_arguments
 
 RANKING_REVIEWS = 256  # by which heads and neurons are ranked
 EVALUATED = ("accuracy", "loss", "distillation_loss", "agreement")
@@ -37,15 +40,23 @@ class Run:
     precision: str
     seed: int
     folder: Path
+    keep_weights: bool = True  # of all systems, or only of those that others start from or learn from
+    encoded: dict[tuple[str, str], Dataset] = field(default_factory=dict)  # by start and part of the reviews
+    logits: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)  # by teacher and part
+
+    def result_file(self, key: str) -> Path:
+        """Return the file of a system's result."""
+        return self.folder / key / "result.json"
 
 
-def train_and_test_system(system: System, run: Run) -> None:
-    """Write ``result.json`` and, where reviews are left to test on, ``test.json``; all but GPT-2 need BERT's result."""
-    folder = run.folder / system.key
-    read_or_compute(folder / "result.json", partial(_train, system, run, folder))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    if "test" in run.reviews:
-        read_or_compute(folder / "test.json", partial(_test, system, run, folder))
+def make_job(system: System, run: Run, title: str) -> Job:
+    """Return the training and testing of a system, as a job that starts once those are done that it needs."""
+    return Job(
+        title,
+        run.result_file(system.key),
+        partial(_compute, system, run),
+        [run.result_file(key) for key in system.needs],
+    )
 
 
 def load_system(key: str, run: Run) -> Pair:
@@ -53,19 +64,32 @@ def load_system(key: str, run: Run) -> Pair:
     return load(str(run.folder / key / "model"))
 
 
-def _train(system: System, run: Run, folder: Path) -> Result:
+def _compute(system: System, run: Run) -> Result:
+    folder = run.folder / system.key
+    result = _train_and_test(system, run, folder)
+    if system.key in ("bert", "gpt2"):
+        _teacher_logits(system.key, run)
+    elif not run.keep_weights:
+        for file in (folder / "model").glob("*.safetensors"):
+            file.unlink()
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result
+
+
+def _train_and_test(system: System, run: Run, folder: Path) -> Result:
     set_seed(run.seed)
     model, tokenizer = _make_model(system, run)
-    data = {part: _encode(run.reviews[part], tokenizer, system, run) for part in ("train", "validation")}
+    data = {part: _encode(part, tokenizer, system, run) for part in run.reviews}
     if system.has_teacher:
-        data = {part: _add_teacher_logits(rows, run.reviews[part], run) for part, rows in data.items()}
+        for part, logits in _teacher_logits(system.teacher, run).items():
+            data[part] = data[part].add_column("teacher_logits", logits)
     trainer = EpochTrainer(
         model=model,
         args=_arguments(system, run, folder / "checkpoints"),
         train_dataset=data["train"],
         eval_dataset=data["validation"],
-        processing_class=tokenizer,
-        callbacks=_pruning_callbacks(system),
+        processing_class=_tokenizer_of_ids(tokenizer, system, run),
+        callbacks=[*_pruning_callbacks(system), SaveSlowEpochs()],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(EpochLines)
@@ -73,28 +97,41 @@ def _train(system: System, run: Run, folder: Path) -> Result:
     start = trainer.evaluate(metric_key_prefix="start")
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
 
-    train, validation = (trainer.predict(data[part]) for part in ("train", "validation"))
+    predicted = {part: trainer.predict(rows) for part, rows in data.items()}
+    metrics: Result = {}
+    for part, predictions in predicted.items():
+        metrics |= name_metrics(part, predictions)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     log = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    validation = predicted["validation"]
     return {
         "history": [{name: entry[name] for name in HISTORY if name in entry} for entry in log],
         "start": {"validation_accuracy": start["start_accuracy"], "validation_cross_entropy": start["start_loss"]},
-        **name_metrics("train", train),
-        **name_metrics("validation", validation),
+        **metrics,
+        **({"test_correct": _pack_correct(predicted["test"])} if "test" in predicted else {}),
         "f1": float(f1_score(validation.label_ids, validation.predictions.argmax(-1))),
         "sparsity_before_training": sparsity_before,
         "sparsity": hfc.sparsity_report(model).sparsity,
         "layers": model.config.num_hidden_layers,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bytes_on_disk": sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors")),
+        "padded_tokens": _padded_tokens(data["validation"], run.preset.batch_size),
+        "machine": name_machine(describe_machine()),
+        "config": {**model.config.to_diff_dict(), "model_type": model.config.model_type},
     }
 
 
-def _test(system: System, run: Run, folder: Path) -> Result:
-    model, tokenizer = load_system(system.key, run)
-    arguments = training_arguments(folder / "predictions", run.precision, alpha=0.0, label_loss="cross_entropy")
-    trainer = hfc.DistillationTrainer(model=model, args=arguments, processing_class=tokenizer)
-    return name_metrics("test", trainer.predict(_encode(run.reviews["test"], tokenizer, system, run)))
+def _pack_correct(predicted: PredictionOutput) -> str:
+    """Return which predictions are correct, a bit each, as hexadecimal digits; the last byte is filled up."""
+    correct = predicted.predictions.argmax(-1) == predicted.label_ids
+    return np.packbits(correct).tobytes().hex()
+
+
+def _padded_tokens(rows: Dataset, batch_size: int) -> float:
+    """Return the mean over the batches of how long their rows are once padded."""
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    return statistics.mean(max(lengths[first : first + batch_size]) for first in range(0, len(lengths), batch_size))
 
 
 def _make_model(system: System, run: Run) -> Pair:
@@ -104,36 +141,65 @@ def _make_model(system: System, run: Run) -> Pair:
     if system.amount is not None and system.pruned == "at once":
         hfc.prune_global_l1(model, system.amount)
     if system.flops is not None:
-        reviews = run.reviews["train"]
-        rows = _encode(reviews.take(min(RANKING_REVIEWS, len(reviews))), tokenizer, system, run)
+        rows = _encode("train", tokenizer, system, run)
+        rows = rows.take(min(RANKING_REVIEWS, len(rows)))
+        model.to(current_device())
         hfc.prune_structured(model, flops=system.flops, importance="fisher", dataset=rows)
     return model, tokenizer
 
 
-def _encode(reviews: Dataset, tokenizer: PreTrainedTokenizerBase, system: System, run: Run) -> Dataset:
-    encoded = encode(reviews, tokenizer, run.preset.max_length)
+def _encode(part: str, tokenizer: PreTrainedTokenizerBase, system: System, run: Run) -> Dataset:
+    """Return a part of the reviews as the ids that the system reads."""
+    other = _tokenizer_of_ids(tokenizer, system, run)
+    key = "student" if system.student and other is tokenizer else "gpt2" if system.key == "gpt2" else "bert"
+    if (key, part) not in run.encoded:
+        run.encoded[key, part] = encode(run.reviews[part], other, run.preset.max_length)
+    encoded = run.encoded[key, part]
     if not system.wrong_ids:
         return encoded
-    # A vocabulary of the same size with other words at the ids; that of the special tokens is the same.
+    if other is tokenizer:
+        words = _other_words(tokenizer, run.seed)
+    else:  # ids that the student does not have are its unknown word
+        words = np.arange(len(other))
+        words[len(tokenizer) :] = tokenizer.unk_token_id
+    return encoded.map(lambda row: {"input_ids": words[row["input_ids"]].tolist()})
+
+
+def _tokenizer_of_ids(tokenizer: PreTrainedTokenizerBase, system: System, run: Run) -> PreTrainedTokenizerBase:
+    """Return the tokenizer whose ids the system reads: with wrong ids, that of BERT where it is another."""
+    if not system.wrong_ids:
+        return tokenizer
+    of_bert = load_system("bert", run)[1]
+    return tokenizer if of_bert.get_vocab() == tokenizer.get_vocab() else of_bert
+
+
+def _other_words(tokenizer: PreTrainedTokenizerBase, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return for each id another, as in a vocabulary of the same size; those of the special tokens are the same."""
     special = set(tokenizer.all_special_ids)
     words = [index for index in range(len(tokenizer)) if index not in special]
     other = np.arange(len(tokenizer))
-    other[words] = np.random.default_rng(run.seed).permutation(words)
-    return encoded.map(lambda row: {"input_ids": other[row["input_ids"]].tolist()})
+    other[words] = np.random.default_rng(seed).permutation(words)
+    return other
 
 
-def _add_teacher_logits(rows: Dataset, texts: Dataset, run: Run) -> Dataset:
-    """Add the fine-tuned BERT's logits, from its own tokenizer's ids, computed once for all epochs and systems."""
-    teacher, tokenizer = load_system("bert", run)
-    cached = hfc.cache_teacher_logits(
-        teacher,
-        texts,
-        processing_class=tokenizer,
-        max_length=run.preset.max_length,
-        bf16=run.precision == "bf16",
-        cache_dir=run.folder / "bert" / "teacher_logits",
-    )
-    return rows.add_column("teacher_logits", list(cached["teacher_logits"]))
+def _teacher_logits(key: str, run: Run) -> dict[str, list[list[float]]]:
+    """Return the logits of a fine-tuned model by part of the reviews, computed once for all epochs and systems.
+
+    They are from the ids of its own tokenizer.
+    """
+    if key not in run.logits:
+        teacher, tokenizer = load_system(key, run)
+        for part in ("train", "validation"):
+            cached = hfc.cache_teacher_logits(
+                teacher,
+                run.reviews[part],
+                processing_class=tokenizer,
+                max_length=run.preset.max_length,
+                bf16=run.precision == "bf16",
+                cache_dir=run.folder / key / "teacher_logits",
+            )
+            run.logits.setdefault(key, {})[part] = list(cached["teacher_logits"])
+    return run.logits[key]
 
 
 def _pruning_callbacks(system: System) -> list[TrainerCallback]:
@@ -162,7 +228,7 @@ def _arguments(system: System, run: Run, folder: Path) -> hfc.DistillationArgume
         weight_decay=0.01,
         max_grad_norm=0.0,  # the paper names no clipping
         eval_strategy="epoch",
-        save_strategy="epoch",
+        save_strategy="no",  # see SaveSlowEpochs
         save_total_limit=1,
         disable_tqdm=False,
         seed=run.seed,
