@@ -278,7 +278,7 @@ class FineTuning:
     def _read(self, rows: Sequence[Row], model: Any) -> list[Any]:
         names = (getattr(rows[0], "class_names", None) or {}).get(self._label, [])
         read_as = self._how["read_as"]
-        cells = name_classes([row[self._label] for row in rows], names, model, read_as, note=False)
+        cells = name_classes([row[self._label] for row in rows], names, model, read_as, say=None)
         return read_labels(cells, model, lambda index: rows[index].place, **self._how)
 
     def trainer(

@@ -184,7 +184,7 @@ def _equalize_norm(graph: _Graph, norm: Any, largest: Mapping[str, Floats], resi
     inputs = np.max([largest[node.input[0]] for node in linear], axis=0)
     factor = _powers_of_two(inputs, _largest_weights(graph, linear))
     for index in places:
-        graph.scale([norm], index, 1 / factor)
+        graph.scale([norm], index, np.reciprocal(factor))
     _scale_inputs(graph, linear, factor)
     if others:
         graph.multiply_behind(norm, factor, others)
