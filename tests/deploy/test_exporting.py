@@ -1,6 +1,7 @@
 """hfc.export to ONNX Runtime in float32: the logits, the folder, and what is refused with nothing written."""
 
 import copy
+import errno
 import json
 import os
 import re
@@ -13,9 +14,17 @@ import pytest
 import torch
 from architectures import PAD, WITH_NEURONS, build, same_bits, state_of, word_tokenizer
 from exports import TEXTS, TOKENIZER, export, in_openvino, inputs, logits, needs_torch_export, shrunken
-from transformers import AutoConfig, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForTokenClassification,
+    BertModel,
+)
 
 import hfcompress as hfc
+from hfcompress.deploy import exporting, onnx_graph
 
 pytestmark = needs_torch_export
 ALL = os.environ.get("HYPOTHESIS_PROFILE") == "long"
@@ -302,3 +311,45 @@ def test_running_names_the_extra_too(half, monkeypatch):
 
 def test_the_extra_is_complete():
     assert all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+
+
+OTHERS = {
+    "no logits": (BertModel, "no sequence classifier.*returns no logits"),
+    "tokens": (BertForTokenClassification, r"no sequence classifier: its logits have the shape \(2, 12, 2\)"),
+    "words": (BertForMaskedLM, r"no sequence classifier: its logits have the shape \(2, 12, 100\)"),
+    "choices": (BertForMultipleChoice, "does not read a batch of texts|no sequence classifier"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_is_no_sequence_classifier_is_refused(case, tmp_path):
+    kind, message = OTHERS[case]
+    with pytest.raises(hfc.CompressionError, match=message) as refused:
+        export(kind(build(layers=1).config), tmp_path / "onnx")
+    assert kind.__name__ in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_no_onnx_file_holds_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "_LARGEST", 60_000)
+    with pytest.raises(hfc.CompressionError, match=r"has .* bytes in float32; an ONNX file holds 60,000 at most"):
+        export(build(layers=1), tmp_path / "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_folder(folder, monkeypatch):
+    def save(*arguments, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = contents(folder)
+    monkeypatch.setattr(exporting, "build_graph", lambda *arguments: None)
+    monkeypatch.setattr("onnx.save", save)
+    with pytest.raises(hfc.CompressionError, match=r"cannot be written, it is as it was before: .*No space left"):
+        export(build(layers=1), folder)
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["onnx"]
+
+
+def test_an_exported_model_is_not_exported_again(half, tmp_path):
+    with pytest.raises(hfc.CompressionError, match="ExportedModel"):
+        export(hfc.load_exported(half[3]), tmp_path / "onnx")

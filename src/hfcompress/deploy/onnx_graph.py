@@ -56,6 +56,12 @@ class GraphInputs:
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model, self._padder = model, Padder(model, tokenizer)
+        try:
+            model.get_input_embeddings()  # type: ignore[operator]
+        except NotImplementedError as error:
+            raise CompressionError(
+                f"{type(model).__name__} cannot be exported: it has no table of tokens, and none can be made up to check it."
+            ) from error
         taken = input_names(model)
         made = set(tokenizer("a")) | set(tokenizer.model_input_names)
         unknown = sorted((made & taken) - set(INPUTS))

@@ -10,8 +10,8 @@ from hfcompress.deploy.formats import FORMATS
 
 MANIFEST = "export.json"
 # How torch's pytree writes down an output that has nothing but logits.
-_LEAF = {"type": None, "context": None, "children_spec": []}
-_OUTPUT = {
+_LEAF: dict[str, object] = {"type": None, "context": None, "children_spec": []}
+_OUTPUT: dict[str, object] = {
     "type": "transformers.modeling_outputs.SequenceClassifierOutput",
     "context": '["logits"]',
     "children_spec": [_LEAF],
