@@ -60,7 +60,7 @@ class GraphInputs:
             model.get_input_embeddings()  # type: ignore[operator]
         except NotImplementedError as error:
             raise CompressionError(
-                f"{type(model).__name__} cannot be exported: it has no table of tokens, and none can be made up to check it."
+                f"{type(model).__name__} cannot be exported: it has no table of tokens to make texts of."
             ) from error
         taken = input_names(model)
         made = set(tokenizer("a")) | set(tokenizer.model_input_names)
