@@ -2,9 +2,13 @@
 
 import pytest
 import torch
-from architectures import batch, build, word_tokenizer
+from architectures import SHRINKABLE, batch, build, word_tokenizer
 
 import hfcompress as hfc
+from hfcompress.deploy.exported_model import ExportedModel
+from hfcompress.deploy.folder import read_model_config, read_record
+from hfcompress.deploy.formats import FORMATS
+from hfcompress.deploy.openvino_model import convert
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
@@ -20,6 +24,13 @@ def export(model, folder, **settings):
     return hfc.export(model, folder, processing_class=TOKENIZER, **({"repeats": 0} | settings))
 
 
+def in_openvino(folder):
+    """Return the ONNX model of a folder, converted for OpenVINO: an export without what takes seconds."""
+    file = folder.parent / FORMATS["openvino"].graph
+    convert(folder / FORMATS["onnx"].graph, file)
+    return ExportedModel(file, read_model_config(folder, read_record(folder)), read_record(folder))
+
+
 def inputs(examples=4, length=9, *, left=False, **settings):
     """A padded batch, on the left if asked."""
     data = batch(examples, length, **settings)
@@ -32,9 +43,10 @@ def logits(model, data):
     return model.eval()(**data).logits
 
 
-def shrunken(architecture, **settings):
+def shrunken(architecture, layers=3, **settings):
     """A classifier unevenly shrunk, with zeros."""
-    model = build(architecture, layers=3).eval()
-    hfc.prune_structured(model, **({"heads": 0.4, "neurons": 0.4} | settings))
+    model = build(architecture, layers=layers).eval()
+    heads = {"heads": 0.4} if architecture in SHRINKABLE else {}
+    hfc.prune_structured(model, **({"neurons": 0.4} | heads | settings))
     hfc.prune_global_l1(model, 0.3)
     return model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import batch, build, cached, same_bits
+from architectures import batch, build, cached, same_bits, word_tokenizer
 from model_folders import plain, pruned
 from safetensors.torch import load_file
 from transformers import BertTokenizerFast, BitsAndBytesConfig, pipeline
@@ -42,6 +42,20 @@ def test_a_loaded_model_is_quantized_by_torchao(tmp_path):
     torchao.quantize_(loaded, torchao.Int8WeightOnlyConfig())
     with torch.no_grad():
         torch.testing.assert_close(loaded(**batch()).logits, model(**batch()).logits, atol=0.1, rtol=0.1)
+    before, found = hfc.measure(model), hfc.measure(loaded)
+    assert found.parameters == before.parameters
+    assert found.nonzeros == before.parameters - sum(map(zeros, loaded.parameters()))
+    assert found.zeros > 0
+    assert found.dtype == "float32, int8"
+    assert found.bytes < 0.7 * before.bytes
+    assert hfc.measure(loaded, batch(), repeats=1).flops is None
+    with pytest.raises(hfc.CompressionError, match=r"is quantized \(torchao.*cannot be exported"):
+        hfc.export(loaded, tmp_path / "onnx", processing_class=word_tokenizer())
+
+
+def zeros(parameter):
+    values = parameter.dequantize() if hasattr(parameter, "qdata") else parameter
+    return int((values == 0).sum())
 
 
 def test_any_option_of_from_pretrained_is_passed_on(tmp_path):

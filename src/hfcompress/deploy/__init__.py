@@ -1,4 +1,4 @@
-"""Models for other runtimes: exported to ONNX Runtime, quantized behind a quality gate, and run from their folder."""
+"""Models for other runtimes: exported, quantized behind a quality gate, and run from their folder."""
 
 from typing import TYPE_CHECKING
 

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.deploy.export_report import ExportReport
+from hfcompress.deploy.formats import FORMATS
 from hfcompress.models.tokenizers import token_limit
 from hfcompress.storage.model_card import CARD, MARK, is_our_card
 
@@ -30,12 +31,14 @@ def write_card(
     pad = tokenizer.pad_token_id
     pad = model.config.get_text_config().pad_token_id if pad is None else pad
     ModelCard.from_template(
-        ModelCardData(library_name="onnx", tags=["hfcompress"], pipeline_tag="text-classification"),
+        ModelCardData(library_name=report.format, tags=["hfcompress"], pipeline_tag="text-classification"),
         template_str=files(__package__).joinpath("served_card.md.j2").read_text(encoding="utf-8") + "\n",
         mark=MARK,
         name=target.resolve().name,
         model_class=type(model).__name__,
         report=report,
+        runtime=FORMATS[report.format].runtime,
+        package=FORMATS[report.format].package,
         table=report.to_markdown(),
         has_tokenizer=(folder / _TOKENIZER).is_file(),
         side=tokenizer.padding_side,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hfcompress.deploy.quality_gate import QualityGate
-from hfcompress.deploy.speed import ALL_INT8, FLOAT32, INT8, describe_times, is_slower
+from hfcompress.deploy.speed import ALL_INT8, describe_times, is_slower, label
 from hfcompress.report.comparison import Comparison
 from hfcompress.report.measurements import speedup
 from hfcompress.report.tables import Report, Row, Table
@@ -23,10 +23,10 @@ class ExportReport(Report):
 
     Attributes:
         directory: The folder.
-        format: ``"onnx"``.
+        format: ``"onnx"`` or ``"openvino"``.
         dtype: ``"float32"`` or ``"int8"``: what was written.
         inputs: The inputs of the model file.
-        bytes: Bytes of the classifier's tensors, and of the model file.
+        bytes: Bytes of the classifier's tensors, and of the model file or files.
         difference: The largest difference of the float32 model's logits from those of the classifier, for made-up texts
             of several lengths, padded and not.
         weight_bits: Of each int8 weight, 7 or 8; None where nothing is int8.
@@ -63,8 +63,10 @@ class ExportReport(Report):
             found += describe_times(self.times)
             found += self._slower(self.times)
             found.append(f"This processor has {', '.join(self.processor) or 'none of AVX2, AVX-512, VNNI and AMX'}.")
-        if self.weight_bits is not None:
-            scaled = "by what was measured before" if self.static else "while the model runs"
+        scaled = "by what was measured before" if self.static else "while the model runs"
+        if self.format == "openvino" and self.weight_bits is not None:
+            found.append("Weights of 8 bits; activations become int8 where the processor has VNNI or AMX.")
+        elif self.weight_bits is not None:
             found.append(f"{_BITS[self.weight_bits]}; activations are scaled {scaled}.")
         return tuple(found)
 
@@ -76,15 +78,16 @@ class ExportReport(Report):
         return plain | reports | lists
 
     def _slower(self, times: Comparison) -> list[str]:
-        if INT8 not in times.rows:
+        float32, int8 = (label(self.format, dtype) for dtype in ("float32", "int8"))
+        if int8 not in times.rows:
             return []
         found = []
-        if is_slower(times, INT8, FLOAT32):
+        if is_slower(times, int8, float32):
             kept = "float32 was written" if self.dtype == "float32" else "it may be faster where VNNI or AMX are"
             found.append(f"int8 is slower than float32 on this machine at every batch that was timed; {kept}.")
         if ALL_INT8 in times.rows:
             batches = range(len(times.first.passes))
-            ratios = [str(speedup(times.rows[ALL_INT8], times.rows[INT8], index)) for index in batches]
+            ratios = [str(speedup(times.rows[ALL_INT8], times.rows[int8], index)) for index in batches]
             found.append(f"With what is left in float32, the speed is {', '.join(ratios)} that of all of it int8.")
         return found
 

@@ -11,18 +11,19 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hfcompress.deploy.folder import GRAPH, Folder, check_files, read_model_config, read_record
-from hfcompress.deploy.runtime import first_line, open_session
+from hfcompress.deploy.folder import Folder, check_files, read_model_config, read_record
+from hfcompress.deploy.formats import FORMATS, count_bytes, describe_failure, files_of, open_model
 from hfcompress.errors import CompressionError
 
 
 class ExportedModel:
-    """A classifier that ONNX Runtime runs. `load_exported` makes it; `measure` and `compare` take it like others.
+    """A classifier that ONNX Runtime or OpenVINO runs; `load_exported` makes it, `measure` and `compare` take it.
 
     Attributes:
         config: The config of the classifier.
         dtype: ``"float32"`` or ``"int8"``.
-        stored_bytes: Bytes of the model file.
+        stored_bytes: Bytes of the model file, and of its weights where they are in another.
+        files: The model file, and that of its weights if it has one.
         max_tokens: How many tokens of a text it can read; None if there is no limit.
         input_names: The inputs that it takes.
     """
@@ -31,9 +32,11 @@ class ExportedModel:
         self.config = config
         self.dtype: str = record["dtype"]
         self.max_tokens: int | None = record["max_tokens"]
-        self.stored_bytes = Path(file).stat().st_size
+        self.files = files_of(Path(file))
+        self.stored_bytes = count_bytes(Path(file))
         self._defaults: dict[str, int | None] = record["inputs"]
-        self._session = open_session(file)
+        self._limits: dict[str, int] = record.get("limits", {})
+        self._session = open_model(file)
         self.input_names = frozenset(one.name for one in self._session.get_inputs())
         outputs = {one.name: one.shape for one in self._session.get_outputs()}
         if self.input_names != set(self._defaults) or "logits" not in outputs:
@@ -53,8 +56,8 @@ class ExportedModel:
             An output with ``logits``, in float32 on the CPU.
 
         Raises:
-            CompressionError: An input is missing, unknown, or of another shape than the others; or a text is longer
-                than the model reads.
+            CompressionError: An input is missing, unknown, or of another shape than the others; a token is unknown; or
+                a text is longer than the model reads.
         """
         given = {name: torch.as_tensor(value) for name, value in inputs.items() if value is not None}
         if "input_ids" not in given or (unknown := given.keys() - self.input_names):
@@ -68,11 +71,12 @@ class ExportedModel:
             raise CompressionError(
                 f"A text has {shape[1]} tokens, and the exported model reads {self.max_tokens}; truncate the texts."
             )
+        self._check_ids(given)
         arrays = {name: value.numpy() for name, value in self.complete(given).items()}
         try:
             logits = self._session.run(["logits"], arrays)[0]
-        except Exception as error:  # onnxruntime's own classes have no public base
-            raise CompressionError(f"ONNX Runtime does not run the exported model: {first_line(error)}") from error
+        except Exception as error:  # the runtimes' own classes have no public base
+            raise CompressionError(describe_failure(self.files[0], error)) from error
         return SequenceClassifierOutput(logits=torch.from_numpy(logits))
 
     def complete(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,6 +94,14 @@ class ExportedModel:
         }
         return {name: value.cpu().to(torch.int64) for name, value in (dict(inputs) | filled).items()}
 
+    def _check_ids(self, inputs: Mapping[str, Tensor]) -> None:
+        """Refuse ids outside a table, which the runtimes count from its end or replace by zeros."""
+        for name, limit in self._limits.items():
+            low, high = inputs[name].aminmax() if name in inputs else (0, 0)
+            if low < 0 or high >= limit:
+                wrong = int(low if low < 0 else high)
+                raise CompressionError(f"{name} has {wrong}; the exported model knows 0 to {limit - 1}.")
+
 
 def load_exported(directory: Folder) -> ExportedModel:
     """Load a model that `export` wrote, to run it in this process.
@@ -104,8 +116,8 @@ def load_exported(directory: Folder) -> ExportedModel:
 
     Raises:
         CompressionError: The folder is missing or damaged: no record, a truncated model, the config of another model, a
-            file that is not there; or ONNX Runtime cannot run the model.
-        ImportError: onnxruntime is not installed: ``pip install 'hfcompress[onnx]'``.
+            file that is not there; or the runtime cannot run the model.
+        ImportError: The runtime is not installed: ``pip install 'hfcompress[onnx]'`` or ``'hfcompress[openvino]'``.
 
     Example:
         See `export`.
@@ -113,4 +125,5 @@ def load_exported(directory: Folder) -> ExportedModel:
     folder = Path(directory)
     record = read_record(folder)
     check_files(folder, record)
-    return ExportedModel(folder / GRAPH, read_model_config(folder, record), record)
+    graph = folder / FORMATS[record["format"]].graph
+    return ExportedModel(graph, read_model_config(folder, record), record)

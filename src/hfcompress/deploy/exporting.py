@@ -18,12 +18,16 @@ from hfcompress.compat import processor_features
 from hfcompress.deploy.card import write_card
 from hfcompress.deploy.export_report import ExportReport
 from hfcompress.deploy.exported_model import ExportedModel
-from hfcompress.deploy.folder import GRAPH, Folder, describe_config, replacing_exported, write_record
+from hfcompress.deploy.folder import Folder, describe_config, replacing_exported, write_record
+from hfcompress.deploy.formats import FORMATS, count_bytes
 from hfcompress.deploy.onnx_graph import GraphInputs, build_graph, check_logits
+from hfcompress.deploy.openvino_candidates import OpenVinoCandidates
+from hfcompress.deploy.openvino_model import convert, import_nncf, import_openvino
 from hfcompress.deploy.quality_gate import Candidates, HeldOut, choose, split_dataset
 from hfcompress.deploy.quantization import Machine, weight_bits
 from hfcompress.deploy.runtime import import_exporter
-from hfcompress.deploy.speed import ALL_INT8, FLOAT32, INT8, is_slower, time_models
+from hfcompress.deploy.speed import ALL_INT8, is_slower, label, time_models
+from hfcompress.deploy.transformers_runner import write_manifest
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_problem_type, max_tokens, unwrap
 from hfcompress.models.exported import ExportedModule
@@ -35,7 +39,7 @@ from hfcompress.models.weights import check_no_computed_weights, check_not_quant
 from hfcompress.storage.layout import write_labels
 from hfcompress.validation import check_choice, check_count, check_fraction
 
-_PACKAGES = ("hfcompress", "torch", "transformers", "onnx", "onnxruntime")
+_PACKAGES = ("hfcompress", "torch", "transformers")
 
 
 def export(
@@ -43,7 +47,7 @@ def export(
     directory: Folder,
     *,
     processing_class: PreTrainedTokenizerBase,
-    format: Literal["onnx"] = "onnx",
+    format: Literal["onnx", "openvino"] = "onnx",
     dtype: Literal["float32", "int8"] = "float32",
     dataset: Any = None,
     max_drop: float = 0.01,
@@ -52,7 +56,7 @@ def export(
     machine: Machine = "any",
     repeats: int = 8,
 ) -> ExportReport:
-    """Export a classifier to a folder that ONNX Runtime serves, without torch, transformers or this library.
+    """Export a classifier to a folder that ONNX Runtime or OpenVINO serves, without torch or this library.
 
     The folder has the model, its config and tokenizer, a model card with the lines that run it, and a record of what
     was done. It replaces an older one at once, when all is written and checked: the logits of the exported model are
@@ -70,20 +74,20 @@ def export(
             copy in float32.
         directory: The folder to write.
         processing_class: The tokenizer, saved beside the model; the model file has the inputs that it makes.
-        format: ``"onnx"``, by `torch.onnx.export`.
+        format: ``"onnx"``, by `torch.onnx.export`; or ``"openvino"``, which OpenVINO makes of that.
         dtype: ``"float32"``, or ``"int8"``: weights quantized by columns, activations while the model runs, by
-            onnxruntime.quantization.
+            onnxruntime.quantization, or by nncf for OpenVINO.
         dataset: Rows with ``input_ids`` and ``labels`` that no training has seen; needed for int8. Their lengths are
             those that are timed.
         max_drop: The loss that an int8 model may have on these rows, in accuracy (label accuracy of a multi-label
             model, R2 of a regression).
         static: Whether the scales of int8 activations are measured, on rows that do not judge, by their least and
-            largest values; else they are computed while the model runs.
+            largest values; else they are computed while the model runs. For ``"onnx"`` alone.
         equalize: Whether channels are equalized before they become int8, if that helps.
         machine: What the folder is made for. ``"any"``: weights of 7 bits, which no processor saturates, and int8
             is written also if it is slower here. ``"this"``: 8 bits where this processor has VNNI or AMX, and float32
             if int8 is slower than that.
-        repeats: Rounds in which torch and ONNX Runtime are timed, texts alone and 16 at once; 0 for none.
+        repeats: Rounds in which torch and the runtime are timed, texts alone and 16 at once; 0 for none.
 
     Returns:
         What was written, checked and timed.
@@ -91,76 +95,93 @@ def export(
     Raises:
         CompressionError: The model cannot be exported, its logits would differ, no int8 model passes, or the folder
             cannot be written; an old folder is unchanged.
-        ImportError: onnx, onnxscript or onnxruntime is not installed: ``pip install 'hfcompress[onnx]'``.
+        ImportError: A package is not installed: ``pip install 'hfcompress[onnx]'`` or ``'hfcompress[openvino]'``.
 
     Example:
         ``report = hfc.export(model, "onnx/", processing_class=tokenizer); exported = hfc.load_exported("onnx/")``
     """
-    check_choice("format", format, ("onnx",))
+    check_choice("format", format, tuple(FORMATS))
     check_choice("dtype", dtype, ("float32", "int8"))
     check_choice("machine", machine, ("any", "this"))
+    if static and format != "onnx":
+        raise CompressionError(f"static=True is for format='onnx', not {format!r}; leave it out.")
     check_fraction("max_drop", max_drop, "the loss of accuracy that int8 may have")
     check_count("repeats", repeats, least=0)
     if dataset is not None:
         check_dataset(dataset)
     halves = split_dataset(dataset) if dtype == "int8" else None
-    onnx = import_exporter()
+    onnx, packages = _import_packages(format, dtype)
     source = _check_exportable(model, processing_class)
     with replacing_exported(directory) as new, tempfile.TemporaryDirectory(dir=new, prefix="work-") as place:
         work, own = Path(place), _float32_copy(source, processing_class)
         with evaluation_mode(own):
             inputs = GraphInputs(own, processing_class)
             graph = build_graph(own, inputs)
-            onnx.save(graph, work / GRAPH)
-            difference = check_logits(work / GRAPH, own, inputs)
+            file = work / FORMATS[format].graph
+            onnx.save(graph, work / FORMATS["onnx"].graph)
+            if format == "openvino":
+                convert(work / FORMATS["onnx"].graph, file)
+            difference = check_logits(file, own, inputs)
         record = {
             "max_tokens": max_tokens(own),
             "config": describe_config(own.config),
             "inputs": {name: inputs.defaults.get(name) for name in inputs.names},
+            "limits": inputs.limits,
         }
 
         def open_model(file: Path, kind: str) -> ExportedModel:
             return ExportedModel(file, own.config, record | {"dtype": kind})
 
-        models, gate, bits, file = {FLOAT32: open_model(work / GRAPH, "float32")}, None, None, work / GRAPH
+        float32, int8 = label(format, "float32"), label(format, "int8")
+        models, gate, bits, written = {float32: open_model(file, "float32")}, None, None, float32
         if halves is not None:
-            bits = weight_bits(machine)
-            candidates = Candidates(graph, work, bits, lambda file: open_model(file, "int8"))
-            rows = HeldOut(ExportedModule(models[FLOAT32]), processing_class, *halves)
+            bits, kind = (weight_bits(machine), Candidates) if format == "onnx" else (8, OpenVinoCandidates)
+            candidates = kind(graph, work, bits, lambda file: open_model(file, "int8"))
+            rows = HeldOut(ExportedModule(models[float32]), processing_class, *halves)
             if static:
-                candidates.calibrate(models[FLOAT32], rows)
-            gate = choose(candidates, models[FLOAT32], rows, max_drop, find_linear_paths(own) if equalize else None)
-            file = work / "int8.onnx"
-            models[INT8] = open_model(file, "int8")
+                candidates.calibrate(models[float32], rows)
+            gate = choose(candidates, models[float32], rows, max_drop, find_linear_paths(own) if equalize else None)
+            models[int8], written = open_model(work / f"int8{file.suffix}", "int8"), int8
             if gate.left_in_float32:
                 models[ALL_INT8] = candidates.build([], "all")
         timed = dataset if halves is None else halves[1]
         times = time_models(own, models, timed, processing_class, repeats) if repeats else None
-        if machine == "this" and times is not None and INT8 in models and is_slower(times, INT8, FLOAT32):
-            file, bits = work / GRAPH, None
-        written = "float32" if file.name == GRAPH else "int8"
-        os.replace(file, new / GRAPH)
+        if machine == "this" and times is not None and int8 in models and is_slower(times, int8, float32):
+            written, bits = float32, None
+        for found, name in zip(models[written].files, FORMATS[format].files, strict=True):
+            os.replace(found, new / name)
         shutil.rmtree(work)
         report = ExportReport(
             directory=str(directory),
             format=format,
-            dtype=written,
+            dtype=models[written].dtype,
             inputs=inputs.names,
-            bytes=(stored_bytes(source), (new / GRAPH).stat().st_size),
+            bytes=(stored_bytes(source), count_bytes(new / FORMATS[format].graph)),
             difference=difference,
             weight_bits=bits,
-            static=static and written == "int8",
+            static=static and models[written].dtype == "int8",
             gate=gate,
             times=times,
             processor=tuple(processor_features()),
-            versions={package: version(package) for package in _PACKAGES},
+            versions={package: version(package) for package in packages},
         )
         own.config.save_pretrained(new)
         write_labels(new, own.config)
         processing_class.save_pretrained(new)
+        write_manifest(new, type(own).__name__, report)
         write_card(new, Path(directory), own, processing_class, report)
         write_record(new, report.to_dict() | record)
     return report
+
+
+def _import_packages(format: str, dtype: str) -> tuple[Any, list[str]]:
+    """Return onnx, and the names of all packages that write a model, after checking that they are installed."""
+    onnx, (always, for_int8) = import_exporter(), FORMATS[format].packages
+    if format == "openvino":
+        import_openvino()
+        if dtype == "int8":
+            import_nncf()
+    return onnx, [*_PACKAGES, *always, *(for_int8 if dtype == "int8" else ())]
 
 
 def _check_exportable(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

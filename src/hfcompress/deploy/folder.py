@@ -12,12 +12,12 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from hfcompress.atomic_folder import replacing
+from hfcompress.deploy.formats import FORMATS
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import count_outputs
 from hfcompress.storage.layout import CONFIG
 from hfcompress.storage.model_card import CARD, is_our_card
 
-GRAPH = "model.onnx"
 RECORD = "hfcompress_export.json"  # what was done, and with which files
 _VERSION = 1  # of the record
 _WEIGHTS = (".safetensors", ".bin")
@@ -37,13 +37,15 @@ def replacing_exported(directory: Folder) -> AbstractContextManager[Path]:
         CompressionError: The folder cannot be written, or holds a model of torch, whose config would be replaced.
     """
     target = Path(directory)
-    held = [name for name in (os.listdir(target) if target.is_dir() else []) if name.endswith(_WEIGHTS)]
+    ours = set[str]().union(*(one.files for one in FORMATS.values()))
+    present = set(os.listdir(target) if target.is_dir() else ()) - ours
+    held = [name for name in present if name.endswith(_WEIGHTS)]
     if held:
         raise CompressionError(
             f"{str(directory)!r} holds a model of torch ({min(held)}), whose config the exported one would replace; "
             "name another folder."
         )
-    old = {GRAPH, RECORD}
+    old = {RECORD, *ours}
     if is_exported(target):
         with suppress(CompressionError):  # damaged: it is replaced, and what else was written with it stays
             old |= set(read_record(target)["files"])
@@ -72,8 +74,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise CompressionError(f"{folder} {what}; name a folder that hfcompress.export wrote.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        version, files, inputs = record["version"], record["files"], record["inputs"]
-        if not (isinstance(files, dict) and GRAPH in files and isinstance(inputs, dict)):
+        version, files, inputs, format = (record[name] for name in ("version", "files", "inputs", "format"))
+        if not (isinstance(files, dict) and isinstance(inputs, dict) and {*FORMATS[format].files} <= files.keys()):
             raise TypeError("its parts are not what they should be")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CompressionError(f"{path} cannot be read: {error!r:.200}; export the model again.") from error
@@ -83,16 +85,17 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a folder of which a file is missing, or whose model file is not as long as it was written."""
+    """Refuse a folder of which a file is missing, or whose model files are not as long as they were written."""
     for name in record["files"]:
         if name not in (CARD, RECORD) and not (folder / name).is_file():
             raise CompressionError(f"{folder / name} is missing; export the model again.")
-    size, written = (folder / GRAPH).stat().st_size, record["files"][GRAPH]
-    if size != written:
-        raise CompressionError(
-            f"{folder / GRAPH} has {size:,} bytes and was written with {written:,}; it is truncated or of another "
-            "model. Export the model again."
-        )
+    for name in FORMATS[record["format"]].files:
+        size, written = (folder / name).stat().st_size, record["files"][name]
+        if size != written:
+            raise CompressionError(
+                f"{folder / name} has {size:,} bytes and was written with {written:,}; it is truncated or of another "
+                "model. Export the model again."
+            )
 
 
 def describe_config(config: PreTrainedConfig) -> dict[str, Any]:

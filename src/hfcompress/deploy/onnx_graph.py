@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedTokenizerBase
 
-from hfcompress.deploy.runtime import first_line, open_session, quietly
+from hfcompress.deploy.formats import describe_failure, open_model
+from hfcompress.deploy.runtime import first_line, quietly
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_logits, input_names, max_tokens
 from hfcompress.models.inputs import Batch, Padder, dummy_inputs
@@ -26,16 +27,17 @@ _LARGEST = 2_000_000_000  # bytes: a protobuf file holds less than 2 GiB
 
 
 class _Logits(nn.Module):
-    """A classifier that returns its logits alone."""
+    """A classifier that returns its logits alone, and reads the attention mask in a dtype."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, mask_dtype: torch.dtype) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.mask_dtype = model, mask_dtype
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        given = dict(zip(INPUTS, (input_ids, attention_mask, token_type_ids), strict=True))
+        mask = None if attention_mask is None else attention_mask.to(self.mask_dtype)
+        given = dict(zip(INPUTS, (input_ids, mask, token_type_ids), strict=True))
         return get_logits(self.model(**{name: value for name, value in given.items() if value is not None}))
 
 
@@ -49,10 +51,17 @@ class GraphInputs:
     Attributes:
         names: In the order of the graph.
         defaults: By name, what an input is filled with where it is not given.
+        limits: By name, how many rows there are in the table that an input's ids are looked up in.
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model, self._padder = model, Padder(model, tokenizer)
+        try:
+            model.get_input_embeddings()  # type: ignore[operator]
+        except NotImplementedError as error:
+            raise CompressionError(
+                f"{type(model).__name__} cannot be exported: it has no table of tokens to make texts of."
+            ) from error
         taken = input_names(model)
         made = set(tokenizer("a")) | set(tokenizer.model_input_names)
         unknown = sorted((made & taken) - set(INPUTS))
@@ -68,6 +77,7 @@ class GraphInputs:
             if optional or "token_type_ids" in made:
                 self.names += ("token_type_ids",)
                 self.defaults |= {"token_type_ids": 0} if optional else {}
+        self.limits = self._table_sizes()
 
     def batch(self, lengths: Sequence[int]) -> Batch:
         """Make a batch of texts with so many tokens, padded as the tokenizer pads."""
@@ -81,6 +91,13 @@ class GraphInputs:
             rows.append({name: row[name] for name in self.names})
         batch = self._padder(rows)
         return {name: batch[name] for name in self.names}
+
+    def _table_sizes(self) -> dict[str, int]:
+        tokens = getattr(self._model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+        found = {"input_ids": None if tokens is None else len(tokens)}
+        if "token_type_ids" in self.names:
+            found |= {"token_type_ids": getattr(self._model.config, "type_vocab_size", None)}
+        return {name: size for name, size in found.items() if size}
 
     def _zeros_are_the_default(self) -> bool:
         batch = self.batch(_EXAMPLE)
@@ -108,28 +125,59 @@ def build_graph(model: nn.Module, inputs: GraphInputs) -> Any:
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if size > _LARGEST:
         raise CompressionError(f"{name} has {size:,} bytes in float32; an ONNX file holds {_LARGEST:,} at most.")
-    example = inputs.batch(_EXAMPLE)
-    shape = {0: Dim("batch"), 1: Dim("length", min=2)}
+    _check_classifies(model, inputs)
     try:
-        with quietly():
-            program = torch.onnx.export(
-                _Logits(model).eval(),
-                (),
-                kwargs=example,
-                input_names=list(inputs.names),
-                output_names=["logits"],
-                dynamic_shapes=dict.fromkeys(inputs.names, shape),
-                dynamo=True,
-                verbose=False,
-                optimize=True,
-            )
+        graph = _export(_Logits(model, torch.int64), inputs)
     except Exception as error:  # of any layer of torch's exporter
+        try:  # it fails on XLNet's 1.0 - mask, where the mask has integers
+            graph = _export(_Logits(model, torch.float32), inputs)
+        except Exception:
+            raise CompressionError(
+                f"{name} cannot be exported: torch.onnx.export fails with {_describe_cause(error)}"
+            ) from error
+    fixed = [dim.dim_value for one in graph.graph.input for dim in one.type.tensor_type.shape.dim if not dim.dim_param]
+    if fixed:
         raise CompressionError(
-            f"{name} cannot be exported: torch.onnx.export fails with {_describe_cause(error)}"
-        ) from error
-    graph = program.model_proto  # type: ignore[union-attr] # None only without dynamo
+            f"{name} cannot be exported: torch.onnx.export makes a model for texts of {fixed[-1]} tokens alone, "
+            "because the classifier computes with the length outside of tensors."
+        )
     _name_nodes_by_module(graph)
     return graph
+
+
+def _check_classifies(model: nn.Module, inputs: GraphInputs) -> None:
+    """Refuse a model that does not return logits of shape (texts, labels)."""
+    name, batch = type(model).__name__, inputs.batch(_EXAMPLE)
+    try:
+        shape = tuple(get_logits(model(**batch)).shape)
+    except CompressionError as error:
+        raise CompressionError(f"{name} cannot be exported, as it is no sequence classifier. {error}") from error
+    except Exception as error:  # whatever its forward pass meets
+        raise CompressionError(
+            f"{name} cannot be exported: it does not read a batch of texts: {_describe_cause(error)}"
+        ) from error
+    if len(shape) != 2 or shape[0] != len(_EXAMPLE):
+        raise CompressionError(
+            f"{name} cannot be exported, as it is no sequence classifier: its logits have the shape {shape} for "
+            f"{len(_EXAMPLE)} texts, not (texts, labels)."
+        )
+
+
+def _export(module: nn.Module, inputs: GraphInputs) -> Any:
+    shape = {0: Dim("batch"), 1: Dim("length", min=2)}
+    with quietly():
+        program = torch.onnx.export(
+            module.eval(),
+            (),
+            kwargs=inputs.batch(_EXAMPLE),
+            input_names=list(inputs.names),
+            output_names=["logits"],
+            dynamic_shapes=dict.fromkeys(inputs.names, shape),
+            dynamo=True,
+            verbose=False,
+            optimize=True,
+        )
+    return program.model_proto  # type: ignore[union-attr] # None only without dynamo
 
 
 def check_logits(file: Path, model: nn.Module, inputs: GraphInputs) -> float:
@@ -141,7 +189,7 @@ def check_logits(file: Path, model: nn.Module, inputs: GraphInputs) -> float:
     Raises:
         CompressionError: They differ by more than `TOLERANCE`, or are not finite.
     """
-    session, worst = open_session(file), 0.0
+    session, differences = open_model(file), list[float]()
     for batch in _checked_batches(model, inputs):
         try:
             expected = get_logits(model(**batch)).numpy()
@@ -153,9 +201,9 @@ def check_logits(file: Path, model: nn.Module, inputs: GraphInputs) -> float:
             raise CompressionError(f"{type(model).__name__} returns NaN or infinity for a text of {tokens} tokens.")
         try:
             found = session.run(["logits"], {name: value.numpy() for name, value in batch.items()})[0]
-        except Exception as error:  # onnxruntime's own classes have no public base
+        except Exception as error:  # the runtimes' own classes have no public base
             raise CompressionError(
-                f"{type(model).__name__} cannot be exported: ONNX Runtime fails for {shape}: {first_line(error)}"
+                f"{type(model).__name__} cannot be exported: for {shape}, {describe_failure(file, error)}"
             ) from error
         if found.shape != expected.shape or not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
             apart = "their shape" if found.shape != expected.shape else f"{np.abs(found - expected).max():.2g}"
@@ -163,8 +211,10 @@ def check_logits(file: Path, model: nn.Module, inputs: GraphInputs) -> float:
                 f"{type(model).__name__} cannot be exported: for {shape} the logits of the exported model differ from "
                 f"those of the original by {apart}."
             )
-        worst = max(worst, float(np.abs(found - expected).max()))
-    return worst
+        differences.append(float(np.abs(found - expected).max()))
+    if not differences:
+        raise CompressionError(f"{type(model).__name__} cannot be exported: it reads none of the texts made up for it.")
+    return max(differences)
 
 
 def _checked_batches(model: nn.Module, inputs: GraphInputs) -> Iterator[Batch]:

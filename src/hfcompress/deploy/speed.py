@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hfcompress.deploy.exported_model import ExportedModel
+from hfcompress.deploy.formats import FORMATS
 from hfcompress.models.classifier import max_tokens
 from hfcompress.models.inputs import TOKENS
 from hfcompress.report.benchmark import compare
@@ -16,7 +17,15 @@ from hfcompress.report.comparison import Comparison
 from hfcompress.report.measurements import speedup
 
 BATCHES = (1, 16)
-TORCH, FLOAT32, INT8, ALL_INT8 = "torch float32", "ONNX Runtime float32", "ONNX Runtime int8", "all of it int8"
+TORCH, ALL_INT8 = "torch float32", "all of it int8"
+
+
+def label(format: str, dtype: str) -> str:
+    """Return the name of a model in a table of times."""
+    return f"{FORMATS[format].runtime} {dtype}"
+
+
+FLOAT32, INT8 = label("onnx", "float32"), label("onnx", "int8")
 
 
 def time_models(

@@ -29,6 +29,19 @@ def check_has_values(named: Iterable[tuple[str, Tensor]], owner: str = "") -> No
             raise CompressionError(f"{owner}{name} is on the meta device and holds no values; load the weights first.")
 
 
+def is_torchao(tensor: Tensor) -> bool:
+    """Whether torchao's `quantize_` made a tensor: it looks like one of floats, and wraps others."""
+    return type(tensor).__module__.partition(".")[0] == "torchao"
+
+
+def wrapped_tensors(tensor: Tensor) -> list[Tensor]:
+    """Return the tensors that one of torchao wraps, such as integers and their scales; else the tensor itself."""
+    if not is_torchao(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined] # what torch.compile asks for too
+    return [part for name in names for part in wrapped_tensors(getattr(tensor, name))]
+
+
 def identities(tensor: Tensor) -> list[object]:
     """Return what identifies a tensor, and the numbers that it holds.
 
@@ -97,6 +110,8 @@ def stored_tensors(model: nn.Module) -> list[Tensor]:
 
 def tensor_bytes(tensor: Tensor) -> int:
     """Return the bytes of the numbers of a tensor, with the scales of a quantized one that has several."""
+    if is_torchao(tensor):
+        return sum(map(tensor_bytes, wrapped_tensors(tensor)))
     if not tensor.is_quantized:
         return tensor.numel() * tensor.element_size()
     return tensor.untyped_storage().nbytes() + sum(map(tensor_bytes, _scales(tensor)))
@@ -104,13 +119,13 @@ def tensor_bytes(tensor: Tensor) -> int:
 
 def count_nonzero(tensor: Tensor) -> int:
     """Count the numbers of a tensor that are not zero, quantized or not."""
-    return int(torch.count_nonzero(tensor.dequantize() if tensor.is_quantized else tensor))
+    return int(torch.count_nonzero(tensor.dequantize() if tensor.is_quantized or is_torchao(tensor) else tensor))
 
 
 def plain_parts(tensor: Tensor) -> list[Tensor]:
     """Return plain tensors that together hold all of a tensor, quantized or not."""
     if not tensor.is_quantized:
-        return [tensor]
+        return wrapped_tensors(tensor)
     scales = _scales(tensor) or [torch.tensor([tensor.q_scale(), tensor.q_zero_point()], dtype=torch.float64)]
     return [tensor.int_repr(), *scales]
 
@@ -134,5 +149,6 @@ def memory_bytes(tensors: Iterable[Tensor]) -> int:
         >>> memory_bytes(layer.parameters()), memory_bytes([layer.weight, layer.weight[:1]])
         (40, 32)
     """
-    storages = {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in tensors if t.numel()}
+    parts = [part for tensor in tensors for part in wrapped_tensors(tensor)]
+    storages = {(t.device, t.untyped_storage().data_ptr()): t.untyped_storage().nbytes() for t in parts if t.numel()}
     return sum(storages.values())

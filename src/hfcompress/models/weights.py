@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import count_outputs, evaluation_mode, get_config, unwrap
 from hfcompress.models.sharded import has_known_placements, local_values, reshard, shard_ranks
-from hfcompress.models.tensors import check_has_values, distinct
+from hfcompress.models.tensors import check_has_values, distinct, is_torchao
 
 _QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\b")  # where torch defines such modules
 _HEAD_NAME = re.compile(r"classifier|classification|^score|(^|_)head$|logits")  # what transformers calls its heads
@@ -258,7 +258,7 @@ def is_quantized(module: nn.Module) -> bool:
 
 def check_not_quantized(model: nn.Module, verb: str) -> None:
     """Raise a `CompressionError` if a module was quantized, as by ``quantize_dynamic``; ``verb`` is a participle."""
-    if (found := _first_quantized(model)) is not None:
+    if (found := _first_quantized(model) or _first_of_torchao(model)) is not None:
         raise CompressionError(
             f"{found} and has no floating-point weights, so it cannot be {verb}; take the model as it was before "
             "(quantize_dynamic(...) returns a copy), and quantize it afterwards."
@@ -276,6 +276,13 @@ def _first_quantized(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         if is_quantized(module):
             return f"{name or 'The model'} is quantized ({type(module).__module__}.{type(module).__name__})"
+    return None
+
+
+def _first_of_torchao(model: nn.Module) -> str | None:
+    for name, parameter in model.named_parameters():
+        if is_torchao(parameter):
+            return f"{name} is quantized ({type(parameter).__module__}.{type(parameter).__name__})"
     return None
 
 

@@ -31,11 +31,13 @@ from hfcompress.models.profiling import count_flops, peak_bytes, synchronize
 from hfcompress.models.tensors import (
     check_has_values,
     count_nonzero,
+    is_torchao,
     memory_bytes,
     packed_tensors,
     stored_bytes,
     stored_tensors,
     tensor_bytes,
+    wrapped_tensors,
 )
 from hfcompress.models.tokenizers import check_tokenizer, encode_texts
 from hfcompress.models.weights import quantized_weight, select_matrices
@@ -281,7 +283,8 @@ def _count_cost(model: nn.Module, batch: Batch) -> tuple[int | None, int | None]
     """Return the FLOPs and the bytes at the peak of a forward pass; what another runtime does is not known."""
     if isinstance(model, ExportedModule):
         return None, None
-    return count_flops(model, batch), peak_bytes(model, batch)
+    uncounted = any(map(is_torchao, model.parameters()))  # the products of integers that its kernels compute
+    return None if uncounted else count_flops(model, batch), peak_bytes(model, batch)
 
 
 def _measure_size(model: nn.Module) -> dict[str, Any]:
@@ -297,7 +300,7 @@ def _measure_size(model: nn.Module) -> dict[str, Any]:
     zeros = report.zeros + sum(weight.numel() - count_nonzero(weight) for weight in quantized)
     device = next(model.parameters()).device
     floats = (p for p in model.parameters() if p.is_floating_point())
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in (*floats, *packed)}
+    dtypes = {str(part.dtype).removeprefix("torch.") for one in (*floats, *packed) for part in wrapped_tensors(one)}
     return {
         "parameters": report.whole_model.weights + sum(tensor.numel() for tensor in packed),
         "nonzeros": report.whole_model.weights - report.whole_model.zeros + sum(map(count_nonzero, packed)),

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from hfcompress.models.architectures import block_kind
 from hfcompress.models.classifier import check_model_kind, unwrap
 from hfcompress.models.sharded import has_known_placements, local_values, shards_of_model, sum_local_counts
-from hfcompress.models.tensors import distinct, has_plain_values
+from hfcompress.models.tensors import count_nonzero, distinct, has_plain_values, is_torchao
 from hfcompress.models.weights import (
     PRUNABLE_DTYPES,
     Selection,
@@ -285,6 +285,8 @@ def _count_zeros(parameter: Tensor) -> int:
     """Count the zeros of what this process holds of a parameter of any dtype; 0 where its values cannot be read."""
     if isinstance(parameter, DTensor) and has_known_placements(parameter):
         parameter = local_values(parameter)
+    if is_torchao(parameter):
+        return parameter.numel() - count_nonzero(parameter)
     if not has_plain_values(parameter):
         return 0
     weight = parameter.detach()

@@ -1,4 +1,4 @@
-"""Export a model to a folder that ONNX Runtime serves.
+"""Export a model to a folder that ONNX Runtime or OpenVINO serves.
 
 The folder has the model, its tokenizer, and a model card with the lines that
 run it without torch, transformers or hfcompress. An int8 model is written only
@@ -16,8 +16,10 @@ from hfcompress_cli import options
 
 def add_parser(verbs: options.Verbs) -> None:
     """Add the verb with its options."""
-    parser = options.add_verb(verbs, "export", run, "write a folder that ONNX Runtime serves", __doc__)
+    parser = options.add_verb(verbs, "export", run, "write a folder that ONNX Runtime or OpenVINO serves", __doc__)
     parser.add_argument("model", **options.MODEL)
+    help = "what serves the folder (default: onnx)"
+    parser.add_argument("--format", choices=("onnx", "openvino"), default="onnx", help=help)
     add = parser.add_argument_group("int8").add_argument
     help = "quantize, unless int8 is slower on this machine; with 'always' for any machine, though it is slower here"
     add("--int8", nargs="?", const="this", choices=("this", "always"), metavar="always", help=help)
@@ -25,7 +27,7 @@ def add_parser(verbs: options.Verbs) -> None:
     add("--static", action="store_true", help=help)
     help = "accuracy that int8 may lose on --data (default: 0.01, one point)"
     add("--max-drop", type=float, default=0.01, metavar="F", help=help)
-    help = "rounds in which torch and ONNX Runtime are timed; 0: none (default: 8)"
+    help = "rounds in which torch and the runtime are timed; 0: none (default: 8)"
     parser.add_argument("--repeats", type=int, default=8, metavar="N", help=help)
     options.add_data(parser, "labelled texts that no training has seen, for --int8; their lengths are timed")
     options.add_output(parser)
@@ -55,6 +57,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
             model,
             output,
             processing_class=tokenizer,
+            format=arguments.format,
             dtype="int8" if arguments.int8 else "float32",
             dataset=dataset,
             max_drop=arguments.max_drop,

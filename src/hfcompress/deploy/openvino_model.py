@@ -1,0 +1,173 @@
+"""OpenVINO and NNCF (the extra ``openvino``): converts an ONNX model, makes its weights int8, and runs the result."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+
+from hfcompress.deploy.quantization import Operator
+from hfcompress.deploy.runtime import quietly
+from hfcompress.errors import CompressionError
+
+_REMEDY = "pip install 'hfcompress[openvino]'"
+_WITHOUT_BIASES = "/WithoutBiases"  # OpenVINO's name for the product in a Gemm
+
+
+class Value(NamedTuple):
+    """An input or output of a model."""
+
+    name: str
+    shape: str
+
+
+class OpenVinoSession:
+    """A model that OpenVINO runs on the CPU in float32, with the methods of an ``onnxruntime.InferenceSession``.
+
+    Args:
+        file: The ``.xml`` file, with a ``.bin`` file of that name beside it.
+
+    Raises:
+        CompressionError: It is no such model, or has an operator that this OpenVINO does not know.
+    """
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        openvino = import_openvino()
+        # Where a processor has bfloat16, OpenVINO would compute in it.
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        try:
+            self._model = _start(openvino).compile_model(os.fspath(file), "CPU", settings)
+        except Exception as error:  # a RuntimeError, for now
+            raise CompressionError(
+                f"{os.fspath(file)} cannot be run by OpenVINO {_version(openvino)}: {describe(error)}"
+            ) from error
+
+    def get_inputs(self) -> list[Value]:
+        """Return the inputs."""
+        return [Value(one.get_any_name(), str(one.partial_shape)) for one in self._model.inputs]
+
+    def get_outputs(self) -> list[Value]:
+        """Return the outputs."""
+        return [Value(one.get_any_name(), str(one.partial_shape)) for one in self._model.outputs]
+
+    def run(self, names: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Return the outputs of these names.
+
+        Raises:
+            RuntimeError: OpenVINO fails, or computes nothing, as for texts that are longer than a table of positions.
+        """
+        # A request of its own for each call: one that fails silently would return what it computed before.
+        found = self._model.create_infer_request().infer(dict(inputs))
+        rows = len(next(iter(inputs.values())))
+        outputs: list[NDArray[Any]] = [found[name] for name in names]
+        if any(len(output) != rows for output in outputs):
+            raise RuntimeError("no output for these inputs")
+        return outputs
+
+
+def import_openvino() -> Any:
+    """Import openvino.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(f"OpenVINO models need openvino: {_REMEDY}") from error
+    return openvino
+
+
+def import_nncf() -> Any:
+    """Import nncf, OpenVINO's quantizer, which prints and reports less than it does by default.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    # Without this package, nncf sends no statistics of its use.
+    absent = "nncf" not in sys.modules and "openvino_telemetry" not in sys.modules
+    if absent:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import nncf
+    except ImportError as error:
+        raise ImportError(f"int8 in OpenVINO needs nncf: {_REMEDY}") from error
+    finally:
+        if absent:
+            del sys.modules["openvino_telemetry"]
+    return nncf
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write an ONNX model as one of OpenVINO, a ``.xml`` and a ``.bin`` file, in the same dtype.
+
+    Raises:
+        CompressionError: OpenVINO cannot read it.
+        OSError: The files cannot be written.
+    """
+    openvino = import_openvino()
+    try:
+        with quietly():
+            model = _start(openvino).read_model(os.fspath(source))
+    except Exception as error:  # a RuntimeError, for now
+        raise CompressionError(f"OpenVINO {_version(openvino)} cannot read the model: {describe(error)}") from error
+    _save(openvino, model, target)
+
+
+def compress_weights(source: Path, target: Path, *, float32: Collection[Operator] = ()) -> None:
+    """Write a model with int8 weights, one scale a column; OpenVINO scales activations where the processor has VNNI.
+
+    Args:
+        source: A float32 model of OpenVINO.
+        target: The file to write.
+        float32: The operators that are left as they are.
+
+    Raises:
+        CompressionError: The quantizer fails.
+        OSError: The files cannot be written.
+    """
+    openvino, nncf = import_openvino(), import_nncf()
+    left = [name + end for one in float32 for name in one.nodes for end in ("", _WITHOUT_BIASES)]
+    nncf.set_log_level(logging.ERROR)
+    try:
+        with quietly(), redirect_stdout(StringIO()):  # it shows its progress
+            made = nncf.compress_weights(
+                _start(openvino).read_model(os.fspath(source)),
+                mode=nncf.CompressWeightsMode.INT8_SYM,
+                ignored_scope=nncf.IgnoredScope(names=left, validate=False),
+            )
+    except Exception as error:  # whatever the quantizer meets in a graph
+        raise CompressionError(f"NNCF cannot quantize the model: {describe(error)}") from error
+    _save(openvino, made, target)
+
+
+def _start(openvino: Any) -> Any:
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # or else a file could not be replaced while it is open
+    return core
+
+
+def _save(openvino: Any, model: Any, target: Path) -> None:
+    try:
+        openvino.save_model(model, os.fspath(target), compress_to_fp16=False)
+    except Exception as error:  # a RuntimeError, for now, such as where the disk is full
+        raise OSError(f"OpenVINO cannot write {target.name}: {describe(error)}") from error
+
+
+def _version(openvino: Any) -> str:
+    return str(openvino.__version__).partition("-")[0]
+
+
+def describe(error: BaseException) -> str:
+    """Return what an error of OpenVINO says, without the places in its own source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    return f"{' '.join(told or [type(error).__name__])[:300].rstrip('.')}."
