@@ -153,15 +153,14 @@ def _equalize_path(graph: _Graph, path: LinearPath, largest: Mapping[str, Floats
     ones = np.ones((repeats - 1) * factor.size, np.float32)
     divided: Floats = np.concatenate([ones, 1 / factor.reshape(-1)]).astype(np.float32)
     _scale_inputs(graph, read, np.repeat(factor[:, None], shape[1], axis=1).reshape(-1))
-    for node in made:
-        graph.scale([node], 1, divided[:, None] if _is_transposed(node) else divided)
-        if node.op_type == "Gemm" and len(node.input) > 2:
-            graph.scale([node], 2, divided)
-        readers = graph.readers.get(node.output[0], [])
-        if node.op_type == "MatMul" and len(readers) == 1 and readers[0].op_type == "Add":
-            for index, name in enumerate(readers[0].input):
-                if graph.vector(name):
-                    graph.scale(readers, index, divided)
+    for transposed in (False, True):
+        chosen = [node for node in made if _is_transposed(node) == transposed]
+        graph.scale(chosen, 1, divided[:, None] if transposed else divided)
+    graph.scale([node for node in made if node.op_type == "Gemm" and len(node.input) > 2], 2, divided)
+    readers = [graph.readers.get(node.output[0], []) for node in made if node.op_type == "MatMul"]
+    sums = [ends[0] for ends in readers if len(ends) == 1 and ends[0].op_type == "Add"]
+    for index in (0, 1):
+        graph.scale([node for node in sums if graph.vector(node.input[index])], index, divided)
     return {path.kind}
 
 
