@@ -221,9 +221,7 @@ def test_each_text_passes_each_half_of_a_layer_once(architecture, monkeypatch):
     for name, module in model.named_modules():
         if module in inside and isinstance(module, torch.nn.Linear | torch.nn.LayerNorm | Conv1D):
             assert passes[twins[module]] == passes[module] == batches, name
-        elif module in inside and not isinstance(
-            module, torch.nn.Dropout
-        ):  # of which a layer may have one in all places
+        elif module in inside and not isinstance(module, torch.nn.Dropout) and not name.endswith("act"):  # shared ones
             assert passes[module] <= batches, name
     assert len(attentions) <= 2 * batches * len(layers) * (2 if architecture in ("bart", "t5") else 1)
 
