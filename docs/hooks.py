@@ -10,18 +10,22 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "examples" / "imdb" / "results"
-PAGES = {
-    "contributing.md": ROOT / "CONTRIBUTING.md",
-    "security.md": ROOT / "SECURITY.md",
-    "changelog.md": ROOT / "CHANGELOG.md",
-    "comparison/protocol.md": ROOT / "examples" / "imdb" / "README.md",
-} | {
-    f"comparison/{path.parent.name}.md": path
-    for path in sorted(RESULTS.glob("*/results.md"))
-} | {
-    f"benchmarks/{path.name}": path
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.md"))
-}
+PAGES = (
+    {
+        "contributing.md": ROOT / "CONTRIBUTING.md",
+        "security.md": ROOT / "SECURITY.md",
+        "changelog.md": ROOT / "CHANGELOG.md",
+        "comparison/protocol.md": ROOT / "examples" / "imdb" / "README.md",
+    }
+    | {
+        f"comparison/{path.parent.name}.md": path
+        for path in sorted(RESULTS.glob("*/results.md"))
+    }
+    | {
+        f"benchmarks/{path.name}": path
+        for path in sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    }
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
