@@ -103,7 +103,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     runs = []
     for seed in arguments.seeds:
         reviews = load_reviews(arguments.data, preset.reviews, preset.test_reviews, seed)
-        starts = starting_models(arguments.models, names, list(reviews["train"]["text"]), preset.max_length)
+        starts = starting_models(
+            arguments.models, names, list(reviews["train"]["text"]), preset.max_length, preset.scratch
+        )
         folder, keep = arguments.output / f"seed-{seed}", not arguments.discard_weights
         runs.append(Run(preset, starts, reviews, arguments.loss, arguments.precision, seed, folder, keep))
     if not arguments.helper:

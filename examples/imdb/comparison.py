@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -22,11 +23,7 @@ from examples.imdb.report import format_p, tabulate_rows
 RESULTS = Path(__file__).with_name("results")
 TEMPLATE = Path(__file__).with_name("comparison.md.j2")
 PAGE = Path("docs", "comparison", "index.md")
-RUNS = {  # by folder of the results, for the table
-    "base-imdb": "base scale, IMDB",
-    "base-sentences": "base scale, sentences",
-    "paper": "MiniLM, IMDB",
-}
+RUNS = {"paper": "IMDB, MiniLM", "base-sentences": "sentences, base scale"}  # folders of the results
 
 
 class Figures:
@@ -52,46 +49,67 @@ class Figures:
         return float(mean(float(value) for value in values))  # type: ignore[arg-type]
 
     def difference(self, run: str, key: str, other: str) -> str:
-        """Return by how many points the test accuracy differs, with the 95 % interval over the seeds."""
+        """Return by how many points the test accuracy differs, with the 95 % interval."""
         difference, half = mean_difference(self.results(run, key), self.results(run, other))
-        return f"{100 * difference:+.1f} ± {100 * half:.1f} points"
+        return f"{100 * difference:+.1f} ± {100 * half:.1f}"
 
     def p_values(self, run: str, key: str, other: str) -> str:
         """Return the p-value of McNemar's test in each seed."""
         pairs = zip(self.results(run, key), self.results(run, other), strict=True)
         return ", ".join(format_p(mcnemar(*pair)) for pair in pairs)
 
-    def last_epoch(self, run: str, key: str, name: str, epoch: int = -1) -> float:
+    def epoch(self, run: str, key: str, name: str, number: int = -1) -> float:
         """Return the mean over the seeds of a figure of an epoch, by default the last."""
-        return mean(result["history"][epoch][name] for result in self.results(run, key))
+        return mean(result["history"][number][name] for result in self.results(run, key))
 
-    def milliseconds(self, run: str, key: str) -> str:
-        """Return the time of a batch, where the run was timed."""
-        timing = self._content[run]["timing"]
-        return f"{timing['systems'][key]['latency_ms']:.0f}" if timing else "-"
+    def cost(self, run: str, key: str) -> str:
+        """Return the size on disk and, where the run was timed, the time of a batch."""
+        timing, size = self._content[run]["timing"], f"{self.value(run, key, 'bytes_on_disk') / 1e6:.0f} MB"
+        return f"{size} and {timing['systems'][key]['latency_ms']:.0f} ms a batch" if timing else size
 
-    def content(self, run: str) -> Result:
-        """Return all that is in ``results.json``."""
-        return dict(self._content[run])
+    def all_results(self, run: str) -> list[Result]:
+        """Return the results of all systems."""
+        return [result for entry in self._content[run]["systems"] for result in entry["by_seed"].values()]
+
+    def timed_on(self) -> str:
+        """Return the machines that the runs were timed on."""
+        machines = {content["timing"]["machine"] for content in self._content.values() if content["timing"]}
+        return "; ".join(sorted(machines))
 
     def table(self) -> str:
         """Return the paper's validation accuracy beside our test accuracies, by system."""
         rows = []
-        for entry in self._content["base-imdb"]["systems"]:
-            paper = entry["paper"]
-            row = {"system": entry["title"], "paper (validation)": "-"}
-            if paper:
-                row["paper (validation)"] = f"{paper['validation_accuracy'][1]:.2f}"
+        for entry in self._content["paper"]["systems"]:
+            paper, key = entry["paper"], entry["key"]
+            row = {"system": entry["title"], "paper": f"{paper['validation_accuracy'][1]:.2f}" if paper else "-"}
             for run, title in RUNS.items():
-                row[title] = self.accuracy(run, entry["key"])
+                row[title] = self.accuracy(run, key)
+                row[f"minus BERT's, {title}"] = "-" if key == "bert" else self.difference(run, key, "bert")
             rows.append(row)
         return tabulate_rows(rows, "github")
 
 
 def render(figures: Figures) -> str:
     """Return the page."""
+
+    def cross_entropy(run: str, key: str, part: str = "validation") -> str:
+        return f"{figures.value(run, key, f'{part}_cross_entropy'):.2f}"
+
+    short = {
+        "f": figures,
+        "diff": figures.difference,
+        "p": figures.p_values,
+        "ce": cross_entropy,
+        "tce": partial(cross_entropy, part="test"),
+        "epoch": lambda *given: f"{figures.epoch(*given):.2f}",
+        "value": lambda *given: f"{figures.value(*given):.3f}",
+        "percent": lambda *given: f"{figures.value(*given):.1%}",
+        "cost": figures.cost,
+        "machines": sorted({result["machine"] for run in RUNS for result in figures.all_results(run)}),
+        "timed": figures.timed_on(),
+    }
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    return environment.from_string(TEMPLATE.read_text()).render(figures=figures)
+    return environment.from_string(TEMPLATE.read_text()).render(short)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def mean_accuracy(results: Iterable[Result], part: str) -> tuple[float, float, f
     if len(values) == 1:
         return values[0], *wilson_interval(values[0], counts[0])
     mean = statistics.mean(values)
-    return mean, mean - spread(values), mean + spread(values)
+    return mean, max(0.0, mean - spread(values)), min(1.0, mean + spread(values))
 
 
 def unpack_correct(result: Result) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -22,6 +22,7 @@ import hfcompress as hfc
 from examples.imdb.base import mpnet_folder, smollm_folder
 from examples.imdb.environment import package_folder
 from examples.imdb.errors import UsageError
+from examples.imdb.settings import TINY, FromScratch
 
 HUB = {"bert": "bert-base-uncased", "gpt2": "gpt2", "student": "nlpaueb/legal-bert-small-uncased"}
 BERT_TOKENS = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -36,9 +37,16 @@ class Start:
 
     make: Callable[[], Pair]
     description: str
+    is_new: bool = False  # whether it is made from scratch, with a tokenizer of the texts
 
 
-def starting_models(source: str, names: dict[str, str | None], texts: list[str], max_length: int) -> dict[str, Start]:
+def starting_models(
+    source: str,
+    names: dict[str, str | None],
+    texts: list[str],
+    max_length: int,
+    scratch: FromScratch = TINY,
+) -> dict[str, Start]:
     """Describe the starting models of ``"bert"``, ``"gpt2"`` and ``"student"``; making one may raise a `UsageError`.
 
     Args:
@@ -46,15 +54,21 @@ def starting_models(source: str, names: dict[str, str | None], texts: list[str],
         names: A hub id or folder for any of the three, which wins over ``source``.
         texts: Training texts, from which the tokenizers of models from scratch are learned.
         max_length: Tokens at most.
+        scratch: What GPT-2 is where none is named.
     """
-    layers, width, vocabulary = (2, 32, 300) if source == "tiny" else (4, 256, 8000)
     bert = {"hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 64}
-    gpt2 = {"hidden_size": width, "num_hidden_layers": layers}
+    gpt2 = {"hidden_size": scratch.width, "num_hidden_layers": scratch.layers}
+    settings = [f"learning rate {scratch.learning_rate:g}"] if scratch.learning_rate else []
+    settings += [f"{scratch.epochs} epochs"] if scratch.epochs else []
+    gpt2_text = (
+        f"from scratch ({scratch.layers} layers, {scratch.width}), byte-level BPE learned from the training texts"
+    )
     starts = {
         "bert": Start(partial(_make_new, "bert", texts, max_length, 500, BERT_TOKENS, **bert), "tiny random BERT"),
         "gpt2": Start(
-            partial(_make_new, "gpt2", texts, max_length, vocabulary, GPT2_TOKENS, **gpt2),
-            f"from scratch ({layers} layers, {width}), byte-level BPE learned from the training texts",
+            partial(_make_new, "gpt2", texts, max_length, scratch.vocabulary, GPT2_TOKENS, **gpt2),
+            "; ".join([gpt2_text, *settings]),
+            is_new=True,
         ),
     }
     minilm = Start(_load_minilm, "all-MiniLM-L6-v2, a pretrained BertModel (22.7 M, 6 layers, 384)")

@@ -66,10 +66,11 @@ def draw(axes: Axes, runs: Result) -> None:
     for index, (name, marker) in enumerate(zip(SCHEDULES, "os^", strict=True)):
         color = f"C{index}"
         for amounts, title, inside in ((AMOUNTS, "", color), (WITHOUT_POOLER, EXCLUDED, "white")):
-            places = [amount + 0.008 * (index - 1) for amount in amounts]  # or the bars would hide each other
-            drawn = [runs[f"{name} {amount}{title}"] for amount in amounts]
+            drawn = {amount: found for amount in amounts if (found := runs[f"{name} {amount}{title}"])}
+            places = [amount + 0.008 * (index - 1) for amount in drawn]  # or the bars would hide each other
             style = {"marker": marker, "color": color, "markerfacecolor": inside, "label": name + title}
-            study.draw_runs(axes, places, drawn, **style)
+            if drawn:
+                study.draw_runs(axes, places, [*drawn.values()], **style)
     study.draw_levels(axes, runs, BERT, CONTROL)
     axes.set(xlabel="amount: sparsity of the matrices in scope", ylabel="test accuracy, 95 % interval", xticks=AMOUNTS)
     axes.legend()
@@ -92,7 +93,7 @@ model was also pruned with `exclude="{POOLER}"`; the sparsity is that of all pru
     rows = [
         {"run": name, "sparsity": f"{of_seeds[0]['sparsity']:.2%}"} | study.figures_of(of_seeds, runs[CONTROL])
         for name, of_seeds in runs.items()
-        if name != COUNTS
+        if name != COUNTS and of_seeds
     ]
     return text, rows
 

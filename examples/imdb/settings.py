@@ -10,6 +10,20 @@ ALIASES = {"packaged": "imdb", "packaged-sentences": "rotten_tomatoes"}
 
 
 @dataclass(frozen=True)
+class FromScratch:
+    """GPT-2 where no pretrained one is given, and how it is trained if not as the others."""
+
+    layers: int = 4
+    width: int = 256
+    vocabulary: int = 8000
+    learning_rate: float | None = None
+    epochs: int | None = None
+
+
+TINY = FromScratch(2, 32, 300)
+
+
+@dataclass(frozen=True)
 class Preset:
     """How much data and training."""
 
@@ -24,14 +38,36 @@ class Preset:
     student_batch_size: int = 8
     models: str = "packaged"
     data: str = "imdb"
+    scratch: FromScratch = FromScratch()
 
 
 PRESETS = {
     # The paper's own numbers.
     "paper": Preset(4000, 4000, 128, 1e-5, epochs=5, further_epochs=5, student_epochs=13),
-    # Shorter reviews, fewer of them, and larger steps to make up for the fewer epochs.
-    "quick": Preset(500, 500, 64, 5e-5, epochs=2, further_epochs=1, student_epochs=3),
-    "smoke": Preset(40, 40, 32, 1e-3, epochs=2, further_epochs=1, student_epochs=2, batch_size=8, models="tiny"),
+    # Sentences, fewer of them, and larger steps to make up for the fewer epochs.
+    "quick": Preset(
+        1000,
+        1000,
+        64,
+        1e-4,
+        epochs=2,
+        further_epochs=1,
+        student_epochs=3,
+        data="rotten_tomatoes",
+        scratch=FromScratch(2, 128, 4000, learning_rate=1e-3, epochs=6),
+    ),
+    "smoke": Preset(
+        40,
+        40,
+        32,
+        1e-3,
+        epochs=2,
+        further_epochs=1,
+        student_epochs=2,
+        batch_size=8,
+        models="tiny",
+        scratch=TINY,
+    ),
 }
 
 Ends = tuple[float | None, float | None]

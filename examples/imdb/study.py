@@ -43,7 +43,6 @@ SOFT_LABELS: dict[str, Any] = {"alpha": 0.5, "teacher_loss": "kl", "temperature"
 BERT = "BERT, fine-tuned"  # title of the run that all others start from or learn from
 NAMES = {"rotten_tomatoes": "Rotten Tomatoes sentences", "imdb": "IMDB reviews"}
 
-Runs = dict[str, list[Result]]  # by title, a result a seed
 Plan = dict[str, Callable[[], Result]]  # by title, what computes it
 
 
@@ -186,14 +185,19 @@ def run_study(
     finally:
         for other in others:
             other.terminate()
-    if any(not job.is_done for job in left):
+    left = [job for job in left if not job.is_done]
+    if not arguments.helper and not any(job.file.name == "bert.json" for job in left):
+        test_count = len(next(iter(drawn.values()))["test"])
+        settings = {"data": source, "seeds": arguments.seeds, "train": TEXTS * 4 // 5, "test": test_count}
+        runs = {title: read_runs(dict(zip(drawn, of_seeds, strict=True))) for title, of_seeds in jobs.items()}
+        write_study(name, arguments.output, {"settings": settings, "runs": runs}, draw, describe)
+    if left:
         sys.exit(f"error: {', '.join(job.title for job in left)} failed; see above and {work / 'logs'}.")
-    if arguments.helper:
-        return
-    runs = {title: [read_json(job.file) for job in of_seeds] for title, of_seeds in jobs.items()}
-    test_count = len(next(iter(drawn.values()))["test"])
-    settings = {"data": source, "seeds": arguments.seeds, "train": TEXTS * 4 // 5, "test": test_count}
-    write_study(name, arguments.output, {"settings": settings, "runs": runs}, draw, describe)
+
+
+def read_runs(jobs: Mapping[int, Job]) -> list[Result]:
+    """Return the results of the seeds whose job is done."""
+    return [{"seed": seed} | read_json(job.file) for seed, job in jobs.items() if job.is_done]
 
 
 def write_study(
@@ -215,6 +219,9 @@ def write_study(
 
 def render_page(name: str, results: Result, text: str, rows: list[dict[str, str]]) -> str:
     """Return the page of a study."""
+    missing = [title for title, of_seeds in results["runs"].items() if not of_seeds]
+    if missing:
+        text += f" Not run: {', '.join(missing)}."
     text = "\n\n".join(textwrap.fill(one, 120, break_on_hyphens=False) for one in text.split("\n\n"))
     runs = [run for of_seeds in results["runs"].values() for run in of_seeds if "machine" in run]
     machines, precisions = ({run[name] for run in runs} for name in ("machine", "precision"))
@@ -248,9 +255,12 @@ def describe_protocol(results: Result) -> str:
 
 def figures_of(runs: Sequence[Result], base: Sequence[Result]) -> dict[str, str]:
     """Return the cells of a run: accuracy, the gain over another run, seed by seed, and cross-entropy."""
-    gains = [run["test_accuracy"] - other["test_accuracy"] for run, other in zip(runs, base, strict=True)]
+    others = {other["seed"]: other for other in base}
+    gains = [run["test_accuracy"] - others[run["seed"]]["test_accuracy"] for run in runs]
+    interval = "; Wilson's" if len(runs) == 1 else ""
+    seeds = "" if len(runs) == len(base) else f", {len(runs)} of {len(base)} seeds{interval}"
     return {
-        "test accuracy": format_accuracy(*mean_accuracy(runs, "test")),
+        "test accuracy": format_accuracy(*mean_accuracy(runs, "test")) + seeds,
         "gain": f"{mean(gains):+.3f} (± {spread(gains):.3f})" if len(gains) > 1 else f"{mean(gains):+.3f}",
         "cross-entropy": f"{mean(run['test_cross_entropy'] for run in runs):.3f}",
     }

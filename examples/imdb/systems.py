@@ -213,16 +213,19 @@ def _pruning_callbacks(system: System) -> list[TrainerCallback]:
 
 def _arguments(system: System, run: Run, folder: Path) -> hfc.DistillationArguments:
     preset, student = run.preset, system.student
-    epochs = preset.further_epochs if system.starts_from_bert else preset.epochs
+    epochs = preset.student_epochs if student else preset.further_epochs if system.starts_from_bert else preset.epochs
+    learning_rate = preset.learning_rate
+    if system.key == "gpt2" and run.starts["gpt2"].is_new:
+        epochs, learning_rate = preset.scratch.epochs or epochs, preset.scratch.learning_rate or learning_rate
     return training_arguments(
         folder,
         run.precision,
         alpha=system.alpha if system.has_teacher else 0.0,
         teacher_loss="mse",
         label_loss="mse" if student or system.has_teacher else run.loss,
-        num_train_epochs=preset.student_epochs if student else epochs,
+        num_train_epochs=epochs,
         per_device_train_batch_size=preset.student_batch_size if student else preset.batch_size,
-        learning_rate=preset.learning_rate,
+        learning_rate=learning_rate,
         lr_scheduler_type="constant",
         adam_epsilon=1e-8,
         weight_decay=0.01,

@@ -21,6 +21,7 @@ from transformers import (
 
 from examples.imdb import __main__ as command
 from examples.imdb import (
+    comparison,
     intervals,
     losses,
     models,
@@ -479,12 +480,44 @@ def test_the_packaged_sentences_are_other_texts():
     assert 50 < lengths[0] < 200 < lengths[1]
 
 
-@pytest.mark.parametrize("preset", ["quick", "paper"])
+@pytest.mark.parametrize("preset", ["quick", "paper", "base-sentences"])
 def test_the_committed_report_is_of_the_committed_results(preset):
     folder = ROOT / "examples" / "imdb" / "results" / preset
     content = json.loads((folder / "results.json").read_text())
     pictures = sorted(file.name for file in folder.glob("*.png"))
     assert report.render_report(content, pictures) == (folder / "results.md").read_text()
+
+
+@pytest.mark.parametrize("run", comparison.RUNS)
+def test_committed_accuracies_are_those_of_the_committed_predictions(run):
+    content = json.loads((ROOT / "examples" / "imdb" / "results" / run / "results.json").read_text())
+    assert [entry["key"] for entry in content["systems"]] == [system.key for system in SYSTEMS]
+    assert [entry["title"] for entry in content["systems"]] == [system.title for system in SYSTEMS]
+    for entry in content["systems"]:
+        assert [*entry["by_seed"]] == [str(seed) for seed in content["seeds"]]
+        for result in entry["by_seed"].values():
+            bits = bin(int(result["test_correct"], 16)).count("1")
+            assert bits / result["test_examples"] == pytest.approx(result["test_accuracy"], abs=1e-9)
+
+
+def test_the_page_of_the_comparison_is_of_the_committed_results():
+    page = (ROOT / "docs" / "comparison" / "index.md").read_text()
+    assert comparison.render(comparison.Figures()) == page
+
+
+def test_differences_and_tests_are_paired():
+    one = {"test_correct": "f0f0", "test_examples": 12}  # 1111 0000 1111
+    other = {"test_correct": "3330", "test_examples": 12}  # 0011 0011 0011
+    assert intervals.unpack_correct(one).tolist() == [True] * 4 + [False] * 4 + [True] * 4
+    difference, half = intervals.paired_difference(one, other)
+    each = [1, 1, 0, 0, 0, 0, -1, -1, 1, 1, 0, 0]
+    assert difference == pytest.approx(sum(each) / 12)
+    assert half == pytest.approx(1.96 * (sum((x - difference) ** 2 for x in each) / 11 / 12) ** 0.5)
+    assert intervals.mcnemar(one, other) == pytest.approx(2 * (1 + 6 + 15) / 64)  # four of six, two-sided
+    assert intervals.mcnemar(one, one) == 1
+    gains, spread = intervals.mean_difference([one, one, other], [other, one, other])
+    assert gains == pytest.approx(difference / 3)
+    assert spread == pytest.approx(intervals.spread([difference, 0, 0]))
 
 
 def test_fine_tuning_averages_over_the_whole_update(tmp_path):
