@@ -118,7 +118,14 @@ def test_distill_trains_a_new_head_and_takes_the_mark_away(written, models, data
 
 
 def test_a_new_head_takes_as_many_labels_as_its_teacher_has(written, data, tmp_path, run):
-    teacher = AutoModelForSequenceClassification.from_pretrained(written, num_labels=3, ignore_mismatched_sizes=True)
+    try:
+        teacher = AutoModelForSequenceClassification.from_pretrained(
+            written, num_labels=3, ignore_mismatched_sizes=True
+        )
+    except hfc.CompressionError as error:
+        if "needs transformers 5.23" not in str(error):
+            raise
+        pytest.skip("transformers before 5.23 gives a model with a plan no head of another size")
     names = {0: "NO", 1: "YES", 2: "MAYBE"}
     teacher.config.update({"id2label": names, "label2id": {name: index for index, name in names.items()}})
     with torch.no_grad():
