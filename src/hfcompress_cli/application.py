@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from hfcompress_cli import launch, options
-from hfcompress_cli.commands import compare, distill, export, pack, prune, report, shrink
+from hfcompress_cli.commands import compare, compress, distill, export, pack, prune, report, shrink
 
 _EXAMPLES = """\
 MODEL is a folder that save_pretrained wrote, or the id of a model on the hub.
@@ -23,6 +23,7 @@ examples:
   hfcompress shrink bert/ --flops 0.5 --data reviews.csv -o shrunken/
   hfcompress shrink e5/ --vocabulary reviews.csv -o english/
   hfcompress distill bert/ --student-layers 2 --data reviews.csv -o small/
+  hfcompress compress bert/ --data reviews.csv --speedup 2,4,10 -o ladder/
   hfcompress compare bert/ pruned/ small/ --data test.csv
   hfcompress export small/ -o onnx/
 
@@ -57,13 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     kind = options.VerbParser
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True, parser_class=kind)
-    for command in (report, prune, shrink, distill, compare, pack, export):
+    for command in (report, prune, shrink, distill, compress, compare, pack, export):
         command.add_parser(verbs)
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if launch.is_launched() and arguments.verb != "distill":
+    if launch.is_launched() and arguments.verb not in ("distill", "compress"):
         message = "runs in one process; start it without accelerate launch or torchrun"
         print(f"hfcompress {arguments.verb}: {message}.", file=sys.stderr)
         return 2

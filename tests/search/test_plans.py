@@ -13,6 +13,7 @@ from hfcompress.models.blocks import find_blocks
 from hfcompress.models.heads_and_neurons import KINDS, find_groups
 from hfcompress.models.profiling import TimeTable
 from hfcompress.search import dynamic_program
+from hfcompress.search.candidates import weigh_layers
 from hfcompress.search.dynamic_program import Option, least_loss, undominated
 from hfcompress.search.loss_table import (
     best_plan,
@@ -130,6 +131,25 @@ def test_a_layer_that_must_stay_does():
     plan = best_plan(blocks, losses, times, times.rest + 1.2)
     assert plan[0] is not None
     assert plan[1:] == (None, None)
+
+
+def test_a_layer_loses_what_the_model_without_it_does():
+    """On the calibration rows a neuron of the second block loses thrice its score, others twice."""
+    blocks, scores, _ = toy()
+    losses = tabulate_losses(blocks, scores, 8, [False, True, True])
+    without = {1: 7.0, 2: 3.0}
+
+    def evaluate(plan):
+        out = [index for index, shape in enumerate(plan) if shape is None]
+        if out:
+            return without[out[0]]
+        return sum((3 if n == 1 else 2) * losses[n].neurons[shape[1]] for n, shape in enumerate(plan))
+
+    found = weigh_layers(losses, evaluate)
+    assert [own.layer for own in found] == [None, pytest.approx(3.5), pytest.approx(1.5)]
+    assert [own.neurons for own in found] == [own.neurons for own in losses]
+    flat = weigh_layers(losses, lambda plan: 0.0)
+    assert [own.layer for own in flat] == [own.layer for own in losses]
 
 
 def test_weights_decide_what_is_spared():

@@ -51,11 +51,13 @@ def tabulate_losses(
         round_to: Neurons stay in multiples of this.
         removable: Whether the layer of each block can be left out; it loses all its scores then.
     """
-    lost = {group: [0.0, *accumulate(score.sort().values.tolist())] for group, score in scores.items()}
+    lost: dict[Group, list[float]] = {
+        group: [0.0, *accumulate(score.sort().values.tolist())] for group, score in scores.items()
+    }
     holders = {group: sum(group in (*b.heads, *b.neurons) for b in blocks) for group in scores}
 
     def at(groups: Sequence[Group], left: int) -> float:
-        return sum(lost[group][max(0, group.count - left)] / holders[group] for group in groups)
+        return sum((lost[group][max(0, group.count - left)] / holders[group] for group in groups), 0.0)
 
     found = []
     for block, can_go in zip(blocks, removable, strict=True):
