@@ -19,9 +19,8 @@ import copy
 import random
 import statistics
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -112,17 +111,10 @@ class Run:
         found: Result = {}
         for number, rung in enumerate(self.ladder.rungs):
             epochs = self._epochs * (number + 1)
-            makers: dict[str, Callable[[], Any]] = {
-                "ladder": lambda rung=rung: rung.model,
-                "layers": lambda rung=rung, epochs=epochs: self._trained(self._with_layers(rung), epochs),
-                "fisher": lambda rung=rung, epochs=epochs: self._trained(self._with_fisher(rung), epochs),
-                "control": lambda epochs=epochs: self._trained(copy.deepcopy(self.pair[0]), epochs),
-                "int8": self._in_int8,
-            }
             for rival in RIVALS:
                 if rival != "int8" or not number:
                     file = self._work / f"{rung.name} {rival}.json"
-                    found[f"{rung.name} {rival}"] = read_or_compute(file, lambda make=makers[rival]: self._test(make()))
+                    found[f"{rung.name} {rival}"] = read_or_compute(file, partial(self._compute, rival, rung, epochs))
         return found
 
     def plans(self, count: int) -> Result:
@@ -154,18 +146,25 @@ class Run:
 
         return read_or_compute(self._work / "plans.json", compute)
 
+    def _compute(self, rival: str, rung: hfc.Rung, epochs: float) -> Result:
+        """Make a model beside a rung, and test it."""
+        if rival == "ladder":
+            return self._test(rung.model)
+        if rival == "int8":
+            return self._test(self._in_int8())
+        start = {"layers": self._with_layers, "fisher": self._with_fisher}
+        model = start[rival](rung) if rival in start else copy.deepcopy(self.pair[0])
+        train_rung(
+            model, None, self.parts, self._arguments(epochs), self.pair[1], deadline=None, tick=lambda done: None
+        )
+        return self._test(model)
+
     def _arguments(self, epochs: float) -> hfc.DistillationArguments:
         args = default_arguments(
             str(self._work / "training"), "single_label_classification", labelled=True, seed=self._seed
         )
         args.num_train_epochs = epochs
         return args
-
-    def _trained(self, model: Any, epochs: float) -> Any:
-        nothing: Callable[[float], None] = lambda done: None  # noqa: E731 # no bar
-        args = self._arguments(epochs)
-        train_rung(model, None, self.parts, args, self.pair[1], deadline=None, tick=nothing)
-        return model
 
     def _with_layers(self, rung: hfc.Rung) -> Any:
         """Of the original's layers the most that are as fast as a rung; one if none is."""

@@ -39,7 +39,7 @@ def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):
     table = run(*command)  # of what is done
     assert table.startswith("rung")
     assert f"{found['rungs']['2.5x']['speedup']['ratio']:.2f}x" in table
-    run(*command, "--max-length", 9, status=2)
+    run(*command, "--seed", 1, status=2)
     assert "another model, other data or other arguments" in run.error
 
 

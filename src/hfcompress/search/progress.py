@@ -6,7 +6,7 @@ import sys
 
 from tqdm.auto import tqdm
 
-_FORM = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+_FORM = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 class Progress:

@@ -149,7 +149,7 @@ def _drop(found: Comparison, name: str, parts: Parts) -> float:
 def _recipe(args: DistillationArguments, candidate: Candidate, trained: Trained) -> str:
     learned = "labels and the teacher" if 0 < args.alpha < 1 else "the teacher" if args.alpha else "labels"
     return (
-        f"{candidate.evaluated} plans evaluated; {trained.epochs:g} epochs on {learned} at {args.learning_rate:g}, "
+        f"{candidate.evaluated} plans evaluated; epochs: {trained.epochs:g} on {learned} at {args.learning_rate:g}, "
         f"best after {trained.best:g}"
     )
 
