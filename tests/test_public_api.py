@@ -19,7 +19,7 @@ import hfcompress as hfc
 
 ROOT = Path(__file__).parents[1]
 SIGNATURES = Path(__file__).with_name("public_signatures.txt")
-PACKAGES = ("deploy", "distill", "prune", "report", "shrink", "storage")
+PACKAGES = ("deploy", "distill", "prune", "report", "search", "shrink", "storage")
 MODULES = ("importance", "losses")
 FRESH = """
 import sys

@@ -6,7 +6,7 @@ What is public is imported when it is first used, so that ``import hfcompress`` 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hfcompress import deploy, distill, prune, report, shrink, storage
+from hfcompress import deploy, distill, prune, report, search, shrink, storage
 from hfcompress.errors import CompressionError
 from hfcompress.storage.quantizer import register_loader
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # a type checker sees the names; the table below says where t
         measure,
         sparsity_report,
     )
+    from hfcompress.search import Ladder, Rung, compress
     from hfcompress.shrink import prune_structured, prune_vocabulary, student_from_teacher
     from hfcompress.storage import load_compressed, pack_folder, save_compressed, unpack_folder
 
@@ -40,6 +41,7 @@ __all__ += ["DistillationArguments", "DistillationTrainer", "cache_teacher_logit
 __all__ += ["GradualPruning", "KeepSparsity", "prune_global_l1"]
 __all__ += ["BlockStructure", "Comparison", "ForwardPass", "LayerSparsity", "Measurement", "SparsityReport"]
 __all__ += ["StructureReport", "VocabularyReport", "compare", "measure", "sparsity_report"]
+__all__ += ["Ladder", "Rung", "compress"]
 __all__ += ["prune_structured", "prune_vocabulary", "student_from_teacher"]
 __all__ += ["load_compressed", "pack_folder", "save_compressed", "unpack_folder"]
 
@@ -52,7 +54,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for a public one
     def __getattr__(name: str) -> Any:
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
-        for package in (deploy, distill, prune, report, shrink, storage):
+        for package in (deploy, distill, prune, report, search, shrink, storage):
             if name in package.__all__:
                 value = globals()[name] = getattr(package, name)
                 return value

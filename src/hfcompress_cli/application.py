@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hfcompress_cli import launch, options
-from hfcompress_cli.commands import compare, distill, export, finetune, pack, prune, report, shrink
+from hfcompress_cli.commands import compare, compress, distill, export, finetune, pack, prune, report, shrink
 from hfcompress_cli.display import Display, showing
 from hfcompress_cli.messages import name_options
 from hfcompress_cli.stopping import status, stopped_by_signals
@@ -28,6 +28,7 @@ examples:
   hfcompress shrink bert/ --flops 0.5 --data reviews.csv -o half/
   hfcompress shrink e5/ --vocabulary reviews.csv -o english/
   hfcompress distill bert/ --student half/ --data reviews.csv -o small/
+  hfcompress compress bert/ --data reviews.csv --speedup 2,4,10 -o ladder/
   hfcompress compare bert/ half/ small/ --data test.csv
   hfcompress export small/ -o onnx/
 
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     kind = options.VerbParser
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True, parser_class=kind)
-    for command in (finetune, report, prune, shrink, distill, compare, pack, export):
+    for command in (finetune, report, prune, shrink, distill, compress, compare, pack, export):
         command.add_parser(verbs)
     return parser
 
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace, display: Display) -> options.Results | int:
     """Run a verb; return its results, or the exit status of one that failed."""
     verb = f"hfcompress {arguments.verb}"
-    if launch.is_launched() and arguments.verb not in ("distill", "finetune"):
+    if launch.is_launched() and arguments.verb not in ("distill", "finetune", "compress"):
         print(f"{verb}: runs in one process; start it without accelerate launch or torchrun.", file=sys.stderr)
         return 2
     before = _folder(arguments)

@@ -8,7 +8,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
-VERBS = ("finetune", "report", "prune", "shrink", "distill", "compare", "pack", "unpack", "export")
+VERBS = ("finetune", "report", "prune", "shrink", "distill", "compress", "compare", "pack", "unpack", "export")
 WORDS = ("a", "film", "good", "fine", "bad", "dull", "not", "so")
 NUMBERS = ("--text-column", "review", "--label-column", "number")
 COLUMNS = ("--text-column", "review", "--label-column", "sentiment")

@@ -111,7 +111,7 @@ def cache_teacher_logits(
 
     state = PartialState(cpu=current_accelerator() is None)
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfcompress" if cache_dir is None else Path(cache_dir)
-    folder = root / _digest(teacher, dataset.select_columns(read), settings)
+    folder = root / data_digest(teacher, dataset.select_columns(read), settings)
     size = max(_SHARD, -(-len(dataset) // _SHARDS))
     files = {start: folder / f"{start:012d}.arrow" for start in range(0, len(dataset), size)}
     # Shared out by place, not by what is missing: another process may see other files already there.
@@ -188,8 +188,8 @@ def _check_texts(column: list[Any], name: str, start: int) -> None:
             )
 
 
-def _digest(teacher: nn.Module, data: Dataset, settings: dict[str, Any]) -> str:
-    """Name a teacher's logits of these data; the name changes with anything that can change them."""
+def data_digest(teacher: nn.Module, data: Dataset, settings: dict[str, Any]) -> str:
+    """Name a model's logits of data; the name changes with anything that can change them, and with the settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(f"{type(unwrap(teacher)).__module__} {type(unwrap(teacher)).__qualname__}".encode())
     for name, module in teacher.named_modules():

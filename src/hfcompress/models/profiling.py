@@ -6,8 +6,10 @@ import math
 import statistics
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,6 +69,78 @@ def synchronize(device: torch.device) -> None:
     """Wait until an accelerator has done what it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+@dataclass(frozen=True)
+class TimeTable:
+    """How long a layer takes by how many heads and neurons are left in it; all times are in one unit, any one.
+
+    Attributes:
+        heads: Ascending numbers of heads.
+        neurons: Ascending numbers of neurons.
+        times: Of a layer, by heads and then by neurons.
+        rest: Of all that is in no layer: embeddings and head.
+    """
+
+    heads: tuple[int, ...]
+    neurons: tuple[int, ...]
+    times: tuple[tuple[float, ...], ...]
+    rest: float
+
+    def layer(self, heads: float, neurons: float) -> float:
+        """Return the time of a layer, interpolated linearly in both numbers; outside of the table that of its edge.
+
+        Example:
+            >>> TimeTable((1, 3), (8, 16), ((1.0, 2.0), (3.0, 4.0)), rest=0.5).layer(2, 12)
+            2.5
+        """
+        low, share = _place(self.heads, heads)
+        column, part = _place(self.neurons, neurons)
+        rows = self.times[low], self.times[min(low + 1, len(self.heads) - 1)]
+        right = min(column + 1, len(self.neurons) - 1)
+        first, second = ((1 - part) * row[column] + part * row[right] for row in rows)
+        return (1 - share) * first + share * second
+
+    def model(self, layers: Iterable[tuple[float, float]]) -> float:
+        """Return the time of a model whose layers have so many heads and neurons."""
+        return self.rest + sum(self.layer(*one) for one in layers)
+
+
+def tabulate_times(
+    time_layers: Callable[[Sequence[tuple[int, int]]], float],
+    layers: int,
+    heads: Sequence[int],
+    neurons: Sequence[int],
+    *,
+    fewer: int | None = None,
+) -> TimeTable:
+    """Make a table of times from models all of whose layers are alike.
+
+    A layer is timed among others of its kind, because one that is timed alone finds its weights in the cache.
+
+    Args:
+        time_layers: Times a model whose layers have so many heads and neurons.
+        layers: How many layers such a model has.
+        heads: Ascending numbers of heads.
+        neurons: Ascending numbers of neurons.
+        fewer: With how many layers the smallest shape is timed too, to tell what is in no layer; None where the number
+            of layers does not vary, so that this is counted among the layers.
+    """
+    found = {(h, n): time_layers([(h, n)] * layers) for h in heads for n in neurons}
+    rest, smallest = 0.0, (heads[0], neurons[0])
+    if fewer is not None and fewer < layers:
+        short = time_layers([smallest] * fewer)
+        rest = max(0.0, (layers * short - fewer * found[smallest]) / (layers - fewer))
+    times = tuple(tuple(max(0.0, found[h, n] - rest) / layers for n in neurons) for h in heads)
+    return TimeTable(tuple(heads), tuple(neurons), times, rest)
+
+
+def _place(grid: Sequence[int], value: float) -> tuple[int, float]:
+    """Return the index of the grid's number at or below a value, and what share of the way to the next one it is."""
+    index = min(max(bisect_right(grid, value) - 1, 0), max(0, len(grid) - 2))
+    if len(grid) == 1:
+        return 0, 0.0
+    return index, min(max((value - grid[index]) / (grid[index + 1] - grid[index]), 0.0), 1.0)
 
 
 def count_calls(model: nn.Module, modules: Sequence[str]) -> list[int]:

@@ -13,16 +13,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfcompress.errors import CompressionError
+from hfcompress.models.blocks import Block, find_blocks, grid, shaped
 from hfcompress.models.heads_and_neurons import Group, HeadGroup
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.layers import layer_stacks
-from hfcompress.models.profiling import count_calls, count_flops, count_parameters, milliseconds
+from hfcompress.models.profiling import (
+    TimeTable,
+    count_calls,
+    count_flops,
+    count_parameters,
+    milliseconds,
+    tabulate_times,
+)
 from hfcompress.shrink.selection import select_for_budget
 from hfcompress.shrink.verified_removal import Removal, removed
 
 Measure = Literal["flops", "parameters", "latency"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
-_TRIES = 8
+_TRIES = 4  # to meet a latency; each aims lower by what the one before missed
+_GRID = 4  # numbers of heads, and of neurons, that are timed
 
 
 class BudgetError(CompressionError):
@@ -77,7 +86,7 @@ class Budget:
         choose = partial(select_for_budget, groups, score(groups), costs, **options)
         if self.measure == "latency":
             most = sum(each * group.count for each, group in zip(costs, groups, strict=True))
-            return self._meet_latency(most, choose, measure, pair)
+            return self._meet_latency(find_blocks(model, groups), self._times(model, groups), most, choose, measure)
         return self._meet_count(self._count(model) - self.share * self.cost, choose, measure), None
 
     def _count(self, model: PreTrainedModel) -> int:
@@ -126,25 +135,52 @@ class Budget:
             # What a unit costs is known but for what does not depend on the text (DeBERTa's positions).
             surplus, step = surplus + step * (after - self.share * before), 2 * step
 
+    def _times(self, model: PreTrainedModel, groups: Sequence[Group]) -> TimeTable:
+        """Time layers by their heads and neurons, as shares of the full model's time, which is measured beside each."""
+        blocks = find_blocks(model, groups)
+        heads, neurons = (max(counts) for counts in zip(*(block.shape for block in blocks), strict=True))
+
+        def time_layers(shapes: Sequence[tuple[int, int]]) -> float:
+            full = milliseconds(self.full)
+            with shaped(model, blocks, shapes):
+                return milliseconds(model) / full
+
+        return tabulate_times(time_layers, len(blocks), grid(heads, 1, _GRID), grid(neurons, 1, _GRID))
+
     def _meet_latency(
         self,
+        blocks: Sequence[Block],
+        times: TimeTable,
         most: float,
         choose: Callable[[float], Removal],
         measure: Callable[[Removal], tuple[float, float]],
-        fastest: tuple[float, float],
     ) -> tuple[Removal, tuple[float, float]]:
-        """Save as few FLOPs as bring the time within the share, by bisection; each is timed beside the full model."""
-        low, high = 0.0, most
-        best = choose(most), fastest
-        for _ in range(_TRIES - 1):
-            surplus = (low + high) / 2
-            removal = choose(surplus)
+        """Save as few FLOPs as bring the time within the share by the table, and then as it is measured."""
+        aim = self.share
+        for _ in range(_TRIES):
+            low, high = 0.0, most
+            while high - low > most / 1000:
+                surplus = (low + high) / 2
+                predicted = times.model(_shapes_left(blocks, choose(surplus)))
+                low, high = (low, surplus) if predicted <= aim else (surplus, high)
+            removal = choose(high)
             pair = measure(removal)
             if self._is_met(*pair):
-                best, high = (removal, pair), surplus
-            else:
-                low = surplus
-        return best
+                return removal, pair
+            aim *= self.share * pair[0] / pair[1]
+        removal = choose(most)
+        return removal, measure(removal)
+
+
+def _shapes_left(blocks: Sequence[Block], removal: Removal) -> list[tuple[float, float]]:
+    """Return how many heads and neurons are left in each block, of several groups the mean."""
+    left = {group: group.count - len(removal.get(group, ())) for block in blocks for group in block.heads}
+    left |= {group: group.count - len(removal.get(group, ())) for block in blocks for group in block.neurons}
+
+    def mean(groups: Sequence[Group]) -> float:
+        return sum(left[group] for group in groups) / max(1, len(groups))
+
+    return [(mean(block.heads), mean(block.neurons)) for block in blocks]
 
 
 def parameters_per_unit(model: nn.Module, group: Group) -> int:

@@ -67,8 +67,9 @@ def prune_structured(
             1). Heads and neurons are selected together so that the least importance is lost for it; where only one of
             the two has a known layout, that one.
         parameters: The same for the share of all parameters.
-        latency: The same for the share of the time that a text of 128 tokens takes, measured here and now, again and
-            again while the FLOPs to keep are narrowed down. A busy machine measures badly.
+        latency: The same for the share of the time that a text of 128 tokens takes, measured here and now: of models
+            with as many heads and neurons in all layers first, from which that of others is predicted, then of what is
+            left. A busy machine measures badly.
         drop_layers: Whole layers to remove first: their indices, or how many, the least important ones then. Where it
             is not given, only a budget with ``plain=True`` removes layers; 0 lets that keep all of them too.
         importance: ``"l1"`` needs no data, ``"obs"`` a ``dataset``, labelled or not, and ``"taylor"`` and ``"fisher"``

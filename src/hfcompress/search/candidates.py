@@ -1,0 +1,205 @@
+"""Finds what to remove of a model so that it takes a share of the original's time, and removes it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.blocks import Shape
+from hfcompress.models.profiling import TimeTable
+from hfcompress.search.clock import Clock
+from hfcompress.search.loss_table import (
+    BlockLosses,
+    Plan,
+    best_plan,
+    fastest_plan,
+    improve,
+    predicted_time,
+    removal_orders,
+    tabulate_losses,
+)
+from hfcompress.search.processes import agree, processes
+from hfcompress.search.rows import Parts
+from hfcompress.search.stitching import StitchedModel
+from hfcompress.search.structure import Structure, apply_plan, find_structure
+from hfcompress.shrink.importance import Importance, importance_scores, labelled_batches
+from hfcompress.shrink.reconstruction import Calibration, read_calibration
+
+_BATCH = 16
+_TRIES = 3  # plans whose time is measured; each aims lower by what the one before missed
+_TOLERANCE = 1.01  # of the time, within which a plan counts as meeting it
+
+
+class TooFastError(CompressionError):
+    """No plan takes so little time.
+
+    Attributes:
+        share: What share of the original's time the fastest takes.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__(f"Even the fewest heads, neurons and layers take {share:.3f} of the time.")
+        self.share = share
+
+
+@dataclass(frozen=True)
+class Search:
+    """How plans are searched for.
+
+    Attributes:
+        clock: Times models beside the original.
+        times: The table of times.
+        importance: How heads and neurons are ranked.
+        reconstruct: Whether outputs are reconstructed.
+        round_to: Neurons stay in multiples of this.
+        evaluations: Plans that are evaluated at most.
+        seed: Of the random search.
+    """
+
+    clock: Clock
+    times: TimeTable
+    importance: Importance
+    reconstruct: bool
+    round_to: int
+    evaluations: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A smaller model, not trained yet.
+
+    Attributes:
+        model: The model.
+        plan: What is left of each block of the model that it was made of.
+        predicted: What share of the original's time the table of times says.
+        evaluated: How many plans were evaluated.
+    """
+
+    model: PreTrainedModel
+    plan: Plan
+    predicted: float
+    evaluated: int
+
+
+def make_candidate(
+    model: PreTrainedModel, search: Search, parts: Parts, share: float, tick: Callable[[float], None]
+) -> Candidate:
+    """Make a smaller model that takes a share of the original's time, as measured where a few tries suffice.
+
+    Args:
+        model: What to make it of, which is not changed: the original, or the rung above.
+        search: How.
+        parts: Whose rows to learn from rank, reconstruct and evaluate.
+        share: Of the original's time, at most.
+        tick: Called with what share of this is done.
+
+    Raises:
+        TooFastError: No plan takes so little time.
+    """
+    structure = find_structure(model)
+    rows = parts.calibration(labels=search.importance != "obs")
+    calibration = read_calibration(model, [{n: row[n] for n in row if n != "labels"} for row in rows], _BATCH)
+    texts = [*calibration.fit, *calibration.held_out]
+    batches = texts if search.importance == "obs" else labelled_batches(model, rows, _BATCH)
+    scores = importance_scores(model, structure.groups, search.importance, batches)
+    tick(0.2)
+    try:
+        return _make(model, structure, scores, calibration, search, share, tick)
+    except _NoSuchLayersError:
+        structure = replace(structure, removable=[False] * len(structure.blocks))
+        return _make(model, structure, scores, calibration, search, share, tick)
+
+
+class _NoSuchLayersError(CompressionError):
+    """The layers that a plan keeps are no model: a pattern of layers must repeat, for example."""
+
+
+def weigh_layers(losses: Sequence[BlockLosses], evaluate: Callable[[Plan], float]) -> list[BlockLosses]:
+    """Replace what leaving out a layer loses by what it is found to lose, in the unit of the scores.
+
+    The scores of a layer's heads and neurons do not add up to what the model loses without all of them. So the model
+    is evaluated without each layer, and with half of the neurons (or heads) of each, of which the scores are known.
+
+    Args:
+        losses: By the scores.
+        evaluate: The loss of a plan on calibration rows.
+    """
+    full: list[Shape] = [(max(own.heads), max(own.neurons)) for own in losses]
+    units = []
+    for index, own in enumerate(losses):
+        count = min(own.neurons, key=lambda n: abs(2 * n - full[index][1]))
+        heads = min(own.heads, key=lambda n: abs(2 * n - full[index][0]))
+        by_neurons = own.neurons[count] > 0
+        scored = own.neurons[count] if by_neurons else own.heads[heads]
+        shape = (full[index][0], count) if by_neurons else (heads, full[index][1])
+        if scored > 0:
+            units.append(evaluate((*full[:index], shape, *full[index + 1 :])) / scored)
+    unit = statistics.median(units) if units else 0.0
+    if not unit > 0 or not math.isfinite(unit):
+        return list(losses)
+    found = []
+    for index, own in enumerate(losses):
+        layer = own.layer
+        if layer is not None:
+            try:
+                layer = evaluate((*full[:index], None, *full[index + 1 :])) / unit
+            except CompressionError:  # the model cannot do without it
+                layer = None
+        found.append(replace(own, layer=layer))
+    return found
+
+
+def _make(
+    model: PreTrainedModel,
+    structure: Structure,
+    scores: Sequence[Tensor],
+    calibration: Calibration,
+    search: Search,
+    share: float,
+    tick: Callable[[float], None],
+) -> Candidate:
+    """Search, make the model, time it, and aim lower if it takes too long."""
+    orders = removal_orders(structure.groups, scores)
+    by_group = dict(zip(structure.groups, scores, strict=True))
+    losses = tabulate_losses(structure.blocks, by_group, search.round_to, structure.removable)
+    stitched = StitchedModel(model, structure, orders, [*calibration.fit, *calibration.held_out])
+    if any(structure.removable):
+        losses = weigh_layers(losses, stitched.loss)
+    least, aim = predicted_time(fastest_plan(losses, search.times), search.times), share
+    if least > aim:
+        raise TooFastError(least)
+    for attempt in range(_TRIES):
+
+        def find(weights: np.ndarray, limit: float = aim) -> Plan | None:
+            return best_plan(structure.blocks, losses, search.times, limit, weights)
+
+        def evaluate(plan: Plan, base: float = attempt / _TRIES) -> float:
+            tick(0.2 + 0.7 * base)
+            try:
+                return stitched.loss(plan)
+            except CompressionError:  # the model cannot do without these layers together
+                return math.inf
+
+        plan, tried = improve(find, evaluate, len(losses), evaluations=search.evaluations, seed=search.seed)
+        plan, smaller = agree(plan), copy.deepcopy(model)
+        try:
+            apply_plan(smaller, structure, plan, orders, calibration if search.reconstruct else None)
+        except CompressionError as error:
+            if any(structure.removable) and None in plan:
+                raise _NoSuchLayersError(str(error)) from error
+            raise
+        found = agree(search.clock.share(smaller) if processes().is_main_process else 0.0)
+        aim *= share / found
+        if found <= _TOLERANCE * share or aim < least:
+            break
+    tick(1.0)
+    return Candidate(smaller, plan, predicted_time(plan, search.times), len(tried))

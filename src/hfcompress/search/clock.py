@@ -1,0 +1,158 @@
+"""Times models in the runtime that will serve them, in turns with the original, as shares of its time."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfcompress.errors import CompressionError
+from hfcompress.models.blocks import Shape, grid, shaped
+from hfcompress.models.classifier import evaluation_mode, max_tokens
+from hfcompress.models.inputs import Batch, dummy_inputs
+from hfcompress.models.profiling import TimeTable, synchronize, tabulate_times
+from hfcompress.search.structure import Structure, leave_out, share_weights
+
+Runtime = Literal["torch", "onnx", "onnx-int8"]
+RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "onnx-int8")
+_WARM_UP = 2  # rounds that are not counted
+_LEAST, _MOST, _SECONDS = 5, 25, 1.0  # rounds, and about how long both models together are timed
+_POINTS = {"torch": (4, 5), "onnx": (3, 4), "onnx-int8": (3, 4)}  # numbers of heads and of neurons that are timed
+
+
+class Clock:
+    """Times a model beside the original.
+
+    Args:
+        original: The original, which torch runs.
+        tokenizer: What makes the inputs of an exported model.
+        runtime: What runs the other models.
+        batch_size: Texts in a batch.
+        length: Tokens of each text.
+    """
+
+    def __init__(
+        self,
+        original: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        runtime: Runtime,
+        batch_size: int,
+        length: int,
+    ) -> None:
+        self._original, self._tokenizer, self._runtime = original, tokenizer, runtime
+        self.batch: Batch = dummy_inputs(original, length, batch_size)
+        self._rounds = 0
+
+    def share(self, model: PreTrainedModel) -> float:
+        """Return what share of the original's time a model takes: the median over rounds that time both."""
+        with ExitStack() as context:
+            for one in (self._original, model):
+                context.enter_context(evaluation_mode(one))
+            first = _runner(self._original, self.batch)
+            if self._runtime == "torch":
+                other = _runner(model, self.batch)
+            else:
+                other = self._exported(model, Path(context.enter_context(tempfile.TemporaryDirectory())))
+            for _ in range(_WARM_UP):
+                seconds = _seconds(first) + _seconds(other)
+            if not self._rounds:  # of the first comparison, in which the other is the original too
+                self._rounds = min(_MOST, max(_LEAST, round(_SECONDS / max(seconds, 1e-6))))
+            ratios = []
+            for number in range(self._rounds):
+                runs = (first, other) if number % 2 else (other, first)
+                times = [_seconds(run) for run in runs]
+                ratios.append(times[0] / times[1] if number % 2 else times[1] / times[0])
+        return 1 / statistics.median(ratios)
+
+    def tabulate(self, structure: Structure, round_to: int, tick: Callable[[], None]) -> TimeTable:
+        """Time models of alike layers by their heads and neurons.
+
+        Args:
+            structure: The blocks of the original.
+            round_to: Neurons stay in multiples of this.
+            tick: Called after each model.
+        """
+        light = share_weights(self._original)
+        heads, neurons = (max(counts) for counts in zip(*(b.shape for b in structure.blocks), strict=True))
+
+        def time_layers(shapes: Sequence[Shape]) -> float:
+            with ExitStack() as undo:
+                left = leave_out(light, structure, range(len(shapes)), undo)
+                with shaped(light, left.blocks, shapes):
+                    share = self.share(light)
+            tick()
+            return share
+
+        points = _POINTS[self._runtime]
+        numbers = grid(heads, 1, points[0]), grid(neurons, round_to, points[1], round_to)
+        return tabulate_times(time_layers, len(structure.blocks), *numbers, fewer=self._fewer(structure))
+
+    def count_shapes(self, structure: Structure, round_to: int) -> int:
+        """Return how many models `tabulate` times."""
+        heads, neurons = (max(counts) for counts in zip(*(b.shape for b in structure.blocks), strict=True))
+        points = _POINTS[self._runtime]
+        pairs = len(grid(heads, 1, points[0])) * len(grid(neurons, round_to, points[1], round_to))
+        return pairs + (self._fewer(structure) is not None)
+
+    def _fewer(self, structure: Structure) -> int | None:
+        """The fewest first layers that make a model; None where layers cannot be left out."""
+        light = share_weights(self._original)
+        for count in range(1, len(structure.blocks) if any(structure.removable) else 0):
+            with ExitStack() as undo, suppress(CompressionError):  # such as of a pattern of layers that must repeat
+                leave_out(light, structure, range(count), undo)
+                return count
+        return None
+
+    def _exported(self, model: PreTrainedModel, folder: Path) -> Callable[[], Any]:
+        from hfcompress.deploy.onnx_graph import GraphInputs, build_graph
+        from hfcompress.deploy.quantization import quantize, save_for_quantizer, weight_bits
+        from hfcompress.deploy.runtime import import_exporter, open_session
+
+        assert self._tokenizer is not None
+        own = copy.deepcopy(model).cpu().float()
+        text = own.config.get_text_config()
+        if text.pad_token_id is None:
+            text.pad_token_id = self._tokenizer.pad_token_id
+        with evaluation_mode(own):
+            inputs = GraphInputs(own, self._tokenizer)
+            graph = build_graph(own, inputs)
+        file = folder / "model.onnx"
+        if self._runtime == "onnx-int8":
+            save_for_quantizer(graph, folder / "float32.onnx")
+            quantize(folder / "float32.onnx", file, bits=weight_bits("any"))
+        else:
+            import_exporter().save(graph, file)
+        session = open_session(file)
+        filled = {name: torch.full_like(self.batch["input_ids"], default) for name, default in inputs.defaults.items()}
+        arrays = {name: (self.batch | filled)[name].cpu().numpy() for name in inputs.names}
+        return lambda: session.run(["logits"], arrays)
+
+
+def typical_length(model: PreTrainedModel, lengths: Sequence[int]) -> int:
+    """Return how many tokens a text of these lengths typically has: the median, at most what the model reads."""
+    median = max(1, round(statistics.median(lengths)))
+    return min(median, max_tokens(model) or median)
+
+
+def _runner(model: PreTrainedModel, batch: Batch) -> Callable[[], Any]:
+    device = batch["input_ids"].device
+
+    def run() -> None:
+        model(**batch)
+        synchronize(device)
+
+    return run
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start

@@ -1,0 +1,281 @@
+"""Makes a ladder of smaller models of a classifier, each a number of times as fast, from one call."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfcompress.distill.arguments import DistillationArguments
+from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import max_tokens
+from hfcompress.models.profiling import TimeTable
+from hfcompress.search.candidates import Search, TooFastError, make_candidate
+from hfcompress.search.clock import RUNTIMES, Clock, Runtime, typical_length
+from hfcompress.search.ladder import FULL, Ladder
+from hfcompress.search.processes import agree, processes
+from hfcompress.search.progress import Progress
+from hfcompress.search.rows import read_parts, readable, with_logits
+from hfcompress.search.rungs import WORK, Job, describe_rung, make_rung
+from hfcompress.search.state import State, describe_arguments, digest_call
+from hfcompress.search.structure import find_structure
+from hfcompress.search.training import default_arguments
+from hfcompress.shrink.importance import Importance
+from hfcompress.shrink.request import check_model
+from hfcompress.storage.load import load_compressed
+from hfcompress.validation import check_choice, check_count, check_fraction, check_number, is_number
+
+SPEEDUPS = (2.0, 4.0, 10.0)
+_STEPS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0)  # tried in turn where only max_drop is given
+_OF_TABLE, _OF_SEARCH, _OF_RUNG = 0.3, 0.3, 1.0  # of the work
+
+
+def compress(
+    model: PreTrainedModel,
+    train_dataset: Any,
+    *,
+    processing_class: PreTrainedTokenizerBase,
+    eval_dataset: Any = None,
+    speedup: float | Sequence[float] | None = None,
+    max_drop: float | None = None,
+    runtime: Runtime = "torch",
+    output_dir: str | os.PathLike[str] | None = None,
+    time_limit: float | None = None,
+    args: DistillationArguments | None = None,
+    importance: Importance | Literal["auto"] = "auto",
+    reconstruct: bool | Literal["auto"] = "auto",
+    teacher: nn.Module | None = None,
+    teacher_processing_class: PreTrainedTokenizerBase | None = None,
+    batch_size: int = 16,
+    length: int | None = None,
+    max_length: int | None = None,
+    round_to: int = 8,
+    evaluations: int = 48,
+    seed: int = 0,
+) -> Ladder:
+    """Make smaller models of a fine-tuned classifier, each a number of times as fast, and measure what that cost.
+
+    For each speed-up it searches how many heads and neurons, and which layers, to keep so that the least is lost within
+    the time; removes the others and reconstructs the outputs of what is left; and distills the model from the original.
+    Each model starts from the one before. Times are measured in the runtime that will serve, and each model is measured
+    in turns with the original. A model is saved as soon as it is done; called again with the same arguments, a call
+    that was interrupted goes on behind the last one.
+
+    Args:
+        model: The fine-tuned classifier; it is not changed.
+        train_dataset: Rows with texts (``text``, or the columns that ``args`` names), or ``input_ids``; and ``labels``,
+            as a Trainer takes them. Rows without a label (None, -1 or -100) learn from the teacher alone. A tenth of
+            the labelled rows, 1,000 at most, is held out of the training and stops it.
+        processing_class: The tokenizer, saved beside each model.
+        eval_dataset: Other labelled rows, which measure the models. They choose nothing, but with ``max_drop`` which
+            speed-up is the last. If None, a fifth of the labelled training rows measures, 2,000 at most.
+        speedup: How many times as fast, above 1, or several such numbers. If None: 2, 4 and 10, or with ``max_drop``
+            1.5, 2, 3, 4 and so on until more is lost.
+        max_drop: The loss of accuracy allowed, such as 0.01 (label accuracy of several labels; R2 of a regression). A
+            model that loses more, as measured, is the end of the ladder, and not in it.
+        runtime: What serves: ``"torch"``; or ``"onnx"`` and ``"onnx-int8"``, ONNX Runtime, for which each model is also
+            exported, into the folder ``onnx`` beside it. Speed-ups are against the original in torch.
+        output_dir: The folder for the models; a temporary one if None.
+        time_limit: In minutes: training stops then, and what is done by then is returned.
+        args: How each model is trained; four epochs at most at 5e-5 if None.
+        importance: How heads and neurons are ranked: ``"obs"``, ``"fisher"`` or ``"taylor"``, as for
+            `prune_structured`. ``"auto"``: ``"obs"`` where outputs are reconstructed, else ``"fisher"``.
+        reconstruct: Whether outputs are reconstructed; ``"auto"``: yes.
+        teacher: What the models learn from instead of the original: a classifier with the same labels.
+        teacher_processing_class: Its tokenizer, where it is another.
+        batch_size: Texts in the batch that is timed.
+        length: Tokens of each of its texts; if None, the median of the texts to learn from.
+        max_length: Tokens of a text at most; if None, as many as the model reads.
+        round_to: Neurons stay in multiples of this.
+        evaluations: Plans that are evaluated on calibration rows, at most, for each model.
+        seed: Of the rows held out, the search and the training.
+
+    Returns:
+        The models, from the slowest to the fastest, and what could not be reached.
+
+    Raises:
+        CompressionError: An argument is out of range, the model cannot be shrunk, the rows cannot be read, or the
+            folder holds the ladder of another call.
+        ImportError: `datasets` is not installed, or what ``runtime`` needs.
+
+    Example:
+        ``ladder = hfc.compress(model, data, processing_class=tokenizer, speedup=(2, 4), output_dir="ladder")``
+    """
+    check_model(model)
+    targets = _read_speedups(speedup, max_drop)
+    _check(runtime, time_limit, importance, reconstruct, batch_size, length, max_length, round_to, evaluations)
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise CompressionError(
+            f"processing_class={processing_class!r:.60} is not a tokenizer; pass the model's, which is saved beside it."
+        )
+    if args is not None and not isinstance(args, DistillationArguments):
+        raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
+    if teacher is None and teacher_processing_class is not None:
+        raise CompressionError("teacher_processing_class= is the tokenizer of teacher=; pass that too, or leave both.")
+    deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
+    folder = Path(tempfile.mkdtemp(prefix="hfcompress-ladder-") if output_dir is None else output_dir).expanduser()
+    folder = Path(agree(str(folder)))
+    reading = args or DistillationArguments(output_dir=str(folder / WORK), report_to="none")
+    parts = read_parts(model, processing_class, train_dataset, eval_dataset, reading, max_length, seed)
+    if args is None:
+        args = default_arguments(str(folder / WORK), parts.problem, labelled=parts.labelled, seed=seed)
+    settings: dict[str, Any] = {"targets": targets, "max_drop": max_drop, "runtime": runtime, "importance": importance}
+    settings |= {"reconstruct": reconstruct, "batch_size": batch_size, "length": length, "round_to": round_to}
+    settings |= {"evaluations": evaluations, "seed": seed, "args": describe_arguments(args)}
+    state = State.open(folder, digest_call(model, teacher, parts, settings))
+    original = copy.deepcopy(model).to(args.device).eval()
+    with _progress(args, len(targets)) as progress:
+        progress.at("the teacher's logits", 0)
+        parts = with_logits(original, teacher or original, parts, teacher_processing_class, reading, folder / WORK)
+        parts = readable(parts, model, args)
+        lengths = [len(ids) for ids in parts.train["input_ids"][:5000]]
+        tokens = typical_length(model, lengths) if length is None else min(length, max_tokens(model) or length)
+        clock = Clock(original, processing_class, runtime, batch_size, tokens)
+        reconstructs = reconstruct is not False
+        ranking: Importance = ("obs" if reconstructs else "fisher") if importance == "auto" else importance
+        if ranking in ("fisher", "taylor") and not parts.labelled:
+            raise CompressionError(f"importance={ranking!r} needs labels, and train_dataset has none; choose 'obs'.")
+        times = state.times or _tabulate(clock, original, round_to, progress)
+        state.times = times
+        state.write()
+        search = Search(clock, times, ranking, reconstructs, round_to, evaluations, seed)
+        job = Job(original, teacher, parts, args, processing_class, search, runtime, folder, deadline, progress)
+        _climb(job, state, targets, max_drop)
+    if processes().is_main_process:
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+    return Ladder(tuple(state.rungs), tuple(state.notes), str(folder))
+
+
+def _climb(job: Job, state: State, targets: Sequence[float], max_drop: float | None) -> None:
+    """Make one rung after the other, each from the one above."""
+    if state.ended:
+        return
+    above = job.original
+    for number, target in enumerate(targets):
+        name = f"{target:g}x"
+        done = next((rung for rung in state.rungs if rung.name == name), None)
+        if done is not None:
+            above = load_compressed(done.folder).to(job.args.device)
+            continue
+        if job.is_late:
+            state.notes.append(f"{', '.join(f'{one:g}x' for one in targets[number:])}: not begun within time_limit.")
+            return
+        base = _OF_TABLE + number * _OF_RUNG
+
+        def tick(done: float, what: str = f"{name}: search", base: float = base) -> None:
+            job.progress.at(what, base + _OF_SEARCH * done)
+
+        try:
+            candidate = make_candidate(above, job.search, job.parts, 1 / target, tick)
+        except TooFastError as error:
+            nearest = max(state.rungs, key=lambda rung: rung.target, default=None)
+            reached = f" The nearest is {nearest.name}, {nearest.speedup.ratio:.2f} times." if nearest else ""
+            state.notes.append(
+                f"{name}: cannot be reached; even the fewest heads, neurons and layers are predicted to be "
+                f"{1 / error.share:.1f} times as fast.{reached}"
+            )
+            break
+        rung, student = make_rung(job, candidate, name, target, base + _OF_SEARCH)
+        worse = (
+            state.rungs and rung.speedup.ratio <= state.rungs[-1].speedup.ratio and rung.drop >= state.rungs[-1].drop
+        )
+        if worse or (max_drop is not None and rung.drop > max_drop + 1e-9):
+            best = state.rungs[-1].name if state.rungs else FULL
+            reason = f"loses {100 * rung.drop:.2f} points, more than max_drop allows ({100 * (max_drop or 0):g})"
+            if worse:
+                reason = f"is neither faster nor better than {best}"
+            state.notes.append(f"{name}: left out, as it {reason}; the nearest is {best}.")
+            if processes().is_main_process:
+                shutil.rmtree(rung.folder, ignore_errors=True)
+            break
+        state.rungs.append(rung)
+        state.write()
+        job.progress.say(describe_rung(rung))
+        above = student
+    state.ended = True
+    state.write()
+
+
+def _read_speedups(speedup: Any, max_drop: float | None) -> list[float]:
+    if max_drop is not None:
+        check_fraction("max_drop", max_drop, "the loss of accuracy that is allowed")
+    if speedup is None:
+        return list(SPEEDUPS if max_drop is None else _STEPS)
+    given = list(speedup) if isinstance(speedup, Iterable) and not isinstance(speedup, str) else [speedup]
+    if not given or not all(is_number(one) and 1 < one < 1000 for one in given):
+        raise CompressionError(
+            f"speedup={speedup!r} must be a number above 1, how many times as fast, or several, such as (2, 4)."
+        )
+    return sorted({float(one) for one in given})
+
+
+def _check(
+    runtime: Any,
+    time_limit: Any,
+    importance: Any,
+    reconstruct: Any,
+    batch_size: Any,
+    length: Any,
+    max_length: Any,
+    round_to: Any,
+    evaluations: Any,
+) -> None:
+    check_choice("runtime", runtime, RUNTIMES)
+    if runtime != "torch":
+        from hfcompress.deploy.runtime import import_exporter
+
+        import_exporter()
+    if time_limit is not None:
+        check_number("time_limit", time_limit, zero=False)
+    check_choice("importance", importance, ("auto", "obs", "fisher", "taylor"))
+    check_choice("reconstruct", reconstruct, ("auto", True, False))
+    counts = {"batch_size": batch_size, "round_to": round_to, "evaluations": evaluations}
+    counts |= {name: value for name, value in (("length", length), ("max_length", max_length)) if value is not None}
+    for name, value in counts.items():
+        check_count(name, value)
+
+
+def _tabulate(clock: Clock, original: PreTrainedModel, round_to: int, progress: Progress) -> TimeTable:
+    """Measure the table of times; all processes have that of the first."""
+    structure = find_structure(original)
+    count, done = clock.count_shapes(structure, round_to), 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        progress.at("times", _OF_TABLE * done / count)
+
+    if not processes().is_main_process:
+        return agree(TimeTable((), (), (), 0.0))
+    clock.share(original)  # which tells how many rounds there is time for
+    return agree(clock.tabulate(structure, round_to, tick))
+
+
+@contextmanager
+def _progress(args: DistillationArguments, rungs: int) -> Iterator[Progress]:
+    """Show one bar over all, and none of those of other libraries."""
+    import datasets
+    from transformers.utils import logging
+
+    of_datasets, of_transformers = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    main = processes().is_main_process
+    progress = Progress(main and not args.disable_tqdm, main, _OF_TABLE + rungs * _OF_RUNG)
+    try:
+        yield progress
+    finally:
+        progress.close()
+        if of_datasets:
+            datasets.enable_progress_bars()
+        if of_transformers:
+            logging.enable_progress_bar()

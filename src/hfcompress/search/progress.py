@@ -1,0 +1,39 @@
+"""A progress bar over all, with the time left, and a line a rung."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm.auto import tqdm
+
+_FORM = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+
+
+class Progress:
+    """Shows how much of the work is done.
+
+    Args:
+        shown: Whether the bar is shown.
+        speaks: Whether lines are written.
+        total: The work, in any unit.
+    """
+
+    def __init__(self, shown: bool, speaks: bool, total: float) -> None:
+        self._speaks, self._done = speaks, 0.0
+        self._bar = tqdm(total=total, desc="compress", disable=not shown, bar_format=_FORM, file=sys.stderr)
+
+    def at(self, what: str, done: float) -> None:
+        """Say what is being done, and how much is done by now; it never goes back."""
+        self._bar.set_description(what, refresh=False)
+        if done > self._done:
+            self._bar.update(done - self._done)
+            self._done = done
+
+    def say(self, line: str) -> None:
+        """Write a line to standard error, above the bar."""
+        if self._speaks:
+            tqdm.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        self._bar.close()

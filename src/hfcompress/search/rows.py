@@ -1,0 +1,255 @@
+"""The rows of a ladder: which are learned from, which stop the learning, and which measure."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfcompress.distill.arguments import DistillationArguments
+from hfcompress.distill.logits_cache import cache_teacher_logits
+from hfcompress.errors import CompressionError
+from hfcompress.losses import Problem
+from hfcompress.metrics import MISSING_LABELS
+from hfcompress.models.classifier import count_outputs, get_problem_type, input_names
+from hfcompress.models.inputs import LABELS, check_lengths, check_mask
+from hfcompress.models.labels import label_order
+from hfcompress.models.tokenizers import check_texts, token_limit, truncation
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_STOP_SHARE, _STOP_MOST = 10, 1000  # a tenth of the rows stops the learning, 1,000 at most
+_MEASURE_SHARE, _MEASURE_MOST = 5, 2000  # a fifth measures where no other rows are given
+_LEAST = 20  # rows to learn from
+_CALIBRATION = 512
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows, encoded.
+
+    Attributes:
+        train: To learn from; a row without a label has the weight 0 in the label term.
+        stop: Labelled rows that are in no other part; they stop the learning, and judge int8.
+        measure: Labelled rows, which decide nothing but which speed-up loses at most ``max_drop``.
+        labelled: Whether rows to learn from have labels.
+        problem: What the labels mean.
+    """
+
+    train: Dataset
+    stop: Dataset
+    measure: Dataset
+    labelled: bool
+    problem: Problem
+
+    def calibration(self, *, labels: bool) -> list[dict[str, Any]]:
+        """Return evenly spaced rows of those to learn from, with or without their labels."""
+        data = self.train
+        if labels and self.labelled:
+            known = [n for n, value in enumerate(data["labels"]) if not _is_missing(value, self.problem)]
+            if "hfcompress_unlabelled" in data.column_names:
+                known = [n for n, unknown in enumerate(data["hfcompress_unlabelled"]) if not unknown]
+            data = data.select(known)
+        count = min(_CALIBRATION, len(data))
+        rows = data.select([n * len(data) // count for n in range(count)])
+        left_out = {"teacher_logits", "hfcompress_unlabelled"} | (set() if labels else {"labels"})
+        return [{name: row[name] for name in row if name not in left_out} for row in rows]
+
+
+def read_parts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_dataset: Any,
+    eval_dataset: Any,
+    args: DistillationArguments,
+    max_length: int | None,
+    seed: int,
+) -> Parts:
+    """Read the data, encode texts, and hold out what stops the learning and, without other rows, what measures.
+
+    Raises:
+        CompressionError: There are too few rows, or no labels to measure by; or they hold neither texts nor ids.
+        ImportError: `datasets` is not installed.
+    """
+    problem = get_problem_type(model, "model")
+    train = _read("train_dataset", model, tokenizer, train_dataset, args, max_length)
+    missing = [True] * len(train)
+    if "labels" in train.column_names:
+        missing = [_is_missing(value, problem) for value in train["labels"]]
+    labelled = [n for n, unknown in enumerate(missing) if not unknown]
+    order = random.Random(seed).sample(labelled, len(labelled))
+    measure = None
+    if eval_dataset is not None:
+        measure = _read("eval_dataset", model, tokenizer, eval_dataset, args, max_length)
+        known = measure["labels"] if "labels" in measure.column_names else [None] * len(measure)
+        if not len(measure) or any(_is_missing(value, problem) for value in known):
+            raise CompressionError(
+                f"eval_dataset must hold rows that all have a label, by which each model is measured; of its "
+                f"{len(measure)} rows {sum(_is_missing(value, problem) for value in known)} have none."
+            )
+    elif len(order) < 2 * _LEAST:
+        raise CompressionError(
+            f"train_dataset has {len(order)} rows with a label, and without eval_dataset= a fifth of them measures; "
+            f"pass eval_dataset=, labelled rows, or at least {2 * _LEAST} labelled rows to learn from."
+        )
+    else:
+        count = min(_MEASURE_MOST, len(order) // _MEASURE_SHARE)
+        measure, order = train.select(sorted(order[:count])), order[count:]
+    stop = order[: min(_STOP_MOST, len(order) // _STOP_SHARE)]
+    used = set(stop) | (set(labelled) - set(order))
+    left = [n for n in range(len(train)) if n not in used]
+    if len(left) < _LEAST:
+        raise CompressionError(
+            f"train_dataset leaves {len(left)} rows to learn from, of {len(train)}; pass at least {_LEAST}."
+        )
+    rows = train.select(left)
+    unknown = [missing[n] for n in left]
+    if any(unknown) and not all(unknown):
+        rows = _fill_labels(rows, unknown, problem, count_outputs(model.config) or 1, args)
+    elif all(unknown) and "labels" in rows.column_names:
+        rows = rows.remove_columns("labels")
+    return Parts(rows, train.select(stop), measure, not all(unknown), problem)
+
+
+def with_logits(
+    model: PreTrainedModel,
+    teacher: nn.Module,
+    parts: Parts,
+    tokenizer: PreTrainedTokenizerBase | None,
+    args: DistillationArguments,
+    folder: Path,
+) -> Parts:
+    """Add the teacher's logits, in the order of the model's classes: computed once, for all rungs."""
+    roles = ("model", "teacher")
+    problems = [get_problem_type(one, role) for one, role in zip((model, teacher), roles, strict=True)]
+    if problems[0] != problems[1]:
+        raise CompressionError(f"The model's problem_type is {problems[0]!r}, the teacher's {problems[1]!r}.")
+    order = None if teacher is model else label_order(model, teacher, roles, strict=True)
+    texts: dict[str, Any] = {}
+    if tokenizer is not None:
+        texts = {"text_column": args.text_column, "text_pair_column": args.text_pair_column}
+
+    def add(data: Any) -> Any:
+        if not len(data):
+            return data
+        found = cache_teacher_logits(
+            copy.deepcopy(teacher), data, processing_class=tokenizer, cache_dir=folder / "logits", **texts
+        )
+        found = found.with_format(None)
+        if order is None:
+            return found
+        return found.map(lambda row: {"teacher_logits": [row["teacher_logits"][n] for n in order]})
+
+    return replace(parts, train=add(parts.train), stop=add(parts.stop))
+
+
+def readable(parts: Parts, model: PreTrainedModel, args: DistillationArguments) -> Parts:
+    """Leave out the columns that nothing reads."""
+    more = ["teacher_logits", "hfcompress_unlabelled", *([args.weight_column] if args.weight_column else [])]
+    return replace(
+        parts,
+        train=_keep_readable(parts.train, model, more),
+        stop=_keep_readable(parts.stop, model, more[:1]),
+        measure=_keep_readable(parts.measure, model, []),
+    )
+
+
+def _keep_readable(data: Dataset, model: PreTrainedModel, more: Sequence[str]) -> Dataset:
+    """Keep the columns that a model reads, and these."""
+    known = [name for name in data.column_names if name in input_names(model) or name in (*more, "labels")]
+    return data.select_columns(known)
+
+
+def _read(
+    owner: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    given: Any,
+    args: DistillationArguments,
+    max_length: int | None,
+) -> Dataset:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("compress needs the package datasets: pip install datasets") from error
+    data = given
+    if isinstance(given, Mapping) or not (hasattr(given, "__iter__") and hasattr(given, "__len__")):
+        raise CompressionError(
+            f"{owner} must be a data set with rows, such as datasets.Dataset or a list of dicts, not "
+            f"{type(given).__name__}; of several splits pass one, such as data['train']."
+        )
+    if not isinstance(given, datasets.Dataset):
+        rows = [dict(row) for row in given]
+        data = datasets.Dataset.from_list([{n: _plain(value) for n, value in row.items()} for row in rows])
+    data = data.with_format(None)
+    label = next((name for name in LABELS if name in data.column_names), None)
+    if label is not None and label != "labels":
+        data = data.rename_column(label, "labels")
+    if "input_ids" in data.column_names:
+        check_mask(owner, model, data, tokenizer)
+        check_lengths(owner, model, map(len, data["input_ids"]))
+        return data
+    texts = [name for name in (args.text_column, args.text_pair_column) if name is not None]
+    lacking = [name for name in texts if name not in data.column_names]
+    if lacking or not len(data):
+        raise CompressionError(
+            f"{owner} has {len(data)} rows with the columns {', '.join(data.column_names) or 'none'}, and neither "
+            f"'input_ids' nor {' and '.join(map(repr, texts))}: name the columns of the texts in args=, "
+            "DistillationArguments(text_column=..., text_pair_column=...)."
+        )
+    for name in texts:
+        check_texts(f"{owner}[{name!r}]", data[name])
+    limit = token_limit(tokenizer, model)
+    if max_length is not None:
+        limit = max_length if limit is None else min(limit, max_length)
+    clash = [name for name in data.column_names if name in tokenizer.model_input_names]
+    return data.remove_columns(clash).map(
+        lambda batch: dict(tokenizer(*(list(batch[name]) for name in texts), **truncation(limit))), batched=True
+    )
+
+
+def _fill_labels(
+    rows: Dataset, unknown: Sequence[bool], problem: Problem, outputs: int, args: DistillationArguments
+) -> Dataset:
+    """Give rows without a label one that counts nothing: its weight in the label term is 0."""
+    column = args.weight_column
+    if column is None:
+        raise CompressionError(
+            f"{sum(unknown)} of {len(unknown)} rows of train_dataset have no label, which is said by their weight; "
+            "leave weight_column as it is, or leave out those rows."
+        )
+    blank: Any = {"single_label_classification": 0, "regression": 0.0}.get(problem, [0.0] * outputs)
+    labels = [blank if missing else value for value, missing in zip(rows["labels"], unknown, strict=True)]
+    given = rows[column] if column in rows.column_names else [1.0] * len(rows)
+    weights = [0.0 if missing else float(value) for value, missing in zip(given, unknown, strict=True)]
+    rows = rows.remove_columns([name for name in ("labels", column) if name in rows.column_names])
+    rows = rows.add_column("labels", labels).add_column(column, weights)
+    return rows.add_column("hfcompress_unlabelled", list(unknown))
+
+
+def _is_missing(value: Any, problem: Problem) -> bool:
+    if value is None:
+        return True
+    try:
+        numbers = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CompressionError(
+            f"The label {value!r:.80} is no number: give each row its class index, model.config.label2id[name] for a "
+            "name."
+        ) from error
+    if numbers.is_floating_point():
+        return bool(numbers.isnan().any())
+    single = problem == "single_label_classification"
+    return single and bool(torch.isin(numbers, torch.tensor(MISSING_LABELS)).all())
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) or hasattr(value, "tolist") else value

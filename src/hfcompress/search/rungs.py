@@ -1,0 +1,165 @@
+"""A rung: trained, exported where another runtime serves, measured in turns with the original, and saved."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from hfcompress.distill.arguments import DistillationArguments
+from hfcompress.errors import CompressionError
+from hfcompress.models.exported import ExportedClassifier
+from hfcompress.report.benchmark import compare
+from hfcompress.report.comparison import Comparison
+from hfcompress.search.candidates import Candidate, Search
+from hfcompress.search.clock import Runtime
+from hfcompress.search.ladder import FULL, Ladder, Rung
+from hfcompress.search.processes import agree, processes
+from hfcompress.search.progress import Progress
+from hfcompress.search.rows import Parts
+from hfcompress.search.structure import find_structure
+from hfcompress.search.training import Trained, train_rung
+from hfcompress.storage.save import save_compressed
+
+WORK = ".work"  # what is not a rung, in the folder
+_REPEATS = 20
+TRAINING = 0.6  # of the work of a rung
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all rungs have in common."""
+
+    original: PreTrainedModel
+    teacher: nn.Module | None
+    parts: Parts
+    args: DistillationArguments
+    tokenizer: PreTrainedTokenizerBase
+    search: Search
+    runtime: Runtime
+    folder: Path
+    deadline: float | None
+    progress: Progress
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is over."""
+        return bool(agree(self.deadline is not None and time.monotonic() > self.deadline))
+
+
+def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: float) -> tuple[Rung, PreTrainedModel]:
+    """Train a candidate, measure it in turns with the original, and save it; progress begins at a share of all work."""
+    student = candidate.model
+    dtype = student.dtype
+    student.float()  # half precision is for autocast, not for the weights that learn
+    set_seed(job.args.seed)
+    trained = train_rung(
+        student,
+        copy.deepcopy(job.teacher or job.original) if job.args.compares_layers else None,
+        job.parts,
+        job.args,
+        job.tokenizer,
+        deadline=job.deadline,
+        tick=lambda done: job.progress.at(f"{name}: training", begin + TRAINING * done),
+    )
+    student.to(dtype)
+    job.progress.at(f"{name}: measuring", begin + TRAINING)
+    folder = job.folder / name
+    notes: list[str] = []
+    rung: Rung | None = None
+    processes().wait_for_everyone()
+    if processes().is_main_process:
+        served: Any = student
+        exported = job.folder / WORK / name
+        if job.runtime != "torch":
+            served, notes = _export(job, student, exported)
+        found = _measure(job, name, served)
+        left = find_structure(student).blocks
+        layers = len(find_structure(job.original).blocks)
+        rung = Rung(
+            name=name,
+            target=target,
+            runtime=job.runtime,
+            folder=str(folder),
+            original=found.rows[FULL],
+            measured=found.rows[name],
+            predicted=1 / candidate.predicted,
+            shapes=tuple(block.shape for block in left),
+            layers=(len(left), layers),
+            drop=_drop(found, name, job.parts),
+            recipe=_recipe(job.args, candidate, trained),
+            notes=tuple(notes),
+        )
+        save_compressed(student, folder, processing_class=job.tokenizer, results=Ladder((rung,), (), str(folder)))
+        if job.runtime != "torch":
+            shutil.rmtree(folder / "onnx", ignore_errors=True)
+            shutil.move(exported, folder / "onnx")
+    processes().wait_for_everyone()
+    values = agree({} if rung is None else rung.to_dict())
+    return rung or Rung.from_dict(values), student
+
+
+def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedClassifier, list[str]]:
+    """Export a model for the runtime; in float32 where no int8 model passes the gate, which is said."""
+    from hfcompress.deploy.exported_model import load_exported
+    from hfcompress.deploy.exporting import export
+
+    if job.runtime == "onnx-int8":
+        rows = [dict(row) for row in job.parts.stop.remove_columns(["teacher_logits"])]
+        try:
+            export(student, folder, processing_class=job.tokenizer, dtype="int8", dataset=rows, repeats=0)
+            return load_exported(folder), []
+        except CompressionError as error:
+            export(student, folder, processing_class=job.tokenizer, repeats=0)
+            return load_exported(folder), [f"float32, because int8 was refused: {error}"]
+    export(student, folder, processing_class=job.tokenizer, repeats=0)
+    return load_exported(folder), []
+
+
+def _measure(job: Job, name: str, served: Any) -> Comparison:
+    batch = job.search.clock.batch["input_ids"]
+    rows = [dict(row) for row in job.parts.measure]
+    return compare(
+        {FULL: job.original, name: served},
+        rows,
+        batch_size=batch.shape[0],
+        length=batch.shape[1],
+        repeats=_REPEATS,
+        processing_class=job.tokenizer,
+    )
+
+
+def _drop(found: Comparison, name: str, parts: Parts) -> float:
+    """Return the loss of accuracy; in regression of R2."""
+    before, after = found.rows[FULL], found.rows[name]
+    if before.accuracy is not None and after.accuracy is not None:
+        return before.accuracy - after.accuracy
+    labels = torch.tensor(parts.measure["labels"], dtype=torch.float64).reshape(len(parts.measure), -1)
+    variance = max(1e-12, float(labels.var(0, correction=0).mean()))
+    return ((after.mse or 0.0) - (before.mse or 0.0)) / variance
+
+
+def _recipe(args: DistillationArguments, candidate: Candidate, trained: Trained) -> str:
+    learned = "labels and the teacher" if 0 < args.alpha < 1 else "the teacher" if args.alpha else "labels"
+    return (
+        f"{candidate.evaluated} plans evaluated; epochs: {trained.epochs:g} on {learned} at {args.learning_rate:g}, "
+        f"best after {trained.best:g}"
+    )
+
+
+def describe_rung(rung: Rung) -> str:
+    """One line about a rung."""
+    found, own, first = rung.speedup, rung.measured, rung.original
+    quality = (
+        f"mean squared error {first.mse:.3g} -> {own.mse:.3g}"
+        if own.accuracy is None
+        else (f"accuracy {first.accuracy:.3f} -> {own.accuracy:.3f}")
+    )
+    return f"{rung.name}: {found.ratio:.2f} times as fast, {quality}, in {rung.folder}"

@@ -1,0 +1,96 @@
+"""What is done of a ladder, in a file of its folder, so that a call that was interrupted goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfcompress.distill.arguments import DistillationArguments
+from hfcompress.distill.logits_cache import data_digest
+from hfcompress.errors import CompressionError
+from hfcompress.models.profiling import TimeTable
+from hfcompress.search.ladder import Rung
+from hfcompress.search.processes import processes
+from hfcompress.search.rows import Parts
+
+_STATE = "ladder.json"
+_VERSION = 1
+
+
+@dataclass
+class State:
+    """What is done, as the file in the ladder's folder has it.
+
+    Attributes:
+        file: The file.
+        digest: Of the arguments.
+        rungs: Those that are done.
+        notes: What could not be reached.
+        times: The table of times.
+        ended: Whether there is nothing left to do.
+    """
+
+    file: Path
+    digest: str
+    rungs: list[Rung]
+    notes: list[str]
+    times: TimeTable | None
+    ended: bool = False
+
+    @classmethod
+    def open(cls, folder: Path, digest: str) -> State:
+        """Read what an earlier call with the same arguments has done."""
+        file = folder / _STATE
+        if folder.exists() and not folder.is_dir():
+            raise CompressionError(f"output_dir={str(folder)!r} is a file; name a folder.")
+        if not file.exists():
+            return cls(file, digest, [], [], None)
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            same = found["version"] == _VERSION and found["digest"] == digest
+            rungs = [Rung.from_dict(one) for one in found["rungs"]] if same else []
+            table, notes, ended = found["times"], list(found["notes"]), found["ended"]
+            times = table and TimeTable(
+                tuple(table["heads"]), tuple(table["neurons"]), tuple(map(tuple, table["times"])), table["rest"]
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CompressionError(f"{file} cannot be read: {error!r:.200}; name another output_dir.") from error
+        if not same:
+            raise CompressionError(
+                f"{file} is of a ladder that was made with another model, other data or other arguments; name another "
+                "output_dir, or remove that one."
+            )
+        rungs = [replace(rung, folder=str(folder / rung.name)) for rung in rungs]
+        return cls(file, digest, rungs, notes if ended else [], times, ended)
+
+    def write(self) -> None:
+        """Write what is done, at once or not at all."""
+        if not processes().is_main_process:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        values = {"version": _VERSION, "digest": self.digest, "times": self.times and asdict(self.times)}
+        values |= {"rungs": [rung.to_dict() for rung in self.rungs], "notes": self.notes}
+        values["ended"] = self.ended
+        temporary = self.file.with_name(f".{_STATE}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.file)
+
+
+def describe_arguments(args: DistillationArguments) -> dict[str, Any]:
+    """Return what of the arguments can change a model."""
+    places = ("output_dir", "logging_dir", "run_name", "disable_tqdm", "hub_token", "logging_steps")
+    return {name: value for name, value in json.loads(args.to_json_string()).items() if name not in places}
+
+
+def digest_call(model: PreTrainedModel, teacher: nn.Module | None, parts: Parts, settings: dict[str, Any]) -> str:
+    """Name a call by all that its result depends on."""
+    found = [data_digest(model, data, settings) for data in (parts.train, parts.stop, parts.measure)]
+    found += [] if teacher is None else [data_digest(teacher, parts.train, settings)]
+    return hashlib.sha256(" ".join(found).encode()).hexdigest()[:32]

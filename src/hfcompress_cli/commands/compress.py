@@ -1,0 +1,141 @@
+"""Make smaller models of a fine-tuned classifier, each a number of times as fast.
+
+What to keep of heads, neurons and layers is searched for under measured times;
+each model is distilled from the original and measured beside it. OUT gets a
+folder for each of them, ladder.json, and index.html where matplotlib is there.
+Interrupted and started again, it goes on behind the last model that is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from hfcompress_cli import launch, options
+
+
+def add_parser(verbs: options.Verbs) -> None:
+    """Add the verb with its options."""
+    parser = options.add_verb(verbs, "compress", run, "a ladder of models, each a number of times as fast", __doc__)
+    parser.add_argument("model", **options.MODEL)
+    add = parser.add_argument_group("how much").add_argument
+    help = "how many times as fast, such as 2,4,10 (the default, but with --max-drop more and more)"
+    add("--speedup", type=speedups, metavar="N,N", help=help)
+    help = "accuracy that may be lost, such as 0.01; the first model that loses more ends the ladder"
+    add("--max-drop", type=float, metavar="F", help=help)
+    help = "what serves the models: torch (default), onnx or onnx-int8; they are exported for the latter two"
+    add("--runtime", choices=("torch", "onnx", "onnx-int8"), default="torch", help=help)
+    add("--time-limit", type=float, metavar="MINUTES", help="return what is done by then")
+    add("--batch-size", type=int, default=16, metavar="N", help="texts in the timed batch (default: %(default)s)")
+    help = "tokens of each of them (default: the median of --data)"
+    add("--length", type=int, metavar="N", help=help)
+    data = options.add_data(parser, "labelled texts to learn from", required=True)
+    help = "labelled texts to measure with (default: a fifth of --data, 2,000 at most)"
+    data.add_argument("--eval-data", metavar="DATA", help=help)
+    help = "texts without labels, from which the models learn the logits of MODEL"
+    data.add_argument("--unlabelled", nargs="+", action="extend", default=[], metavar="DATA", help=help)
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=float, metavar="F", help="of each model at most (default: 4)")
+    add("--learning-rate", type=float, metavar="F", help="its peak (default: 5e-5)")
+    add("--train-batch-size", type=int, metavar="N", help="texts a step, by process (default: 16)")
+    add("--seed", type=int, default=0, metavar="N", help="of rows held out, search and training (default: 0)")
+    options.add_output(parser)
+
+
+def run(arguments: argparse.Namespace) -> options.Results:
+    """Write the ladder."""
+    import hfcompress as hfc
+    from hfcompress.losses import Problem
+    from hfcompress.models.classifier import get_problem_type
+    from hfcompress.search.training import default_arguments
+    from hfcompress_cli.data import encode, read_rows
+    from hfcompress_cli.models import load
+
+    output = Path(arguments.output).expanduser()
+    check_output(output, arguments.overwrite)
+    columns, label = options.text_columns(arguments), arguments.label_column
+    reading, reads_labels = options.reading(arguments), options.labels(arguments)
+    rows = read_rows(arguments.data, columns, label, seed=arguments.seed, **reading)
+    others = None
+    if arguments.eval_data is not None:
+        others = read_rows(arguments.eval_data, columns, label, seed=arguments.seed, **reading)
+    model, tokenizer = load(arguments.model, trained=True, reads_texts=True)
+
+    def encoded(part: Any) -> Any:
+        return encode(part, columns, label, model, tokenizer, arguments.max_length, **reads_labels)
+
+    learned = encoded(rows)
+    for source in arguments.unlabelled:
+        more = read_rows(source, columns, None, seed=arguments.seed, **reading | {"rows": None})
+        learned += encode(more, columns, None, model, tokenizer, arguments.max_length)
+    problem: Problem = get_problem_type(model, "model")
+    args = default_arguments(str(output / ".work"), problem, labelled=True, seed=arguments.seed)
+    given = {"num_train_epochs": arguments.epochs, "learning_rate": arguments.learning_rate}
+    given["per_device_train_batch_size"] = arguments.train_batch_size
+    for name, value in given.items():
+        if value is not None:
+            if not value > 0:
+                raise hfc.CompressionError(f"{name}={value:g} must be above 0.")
+            setattr(args, name, value)
+    if arguments.overwrite and launch.is_main():
+        remove_ladder(output)
+    ladder = hfc.compress(
+        model,
+        learned,
+        processing_class=tokenizer,
+        eval_dataset=None if others is None else encoded(others),
+        speedup=arguments.speedup,
+        max_drop=arguments.max_drop,
+        runtime=arguments.runtime,
+        output_dir=output,
+        time_limit=arguments.time_limit,
+        args=args,
+        batch_size=arguments.batch_size,
+        length=arguments.length,
+        max_length=arguments.max_length,
+        seed=arguments.seed,
+    )
+    if launch.is_main():
+        write_page(ladder, output / "index.html")
+        print(f"Written to {arguments.output}.", file=sys.stderr)
+    return ladder.to_text(), ladder.to_dict()
+
+
+def write_page(ladder: Any, file: Path) -> None:
+    """Write the page of a ladder, if it can be drawn."""
+    try:
+        file.write_text(ladder.to_html(), encoding="utf-8")
+    except ImportError as error:
+        print(f"{file.name} was not written: {error}", file=sys.stderr)
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds anything but a ladder, which goes on if it is of the same call."""
+    from hfcompress.errors import CompressionError
+
+    held = output.is_dir() and any(one.name != ".work" for one in output.iterdir())
+    if held and not (output / "ladder.json").is_file():
+        kind = "so --overwrite does not replace it; " if overwrite else ""
+        raise CompressionError(f"{output} exists already and holds no ladder, {kind}name another folder.")
+
+
+def remove_ladder(output: Path) -> None:
+    """Remove the ladder in a folder; other files stay."""
+    import json
+    import shutil
+
+    file = output / "ladder.json"
+    if file.is_file():
+        for rung in json.loads(file.read_text(encoding="utf-8"))["rungs"]:
+            shutil.rmtree(output / str(rung["name"]), ignore_errors=True)
+        file.unlink()
+
+
+def speedups(text: str) -> list[float]:
+    """Read numbers with commas between them."""
+    try:
+        return [float(part.strip().removesuffix("x")) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 2,4,10") from None

@@ -1,0 +1,74 @@
+"""``hfcompress compress``: from a folder and a file of texts to a ladder."""
+
+import json
+
+import pytest
+from command_line import COLUMNS, contents, load, read_reviews
+from transformers import AutoTokenizer
+
+from hfcompress.models.profiling import count_flops
+from hfcompress.search import clock as clocks
+from hfcompress.search import rungs
+
+SHORT = ("--epochs", 1, "--speedup", "1.5,2.5", "--batch-size", 4)
+
+
+@pytest.fixture(autouse=True)
+def stopwatch(monkeypatch):
+    """Searches with a stand-in for the clock: seconds that grow with the FLOPs."""
+    monkeypatch.setattr(clocks, "_runner", lambda one, batch: lambda: count_flops(one, batch) + 1e5)
+    monkeypatch.setattr(clocks, "_seconds", lambda run: run())
+    monkeypatch.setattr(rungs, "_REPEATS", 8)
+
+
+def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):
+    before = contents(models)
+    texts = ["--data", data / "train.csv", "--eval-data", data / "test.jsonl", *COLUMNS]
+    command = ["compress", models / "bert", *texts, *SHORT, "-o", tmp_path / "ladder"]
+    found = run(*command, "--json")
+    assert contents(models) == before
+    assert list(found["rungs"]) == ["1.5x", "2.5x"]
+    assert found == json.loads(json.dumps(found))
+    reviews = read_reviews(data)
+    for name, rung in found["rungs"].items():
+        folder = tmp_path / "ladder" / name
+        assert rung["measured"]["parameters"] == sum(p.numel() for p in load(folder).parameters())
+        assert rung["measured"]["examples"] == len(reviews)
+        assert AutoTokenizer.from_pretrained(folder)("good")["input_ids"]
+    assert "<svg" in (tmp_path / "ladder" / "index.html").read_text()
+    table = run(*command)  # of what is done
+    assert table.startswith("rung")
+    assert f"{found['rungs']['2.5x']['speedup']['ratio']:.2f}x" in table
+    run(*command, "--seed", 1, status=2)
+    assert "another model, other data or other arguments" in run.error
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("--speedup", "fast"), "is no list of numbers such as 2,4,10"),
+        (("--speedup", "0.5"), "must be a number above 1"),
+        (("--epochs", 0), "must be above 0"),
+        (("--max-drop", 2), "max_drop=2"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_is_refused(asked, message, run, models, data, tmp_path, capsys):
+    command = ["compress", models / "bert", "--data", data / "train.csv", *COLUMNS, *asked, "-o", tmp_path / "ladder"]
+    if asked == ("--speedup", "fast"):
+        with pytest.raises(SystemExit):
+            run(*command)
+        assert message in capsys.readouterr().err
+    else:
+        run(*command, status=2)
+        assert message in run.error
+    assert not (tmp_path / "ladder").exists()
+
+
+def test_a_folder_without_a_ladder_is_left_alone(run, models, data, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    command = ["compress", models / "bert", "--data", data / "train.csv", *COLUMNS, "-o", tmp_path]
+    for more in ([], ["--overwrite"]):
+        run(*command, *more, status=2)
+        assert "holds no ladder" in run.error
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -1,0 +1,305 @@
+"""`compress` end to end on tiny models: what it writes, says, refuses and resumes."""
+
+import json
+
+import pytest
+import torch
+from architectures import WORDS, arguments, build, same_bits, state_of, texts, word_tokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from hfcompress import CompressionError, DistillationArguments
+from hfcompress.metrics import predict
+from hfcompress.models.inputs import dummy_inputs
+from hfcompress.models.profiling import count_flops
+from hfcompress.report import benchmark
+from hfcompress.search import clock as clocks
+from hfcompress.search import compressing, rungs
+from hfcompress.search.compressing import compress
+from hfcompress.search.ladder import Ladder, Rung
+
+ROWS = texts(240)
+
+
+def time_by_flops(patch):
+    """Put a stand-in for the clock: seconds that grow with the FLOPs."""
+    patch.setattr(clocks, "_runner", lambda one, batch: lambda: count_flops(one, batch) + 1e5)
+    patch.setattr(clocks, "_seconds", lambda run: run())
+    patch.setattr(
+        benchmark,
+        "_time_rounds",
+        lambda models, batches, repeats: {n: [count_flops(models[n], batches[n]) + 1e5] * 8 for n in batches},
+    )
+
+
+@pytest.fixture(autouse=True)
+def stopwatch(monkeypatch):
+    time_by_flops(monkeypatch)
+
+
+def settings(tmp_path, **overrides):
+    args = arguments(DistillationArguments, tmp_path / "args", num_train_epochs=1, per_device_train_batch_size=32)
+    defaults = {"processing_class": word_tokenizer(), "speedup": (1.5, 3), "output_dir": tmp_path / "ladder"}
+    return defaults | {"args": args, "batch_size": 4, "evaluations": 3} | overrides
+
+
+def small(**overrides):
+    return build("bert", layers=3, vocab_size=3 + len(WORDS), **overrides)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A ladder of two rungs, with the model it is of and its state before."""
+    with pytest.MonkeyPatch.context() as patch:
+        time_by_flops(patch)
+        model, folder = small(), tmp_path_factory.mktemp("made")
+        before, gradients = state_of(model), [p.requires_grad for p in model.parameters()]
+        ladder = compress(model, ROWS, **settings(folder))
+        assert same_bits(state_of(model), before)
+        assert model.training
+        assert [p.requires_grad for p in model.parameters()] == gradients
+        return ladder, model, folder
+
+
+def test_each_rung_is_as_small_as_was_asked(made):
+    ladder, model, _ = made
+    assert [rung.name for rung in ladder.rungs] == ["1.5x", "3x"]
+    text = dummy_inputs(model, 12, 4)
+    for rung in ladder.rungs:
+        batch = dummy_inputs(model, rung.measured.passes[0].tokens, 4)
+        ratio = (count_flops(model, batch) + 1e5) / (count_flops(rung.model, batch) + 1e5)
+        assert rung.target / 1.02 <= ratio <= 1.35 * rung.target
+        assert rung.speedup.ratio == pytest.approx(ratio)
+        assert rung.predicted == pytest.approx(ratio, rel=0.1)
+        assert rung.model(**text).logits.isfinite().all()
+    assert not ladder.notes
+
+
+def test_each_rung_is_a_folder_that_loads(made):
+    ladder, _, folder = made
+    for rung in ladder.rungs:
+        path = folder / "ladder" / rung.name
+        loaded = AutoModelForSequenceClassification.from_pretrained(path)
+        assert same_bits(state_of(loaded), state_of(rung.model))
+        assert (
+            AutoTokenizer.from_pretrained(path)("good film")["input_ids"] == word_tokenizer()("good film")["input_ids"]
+        )
+        card = (path / "README.md").read_text()
+        assert f"| {rung.name} |" in card
+        assert "original" in card
+    assert sorted(one.name for one in (folder / "ladder").iterdir()) == ["1.5x", "3x", "ladder.json"]
+
+
+def test_figures_are_those_of_the_models(made):
+    ladder, *_ = made
+    for rung in ladder.rungs:
+        assert rung.measured.examples == rung.original.examples == 48
+        assert rung.drop == pytest.approx(rung.original.accuracy - rung.measured.accuracy)
+        assert rung.kept == pytest.approx(rung.measured.accuracy / rung.original.accuracy)
+        assert rung.measured.parameters == sum(p.numel() for p in rung.model.parameters())
+        test = rung.measured.mcnemar
+        assert rung.drop == pytest.approx((test.only_first - test.only_this) / 48)
+        low, high = rung.drop_interval
+        assert low <= rung.drop <= high
+
+
+def test_the_ladder_shows_itself(made):
+    ladder, *_ = made
+    assert "1.5x" in str(ladder)
+    assert ladder.to_markdown().startswith("| rung | speed-up |")
+    assert json.loads(ladder.to_json())["rungs"]["3x"]["name"] == "3x"
+    page = ladder.to_html()
+    assert "<svg" in page
+    assert "What is left" in page
+    assert "<table" in ladder._repr_html_()
+    again = Rung.from_dict(json.loads(json.dumps(ladder["3x"].to_dict())))
+    assert again == ladder["3x"]
+
+
+def test_a_rung_by_name_and_the_best(made):
+    ladder, *_ = made
+    assert ladder["3x"] is ladder.rungs[1]
+    assert ladder.best(max_drop=0.99) is max(ladder.rungs, key=lambda rung: rung.speedup.ratio)
+    with pytest.raises(CompressionError, match=r"no rung '4x'; it has 1\.5x, 3x"):
+        ladder["4x"]
+    with pytest.raises(CompressionError, match="No rung loses at most max_drop=0"):
+        Ladder((), (), "").best(0.0)
+
+
+def test_called_again_it_returns_what_is_done(made, monkeypatch):
+    ladder, model, folder = made
+    monkeypatch.setattr(compressing, "make_candidate", lambda *args: pytest.fail("made again"))
+    again = compress(model, ROWS, **settings(folder))
+    assert again.to_dict() == ladder.to_dict()
+
+
+def test_other_arguments_need_another_folder(made):
+    _, model, folder = made
+    with pytest.raises(CompressionError, match="another model, other data or other arguments"):
+        compress(model, ROWS, **settings(folder, evaluations=4))
+    with pytest.raises(CompressionError, match="another model, other data or other arguments"):
+        compress(small(seed=1), ROWS, **settings(folder))
+
+
+def test_interrupted_it_goes_on_to_the_same_ladder(made, tmp_path, monkeypatch):
+    ladder, model, _ = made
+    make, calls = compressing.make_candidate, []
+
+    def stop_at_the_second(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return make(*args)
+
+    monkeypatch.setattr(compressing, "make_candidate", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, ROWS, **settings(tmp_path))
+    assert (tmp_path / "ladder" / "1.5x" / "model.safetensors").exists()
+    assert not (tmp_path / "ladder" / "3x").exists()
+    again = compress(model, ROWS, **settings(tmp_path))
+    assert len(calls) == 3
+    for one, other in zip(again.rungs, ladder.rungs, strict=True):
+        assert one.shapes == other.shapes
+        assert same_bits(state_of(one.model), state_of(other.model))
+
+
+def test_what_is_out_of_reach_is_said(tmp_path):
+    ladder = compress(small(), ROWS, **settings(tmp_path, speedup=(1.5, 900)))
+    assert [rung.name for rung in ladder.rungs] == ["1.5x"]
+    assert "900x: cannot be reached" in ladder.notes[0]
+    assert "The nearest is 1.5x" in ladder.notes[0]
+    assert "900x: cannot be reached" in str(ladder)
+
+
+def test_the_last_that_loses_little_ends_the_ladder(tmp_path, monkeypatch):
+    drops = iter([0.001, 0.004, 0.03])
+    monkeypatch.setattr(rungs, "_drop", lambda *args: next(drops))
+    ladder = compress(small(), ROWS, **settings(tmp_path, speedup=None, max_drop=0.01))
+    assert [rung.name for rung in ladder.rungs] == ["1.5x", "2x"]
+    assert "3x: left out, as it loses 3.00 points" in ladder.notes[0]
+    assert not (tmp_path / "ladder" / "3x").exists()
+
+
+def test_no_time_is_no_rung(tmp_path):
+    ladder = compress(small(), ROWS, **settings(tmp_path, time_limit=1e-9))
+    assert len(ladder) == 0
+    assert "1.5x, 3x: not begun within time_limit." in ladder.notes
+    assert "none" in str(ladder)
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_other_problems(problem, tmp_path):
+    outputs = 1 if problem == "regression" else 3
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(len(ROWS), outputs, generator=generator)
+    labels = values[:, 0].tolist() if outputs == 1 else (values > 0.5).float().tolist()
+    rows = [{"text": row["text"], "labels": label} for row, label in zip(ROWS, labels, strict=True)]
+    args = arguments(DistillationArguments, tmp_path / "args", num_train_epochs=1)
+    ladder = compress(small(num_labels=outputs, problem_type=problem), rows, **settings(tmp_path, speedup=2, args=args))
+    rung = ladder["2x"]
+    assert rung.measured.problem_type == problem
+    assert rung.measured.sign_flip is not None
+    assert "2x" in str(ladder)
+    if problem == "regression":
+        assert rung.kept is None
+        variance = torch.tensor([row["labels"] for row in rows]).var()
+        assert rung.drop * variance == pytest.approx(rung.measured.mse - rung.original.mse, rel=0.5)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "onnx-int8"])
+def test_another_runtime_serves_the_rungs(runtime, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    if not hasattr(torch.export, "AdditionalInputs"):
+        pytest.skip("torch.export of 2.6 fails on transformers 5")
+    monkeypatch.undo()  # the stand-in for the clock knows torch alone
+    monkeypatch.setattr(rungs, "_REPEATS", 2)
+    monkeypatch.setitem(clocks._POINTS, runtime, (1, 2))
+    monkeypatch.setattr(clocks, "grid", lambda most, least, points, step=1: [most] if points == 1 else [least, most])
+    model = build("bert", layers=1, vocab_size=3 + len(WORDS))
+    ladder = compress(model, ROWS, **settings(tmp_path, speedup=1.05, runtime=runtime, max_length=8))
+    if not ladder.rungs:  # on a machine on which torch is as fast
+        assert "1.05x" in ladder.notes[0]
+        return
+    rung, folder = ladder["1.05x"], tmp_path / "ladder" / "1.05x"
+    assert (folder / "onnx" / "model.onnx").exists()
+    served = AutoModelForSequenceClassification.from_pretrained(folder)
+    text = dummy_inputs(served, 6, 1)
+    with torch.no_grad():
+        difference = (rung.model(**text).logits - served(**text).logits).abs().max()
+    exact = runtime == "onnx" or any("float32, because int8" in note for note in rung.notes)
+    assert difference < (1e-4 if exact else 0.5)
+    assert rung.measured.parameters is None
+    assert rung.measured.bytes == (folder / "onnx" / "model.onnx").stat().st_size
+
+
+def test_rows_without_a_label_learn_from_the_teacher(tmp_path):
+    rows = [dict(row) | ({"labels": None} if n % 3 else {}) for n, row in enumerate(ROWS)]
+    ladder = compress(small(), rows, **settings(tmp_path, speedup=2))
+    assert ladder["2x"].measured.examples == 16  # a fifth of the 80 that have one
+
+
+def test_another_teacher_with_its_own_tokenizer_and_order_of_classes(tmp_path):
+    names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    swapped = {"id2label": {0: "yes", 1: "no"}, "label2id": {"yes": 0, "no": 1}}
+    teacher, seen = small(seed=3, **swapped), []
+    tokenizer = word_tokenizer(tuple(reversed(WORDS)))
+    before = state_of(teacher)
+    train = rungs.train_rung
+
+    def watch(student, given, parts, *args, **kwargs):
+        seen.append(parts.train)
+        return train(student, given, parts, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rungs, "train_rung", watch)
+        compress(
+            small(**names),
+            ROWS,
+            **settings(tmp_path, speedup=2, teacher=teacher, teacher_processing_class=tokenizer),
+        )
+    assert same_bits(state_of(teacher), before)
+    row, own = seen[0][0], word_tokenizer()
+    text = own.decode(row["input_ids"])
+    with torch.no_grad():
+        expected = teacher.eval()(**tokenizer(text, return_tensors="pt")).logits[0]
+    torch.testing.assert_close(torch.tensor(row["teacher_logits"]), expected.flip(0))
+    assert predict(expected[None], "single_label_classification").shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"speedup": 0.5}, r"speedup=0\.5 must be a number above 1"),
+        ({"speedup": "4x"}, "speedup='4x' must be"),
+        ({"max_drop": 3}, r"max_drop=3 must be in"),
+        ({"runtime": "tflite"}, "runtime='tflite'"),
+        ({"time_limit": 0}, "time_limit=0"),
+        ({"importance": "l1"}, "importance='l1'"),
+        ({"processing_class": None}, "is not a tokenizer"),
+        ({"args": {}}, "must be DistillationArguments"),
+        ({"teacher_processing_class": word_tokenizer()}, "pass that too"),
+        ({"evaluations": 0}, "evaluations=0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_is_refused(asked, message, tmp_path):
+    with pytest.raises(CompressionError, match=message):
+        compress(small(), ROWS, **settings(tmp_path, **asked))
+    assert not (tmp_path / "ladder").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "train_dataset has 0 rows"),
+        ({"train": ROWS}, "of several splits pass one"),
+        ([{"review": "good", "labels": 0}] * 50, "neither 'input_ids' nor 'text'"),
+        ([{"text": "good"}] * 50, "0 rows with a label"),
+        ([{"text": "good", "labels": "yes"}] * 50, "The label 'yes' is no number"),
+        ([{"text": "good", "labels": 0}] * 30, "30 rows with a label"),
+    ],
+    ids=["empty", "splits", "columns", "unlabelled", "names", "few"],
+)
+def test_rows_that_do_not_do_are_refused(rows, message, tmp_path):
+    with pytest.raises(CompressionError, match=message):
+        compress(small(), rows, **settings(tmp_path))
+    assert not (tmp_path / "ladder").exists()
