@@ -177,13 +177,16 @@ def _make(
     least, aim = predicted_time(fastest_plan(losses, search.times), search.times), share
     if least > aim:
         raise TooFastError(least)
-    for attempt in range(_TRIES):
+    done = 0
+    for _ in range(_TRIES):
 
         def find(weights: np.ndarray, limit: float = aim) -> Plan | None:
             return best_plan(structure.blocks, losses, search.times, limit, weights)
 
-        def evaluate(plan: Plan, base: float = attempt / _TRIES) -> float:
-            tick(0.2 + 0.7 * base)
+        def evaluate(plan: Plan) -> float:
+            nonlocal done
+            done += 1
+            tick(0.2 + 0.7 * min(1.0, done / search.evaluations))
             try:
                 return stitched.loss(plan)
             except CompressionError:  # the model cannot do without these layers together

@@ -103,7 +103,8 @@ class StitchedModel:
                     rows = torch.cat([rows, rows.new_tensor([len(gram) - 1])])
                 damped = gram + _PENALTY * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram)).to(gram)
                 solved = torch.zeros_like(joined)
-                solved[rows] = torch.linalg.solve(damped[rows][:, rows], gram[rows] @ joined)
+                factor = torch.linalg.cholesky(damped[rows][:, rows])
+                solved[rows] = torch.cholesky_solve(gram[rows] @ joined, factor)
                 if bias is not None:
                     bias, solved = solved[-1].to(bias), solved[:-1]
             new = nn.Parameter(solved.movedim(0, axis).to(weight).contiguous(), requires_grad=False)
