@@ -49,7 +49,7 @@ def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):
         (("--speedup", "fast"), "is no list of numbers such as 2,4,10"),
         (("--speedup", "0.5"), "must be a number above 1"),
         (("--epochs", 0), "must be above 0"),
-        (("--max-drop", 2), "max_drop=2"),
+        (("--max-drop", 2), "--max-drop 2"),
     ],
     ids=str,
 )
