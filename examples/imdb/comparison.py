@@ -60,7 +60,7 @@ class Figures:
 
     def epoch(self, run: str, key: str, name: str, number: int = -1) -> float:
         """Return the mean over the seeds of a figure of an epoch, by default the last."""
-        return mean(result["history"][number][name] for result in self.results(run, key))
+        return float(mean(result["history"][number][name] for result in self.results(run, key)))
 
     def cost(self, run: str, key: str) -> str:
         """Return the size on disk and, where the run was timed, the time of a batch."""

@@ -38,7 +38,7 @@ class Job:
         return all(file.exists() for file in self.needs)
 
 
-def finish(jobs: Sequence[Job], after: Callable[[Job], None] | None = None) -> list[Job]:
+def finish(jobs: Sequence[Job], after: Callable[[Job], object] | None = None) -> list[Job]:
     """Compute what is missing, the first that can start first, until nothing is left that this or another process does.
 
     A job is locked by the process that computes it; a process that dies frees its locks. One that fails is left out by
@@ -62,7 +62,7 @@ def finish(jobs: Sequence[Job], after: Callable[[Job], None] | None = None) -> l
     return [job for job in jobs if not job.is_done]
 
 
-def _compute(job: Job, failed: list[Job], after: Callable[[Job], None] | None) -> bool:
+def _compute(job: Job, failed: list[Job], after: Callable[[Job], object] | None) -> bool:
     """Compute a job, unless another process does or did; return whether it was tried."""
     job.file.parent.mkdir(parents=True, exist_ok=True)
     try:

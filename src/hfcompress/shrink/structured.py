@@ -26,8 +26,8 @@ from hfcompress.shrink.selection import Scope
 from hfcompress.shrink.verified_removal import check_finite, remove_and_verify
 from hfcompress.validation import is_integer
 
-# Below which share of the FLOPs "l1" warns: the study (docs/shrinking) has 0.807 with it and 0.825 with "fisher" at 0.9,
-# 0.747 and 0.825 at 0.7, and 0.585 and 0.770 at 0.5, of an accuracy of 0.824.
+# Below which share of the FLOPs "l1" warns: the study (docs/shrinking) has 0.807 with it and 0.825 with "fisher" at
+# 0.9, 0.747 and 0.825 at 0.7, and 0.585 and 0.770 at 0.5, of an accuracy of 0.824.
 L1_SHARE = 0.7
 
 
