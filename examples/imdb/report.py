@@ -148,8 +148,7 @@ def _first(entry: Result) -> Result:
 
 
 def _mean_minutes(entry: Result) -> float:
-    results = entry["by_seed"].values()
-    return float(mean(sum(epoch["seconds"] for epoch in result["history"]) for result in results)) / 60
+    return float(mean(sum(epoch["seconds"] for epoch in one["history"]) for one in entry["by_seed"].values()) / 60)
 
 
 def format_p(value: float) -> str:
