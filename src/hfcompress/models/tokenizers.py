@@ -39,7 +39,7 @@ def check_tokenizer(tokenizer: object, name: str = "processing_class") -> None:
     if isinstance(tokenizer, Tokenizer):
         remedy = f"PreTrainedTokenizerFast(tokenizer_object={name})"
         raise CompressionError(f"{name} is a tokenizers.Tokenizer; wrap it for transformers: {remedy}.")
-    if isinstance(tokenizer, type | nn.Module) or not callable(tokenizer):
+    if isinstance(tokenizer, type | nn.Module) or not (callable(tokenizer) or hasattr(tokenizer, "pad")):
         kind = f"the class {tokenizer.__name__}" if isinstance(tokenizer, type) else f"a {type(tokenizer).__name__}"
         raise CompressionError(f"{name} is {kind}, and a tokenizer is needed: AutoTokenizer.from_pretrained(...).")
 
