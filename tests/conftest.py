@@ -38,6 +38,7 @@ def pytest_collection_finish():
 
 TOGETHER = (
     "examples/test_imdb.py",
+    "shrink/test_plain.py",
     "test_two_processes.py",
     "test_without_hfcompress.py",
 )  # their tests share a preparation of many seconds

@@ -383,7 +383,7 @@ def test_without_data_or_on_request_nothing_is_reconstructed():
         ({"reconstruct": True}, "reconstruct=True needs texts"),
         ({"dataset": []}, "found 0 rows"),
         ({"dataset": [{"input_ids": [5, 6]}, {"text": "good"}]}, "found 2 rows with input_ids, text"),
-        ({"dataset": ["good"]}, "found 1 rows with nothing"),
+        ({"dataset": ["good"]}, "it holds texts, such as 'good'"),
         ({"dataset": [{"input_ids": [5] * 65}]}, "65 tokens"),
         ({"dataset": TEXTS, "batch_size": 0}, "batch_size=0"),
     ],

@@ -40,7 +40,7 @@ def smaller(backend, chosen, alphabet="all"):
 
 def bare(text):
     """Decoded text without what marks pieces."""
-    return text.replace("##", "").replace(" ", "")
+    return text.replace("##", "").replace("@@", "").replace(" ", "")
 
 
 def unknown_word(kind, backend, text):
@@ -99,7 +99,7 @@ def test_special_and_added_tokens_stay_in_their_order(kind):
     order = sorted(added_ids(json.loads(new.to_str())).items(), key=lambda item: item[1])
     assert [token for token, _ in order] == [*SPECIAL, "<new>", "🙂"]
     assert sorted(new.get_vocab().values()) == list(range(new.get_vocab_size()))
-    assert new.encode("film 🙂<mask>").tokens[-3:] == ["🙂", "<mask>", "</s>"]
+    assert new.encode("film 🙂<mask>").tokens[-3:] == backend.encode("film 🙂<mask>").tokens[-3:]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "bpe" in kind or kind in ("byte-level", "ignore-merges")])

@@ -160,7 +160,9 @@ def reconstruct_outputs(
     for name, parameter in found.items():
         holder, _, attribute = name.rpartition(".")
         _put(model.get_submodule(holder), attribute, parameter, undo)
-        parameter.requires_grad_(kept[name][1])
+        dtype, needs_gradient = kept[name]
+        parameter.data = parameter.data.to(dtype)
+        parameter.requires_grad_(needs_gradient)
     return Reconstruction(target, sum(name.endswith(".weight") for name in found), (without, error))
 
 
