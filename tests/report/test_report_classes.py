@@ -39,7 +39,7 @@ def reports():
             bytes=(40_000, 41_000),
             difference=1e-7,
             weight_bits=None,
-                static=False,
+            static=False,
             gate=None,
             times=compared,
             processor=("AVX2",),
