@@ -328,7 +328,8 @@ CITED = {
         ),
         (
             r"the labels' cross-entropy alone had ([\d.]+), and the gains of the eight other combinations over that, "
-            r"from ([-+\d.]+) to ([-+\d.]+), all .* as in the paper, had ([\d.]+) and .*? cross-entropy, (0[\d.]+)\. In",
+            r"from ([-+\d.]+) to ([-+\d.]+), all .* as in the paper, had ([\d.]+) and .*? cross-entropy, (0[\d.]+)\. "
+            r"In the",
             (
                 study_accuracy("losses", LABELS_ALONE),
                 *(f"{pick(MEAN_GAINS):+.3f}" for pick in (min, max)),
