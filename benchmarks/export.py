@@ -265,14 +265,15 @@ def _cells(rows: Sequence[Row]) -> list[Row]:
 def _judge(model: str, rows: Sequence[Row], exact: bool) -> str:
     """Say whether the best runtime with half of the FLOPs reaches the goal, among the files of a fifth of the size."""
     first = rows[0]
-    small = [row for row in rows if row["share"] != "whole" and row["bytes"] <= first["bytes"] / 5]
-    best = min(small, key=lambda row: row["ms"]["1x128"])
+    half = [row for row in rows if row["share"] != "whole"]
+    small = [row for row in half if row["bytes"] <= first["bytes"] / 5]
+    best = min(small or half, key=lambda row: row["ms"]["1x128"])
     ratio, goal = first["ms"]["1x128"] / best["ms"]["1x128"], GOALS[exact]
     return (
         f"{model} with half of its FLOPs, by {best['system']}, a text of 128 tokens: a speed-up of {ratio:.2f} over\n"
         f"the whole model in torch float32, in a file of 1/{first['bytes'] / best['bytes']:.1f} of its size. "
         f"The goal is {goal:g} {'with' if exact else 'without'} VNNI\nor AMX, and a fifth: "
-        f"{'reached' if ratio >= goal else 'missed'}."
+        f"{'reached' if small and ratio >= goal else 'missed'}."
     )
 
 

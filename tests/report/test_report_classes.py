@@ -54,7 +54,8 @@ every_class = pytest.mark.parametrize("name", CLASSES)
 
 def test_no_class_of_report_is_left_out_here(reports):
     assert set(CLASSES) == set(reports)
-    assert {kind.__name__ for kind in Report.__subclasses__()} == set(reports)
+    others = {"Ladder"}  # see tests/search
+    assert {kind.__name__ for kind in Report.__subclasses__()} - others == set(reports)
     assert all(type(report).__name__ == name for name, report in reports.items())
 
 
