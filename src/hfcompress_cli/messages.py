@@ -25,10 +25,10 @@ _PATTERN = r"(?<![\w.\-/=])(?P<name>[a-z][a-z0-9_]*)=" + _VALUE
 
 
 def name_options(text: str, arguments: argparse.Namespace) -> str:
-    """Return a message on one line that names the options of a verb where it named arguments of functions.
+    """Return a text that names the options of a verb where it named arguments of functions.
 
     Args:
-        text: The message of an error or a warning.
+        text: The message of an error or a warning, or a report.
         arguments: What was parsed: its names are those of the options, and what was typed stays as it is.
 
     Example:
@@ -57,10 +57,9 @@ def name_options(text: str, arguments: argparse.Namespace) -> str:
             return _option(groups["word"], known) or found[0]
         return _assignment(found[0], groups["name"], groups["value"], known)
 
-    line = " ".join(text.split())
     for phrase, other in _PHRASES.items():
-        line = line.replace(phrase, other)
-    return re.sub("|".join(parts), replace, line)
+        text = text.replace(phrase, other)
+    return re.sub("|".join(parts), replace, text)
 
 
 def _assignment(whole: str, name: str, value: str | None, known: Mapping[str, Any]) -> str:

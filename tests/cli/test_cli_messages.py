@@ -46,7 +46,6 @@ GIVEN = argparse.Namespace(
         ("the file batch_size.csv, or my/batch_size/a.csv", "the file batch_size.csv, or my/batch_size/a.csv"),
         ("--flops 2 and --drop-layers 3", "--flops 2 and --drop-layers 3"),
         ("a/heads=0.5/b and a datasets.Dataset", "a/heads=0.5/b and a datasets.Dataset"),
-        ("on two\n  lines", "on two lines"),
     ],
 )
 def test_arguments_are_named_as_options(message, shown):

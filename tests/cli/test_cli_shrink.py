@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import subprocess
 import sys
 
@@ -28,6 +29,14 @@ def test_shrink_drops_the_layers_named(models, tmp_path, run):
     kept = load(models / "bert")
     kept.bert.encoder.layer = kept.bert.encoder.layer[::3]
     assert torch.allclose(load(tmp_path / "two")(IDS).logits, kept(IDS).logits)
+
+
+def test_what_was_removed_is_a_table(models, tmp_path, run):
+    shown = run("shrink", models / "bert", "--neurons", 0.5, "-o", tmp_path / "half").splitlines()
+    rows = [re.split(r"\s{2,}", line.strip()) for line in shown]
+    assert {"layers", "neurons", "parameters"} <= {row[0] for row in rows}
+    assert rows[0] == ["before", "after", "removed"]
+    assert max(map(len, shown)) <= 80
 
 
 def test_shrink_ranks_by_the_loss_on_rows_drawn(models, data, tmp_path, run):
