@@ -11,6 +11,7 @@ trained (hfcompress distill). Without the tokens that your texts do not use
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from typing import Any
 
@@ -117,7 +118,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
     values = {"vocabulary": reports["vocabulary"].to_dict()} if has_vocabulary else {}
     if "structure" in reports:
         values |= reports["structure"].to_dict()
-    text = "\n\n".join(name_options(str(report), arguments) for report in reports.values())
+    width = shutil.get_terminal_size((80, 24)).columns
+    text = "\n\n".join(name_options(report.to_text(width=width), arguments) for report in reports.values())
     if "structure" not in reports:  # the texts get the same results as before
         return text, values
     return f"{text}\n\n{_following(arguments, bool(new_head(model)), has_labels)}", values
