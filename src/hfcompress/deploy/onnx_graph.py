@@ -57,7 +57,7 @@ class GraphInputs:
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model, self._padder = model, Padder(model, tokenizer)
         try:
-            model.get_input_embeddings()  # type: ignore[operator]
+            model.get_input_embeddings()  # type: ignore[operator] # typed as Module
         except NotImplementedError as error:
             raise CompressionError(
                 f"{type(model).__name__} cannot be exported: it has no table of tokens to make texts of."
@@ -93,7 +93,7 @@ class GraphInputs:
         return {name: batch[name] for name in self.names}
 
     def _table_sizes(self) -> dict[str, int]:
-        tokens = getattr(self._model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+        tokens = getattr(self._model.get_input_embeddings(), "weight", None)  # type: ignore[operator] # likewise
         found = {"input_ids": None if tokens is None else len(tokens)}
         if "token_type_ids" in self.names:
             found |= {"token_type_ids": getattr(self._model.config, "type_vocab_size", None)}

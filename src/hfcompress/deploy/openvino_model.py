@@ -95,7 +95,7 @@ def import_nncf() -> Any:
     # Without this package, nncf sends no statistics of its use.
     absent = "nncf" not in sys.modules and "openvino_telemetry" not in sys.modules
     if absent:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # an import of it fails
     try:
         import nncf
     except ImportError as error:
