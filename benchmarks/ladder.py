@@ -1,15 +1,16 @@
 """`hfcompress.compress` against its rivals at equal measured time, and predicted against measured times.
 
-For each data set and seed a BERT is fine-tuned (MiniLM of 6 layers, as in the study of reconstruction) and compressed:
-twice, four and ten times as fast. Beside each rung stand, made as fast by the same clock and trained for as many epochs
-in all as the rung and those above it: some of the original's layers (`student_from_teacher`), heads and neurons removed
-by one ranking (`prune_structured`, fisher, nothing reconstructed); the original trained on for as long; and the
-original in int8. All are tested on rows that nothing else has read, with McNemar's test against the original.
+For each data set and seed a BERT is fine-tuned (MiniLM of 6 layers, as in the study of reconstruction, or MPNet of 12)
+and compressed: twice, four and ten times as fast. Beside each rung stand, made as fast by the same clock and trained for
+as many epochs in all as the rung and those above it: some of the original's layers (`student_from_teacher`), and heads
+and neurons removed by one ranking (`prune_structured`, fisher, nothing reconstructed). Beside the original stand the
+original trained on for as long as the last rung, and the original in int8. All are tested on rows that nothing else has
+read, with McNemar's test against the original.
 
-    python -m benchmarks.ladder --work ladders > benchmarks/results/ladder.md
+    python -m benchmarks.ladder --work ladders --texts sentences reviews base --device cpu
 
-Stopped, it goes on behind the last result in the folder. With ``--plans N`` it predicts and measures the times of N
-random plans, and of the original against itself.
+Stopped, it goes on behind the last result in the folder; several processes can take several ``--texts`` and ``--seeds``.
+``--report`` computes nothing and writes the table of all that is there to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -19,61 +20,63 @@ import copy
 import random
 import statistics
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from tabulate import tabulate
 
 import hfcompress as hfc
 from benchmarks.prune_global import machine
 from examples.imdb.environment import silence_libraries
-from examples.imdb.files import Result, read_json, read_or_compute
-from examples.imdb.reconstruction import TEXTS, Case
-from hfcompress.models.blocks import shaped
+from examples.imdb.files import Result, read_json, read_or_compute, write_json
+from examples.imdb.reconstruction import TEXTS, Case, Texts
 from hfcompress.search.clock import Clock, typical_length
 from hfcompress.search.loss_table import Plan, head_counts, neuron_counts, predicted_time
 from hfcompress.search.rows import Parts, read_parts, readable, with_logits
-from hfcompress.search.structure import find_structure, leave_out, share_weights
+from hfcompress.search.structure import find_structure
 from hfcompress.search.training import default_arguments, train_rung
 
+TASKS = TEXTS | {
+    "base": Texts("Rotten Tomatoes, MPNet", "packaged-sentences", 6250, 2200, 64, 3, 2e-5, (), models="base"),
+}
 SPEEDUPS = (2.0, 4.0, 10.0)
-RIVALS = ("ladder", "layers", "fisher", "control", "int8")
+PLANS = 20  # whose times are predicted and measured
 _TRIES = 6  # of a bisection to the time of a rung
+_SLACK = 1.02  # of a rung's time, within which a rival is as fast
 
 
 class Run:
     """One data set and one seed.
 
     Args:
-        texts: The name of the data set.
+        texts: Which of the TASKS.
         seed: Of texts, teacher and training.
         work: Folder for results.
-        teachers: Folder with fine-tuned models, as the study of reconstruction keeps them; fine-tuned here if None.
         epochs: Of each rung at most.
+        device: Where models are timed.
         rows: To learn from at most; all if None.
     """
 
-    def __init__(
-        self, texts: str, seed: int, work: Path, teachers: Path | None, epochs: float, rows: int | None
-    ) -> None:
-        self._name, self._epochs, self._count = f"{texts}-{seed}", epochs, rows
-        self._work, self._seed, self._texts = work / self._name, seed, TEXTS[texts]
-        self._case = Case(self._texts, seed, (teachers or work) / self._name, "no")
-        if teachers is None:
-            self._case.finish(("teacher", self._case._fine_tune))
+    def __init__(self, texts: str, seed: int, work: Path, epochs: float, device: str | None, rows: int | None) -> None:
+        self.name, self._epochs, self._device, self._rows = f"{texts}-{seed}", epochs, device, rows
+        self._work, self._seed = work / self.name, seed
+        self._case = Case(TASKS[texts], seed, self._work, "no")
 
     @cached_property
     def pair(self) -> tuple[Any, Any]:
-        """The original and its tokenizer."""
-        return self._case.load_teacher()
+        """The original, where models are trained, and its tokenizer."""
+        self._case.finish(("teacher", self._case._fine_tune))
+        model, tokenizer = self._case.load_teacher()
+        return model.to(self._arguments(1.0).device).eval(), tokenizer
 
     @cached_property
     def train(self) -> Any:
         """The rows to learn from."""
         data = self._case.data["train"]
-        return data if self._count is None else data.select(range(min(self._count, len(data))))
+        return data if self._rows is None else data.select(range(min(self._rows, len(data))))
 
     @cached_property
     def parts(self) -> Parts:
@@ -81,7 +84,7 @@ class Run:
         model, tokenizer = self.pair
         args = self._arguments(1.0)
         found = read_parts(model, tokenizer, self.train, self._case.data["validation"], args, None, self._seed)
-        found = with_logits(model, copy.deepcopy(model), found, None, args, self._work)
+        found = with_logits(model, model, found, None, args, self._work)
         return readable(found, model, args)
 
     @cached_property
@@ -89,7 +92,10 @@ class Run:
         """The clock of the ladder."""
         model, tokenizer = self.pair
         length = typical_length(model, [len(ids) for ids in self.parts.train["input_ids"]])
-        return Clock(model, tokenizer, "torch", 16, length)
+        place = torch.device(self._device) if self._device else None
+        clock = Clock(model, tokenizer, "torch", 16, length, place)
+        clock.share(clock.original)  # which tells how many rounds there is time for
+        return clock
 
     @cached_property
     def ladder(self) -> hfc.Ladder:
@@ -101,63 +107,60 @@ class Run:
             processing_class=tokenizer,
             eval_dataset=self._case.data["validation"],
             speedup=SPEEDUPS,
+            device=self._device,
             output_dir=self._work / "ladder",
             args=self._arguments(self._epochs),
             seed=self._seed,
         )
 
-    def results(self) -> Result:
-        """Test the ladder and its rivals; what was tested before is read."""
-        found: Result = {}
-        for number, rung in enumerate(self.ladder.rungs):
-            epochs = self._epochs * (number + 1)
-            for rival in RIVALS:
-                if rival != "int8" or not number:
-                    file = self._work / f"{rung.name} {rival}.json"
-                    found[f"{rung.name} {rival}"] = read_or_compute(file, partial(self._compute, rival, rung, epochs))
-        return found
+    def compute(self) -> None:
+        """Test the ladder and its rivals, and predicted times; what was done before is left."""
+        self._once("plans", self._predict)
+        rungs = self.ladder.rungs
+        write_json(self._work / "notes.json", {"notes": list(self.ladder.notes), "machine": machine()})
+        for rung in rungs:
+            self._once(f"{rung.name} ladder", partial(self._test_rung, rung))
+        for number, rung in enumerate(rungs, 1):
+            self._once(f"{rung.name} layers", partial(self._test_trained, self._with_layers, rung, number))
+            self._once(f"{rung.name} fisher", partial(self._test_trained, self._with_fisher, rung, number))
+        if rungs:
+            self._once("1x control", partial(self._test_trained, self._original, rungs[-1], len(rungs)))
+        self._once("1x int8", lambda: self._test(self._in_int8(), on_cpu=True))
 
-    def plans(self, count: int) -> Result:
+    def _once(self, name: str, compute: Callable[[], Result]) -> None:
+        def announced() -> Result:
+            print(f"{self.name}: {name}", file=sys.stderr, flush=True)
+            return compute()
+
+        read_or_compute(self._work / f"{name}.json", announced)
+
+    def _predict(self) -> Result:
         """Predict and measure the times of random plans, and the original's against itself."""
+        structure = find_structure(self.clock.original)
+        times = self.clock.tabulate(structure, 8, lambda: None)
+        choose, pairs = random.Random(self._seed), []
+        while len(pairs) < PLANS:
+            plan: Plan = tuple(
+                None
+                if can_go and choose.random() < 0.2
+                else (choose.choice(head_counts(block.shape[0])), choose.choice(neuron_counts(block.shape[1], 8)))
+                for block, can_go in zip(structure.blocks, structure.removable, strict=True)
+            )
+            if not any(plan):
+                continue
+            shares = [self.clock.share_of_plan(self.clock.original, structure, plan) for _ in range(2)]
+            pairs.append([predicted_time(plan, times), *shares])
+        return {"pairs": pairs, "itself": [self.clock.share(self.clock.original) for _ in range(5)]}
 
-        def compute() -> Result:
-            model = self.pair[0]
-            structure = find_structure(model)
-            self.clock.share(model)
-            times = self.clock.tabulate(structure, 8, lambda: None)
-            choose, pairs = random.Random(self._seed), []
-            for _ in range(count):
-                plan: Plan = tuple(
-                    None
-                    if can_go and choose.random() < 0.2
-                    else (choose.choice(head_counts(block.shape[0])), choose.choice(neuron_counts(block.shape[1], 8)))
-                    for block, can_go in zip(structure.blocks, structure.removable, strict=True)
-                )
-                if not any(plan):
-                    continue
-                light = share_weights(model)
-                with ExitStack() as undo:
-                    kept = [n for n, shape in enumerate(plan) if shape is not None]
-                    left = leave_out(light, structure, kept, undo)
-                    undo.enter_context(shaped(light, left.blocks, [shape for shape in plan if shape is not None]))
-                    shares = [self.clock.share(light) for _ in range(2)]
-                pairs.append([predicted_time(plan, times), *shares])
-            return {"pairs": pairs, "itself": [self.clock.share(model) for _ in range(5)]}
+    def _test_rung(self, rung: hfc.Rung) -> Result:
+        own = {"predicted": rung.predicted, "recipe": rung.recipe, "layers": rung.layers, "shapes": rung.shapes}
+        return self._test(rung.model.to(self.pair[0].device)) | own
 
-        return read_or_compute(self._work / "plans.json", compute)
-
-    def _compute(self, rival: str, rung: hfc.Rung, epochs: float) -> Result:
-        """Make a model beside a rung, and test it."""
-        if rival == "ladder":
-            return self._test(rung.model)
-        if rival == "int8":
-            return self._test(self._in_int8())
-        start = {"layers": self._with_layers, "fisher": self._with_fisher}
-        model = start[rival](rung) if rival in start else copy.deepcopy(self.pair[0])
-        train_rung(
-            model, None, self.parts, self._arguments(epochs), self.pair[1], deadline=None, tick=lambda done: None
-        )
-        return self._test(model)
+    def _test_trained(self, make: Callable[[hfc.Rung], Any], rung: hfc.Rung, rungs: int) -> Result:
+        """Make a model as fast as a rung, and train it for as many epochs as all rungs so far."""
+        model, args = make(rung), self._arguments(self._epochs * rungs)
+        trained = train_rung(model, None, self.parts, args, self.pair[1], deadline=None, tick=lambda done: None)
+        return self._test(model) | {"epochs": trained.epochs, "best": trained.best}
 
     def _arguments(self, epochs: float) -> hfc.DistillationArguments:
         args = default_arguments(
@@ -166,11 +169,14 @@ class Run:
         args.num_train_epochs = epochs
         return args
 
+    def _original(self, rung: hfc.Rung) -> Any:
+        return copy.deepcopy(self.pair[0])
+
     def _with_layers(self, rung: hfc.Rung) -> Any:
         """Of the original's layers the most that are as fast as a rung; one if none is."""
         for count in range(len(find_structure(self.pair[0]).blocks) - 1, 0, -1):
             student = hfc.student_from_teacher(self.pair[0], count)
-            if self.clock.share(student) <= 1.02 / rung.speedup.ratio:
+            if self.clock.share(student) <= _SLACK / rung.speedup.ratio:
                 break
         return student
 
@@ -185,7 +191,7 @@ class Run:
             except hfc.CompressionError:  # even the fewest heads and neurons take more
                 low = flops
                 continue
-            if self.clock.share(student) <= 1.02 / rung.speedup.ratio:
+            if self.clock.share(student) <= _SLACK / rung.speedup.ratio:
                 best, low = student, flops
             else:
                 high = flops
@@ -195,18 +201,20 @@ class Run:
     def _in_int8(self) -> Any:
         model, tokenizer = self.pair
         rows = [dict(row) for row in self.parts.stop.remove_columns(["teacher_logits"])]
-        hfc.export(model, self._work / "int8", processing_class=tokenizer, dtype="int8", dataset=rows, repeats=0)
+        settings = {"dtype": "int8", "dataset": rows, "repeats": 0, "max_drop": 0.02}
+        hfc.export(self.clock.original, self._work / "int8", processing_class=tokenizer, **settings)
         return hfc.load_exported(self._work / "int8")
 
-    def _test(self, model: Any) -> Result:
-        """Test a model in turns with the original, on the rows that nothing else has read."""
-        print(f"{self._name}: test", file=sys.stderr, flush=True)
-        shape = self.clock.batch["input_ids"].shape
+    def _test(self, model: Any, *, on_cpu: bool = False) -> Result:
+        """Time a model in turns with the original, and test both on the rows that nothing else has read."""
+        original, place = self.clock.original, self.clock.original.device
         rows = [dict(row) for row in self._case.data["test"]]
-        models = {"original": self.pair[0], "this": model}
+        shape = self.clock.batch["input_ids"].shape
         settings = {"batch_size": shape[0], "length": shape[1], "processing_class": self.pair[1]}
-        found = hfc.compare(models, rows, **settings)
-        speedup, own, test = found.speedup("this"), found.rows["this"], found.rows["this"].mcnemar
+        served = model if on_cpu else copy.deepcopy(model).to(place)
+        speedup = hfc.compare({"original": original, "this": served}, **settings).speedup("this")
+        found = hfc.compare({"original": self.pair[0], "this": model}, rows, **settings | {"repeats": 1})
+        own, test = found.rows["this"], found.rows["this"].mcnemar
         assert speedup is not None
         assert test is not None
         return {
@@ -214,79 +222,125 @@ class Run:
             "interval": speedup.interval,
             "accuracy": own.accuracy,
             "original": found.first.accuracy,
+            "only_original": test.only_first,
+            "only_this": test.only_this,
             "p": test.p_value,
             "mb": own.bytes / 1e6,
         }
 
 
+def collect(work: Path) -> dict[str, Result]:
+    """Read all results in a folder, by data set and seed."""
+    runs: dict[str, Result] = {}
+    for task in TASKS:
+        for folder in sorted(work.glob(f"{task}-*")):
+            files = sorted(file for file in folder.glob("*.json") if file.stem not in ("teacher", "state"))
+            runs[folder.name] = {file.stem: read_json(file) for file in files}
+    return runs
+
+
 def rung_rows(runs: dict[str, Result]) -> list[dict[str, str]]:
-    """One row for each rung and rival: means over the seeds."""
+    """One row for each rung and rival: all seeds, and their mean."""
     rows = []
-    for texts in TEXTS:
-        mine = [run for name, run in runs.items() if name.startswith(f"{texts}-")]
-        for name in dict.fromkeys(key for run in mine for key in run):
+    names = ["1x control", "1x int8"]
+    names += [f"{speedup:g}x {rival}" for speedup in SPEEDUPS for rival in ("ladder", "layers", "fisher")]
+    for task, texts in TASKS.items():
+        mine = [run for name, run in runs.items() if name.startswith(f"{task}-")]
+        for name in names:
             found = [run[name] for run in mine if name in run]
-            lost = [100 * (one["original"] - one["accuracy"]) for one in found]
-            rung, _, rival = name.partition(" ")
-            rows.append(
-                {
-                    "texts": TEXTS[texts].title,
-                    "rung": rung,
-                    "model": rival,
-                    "seeds": str(len(found)),
-                    "speed-up": " ".join(f"{one['speedup']:.2f}" for one in found),
-                    "accuracy": f"{statistics.mean(one['accuracy'] for one in found):.4f}",
-                    "points lost, by seed": " ".join(f"{one:.2f}" for one in lost),
-                    "mean": f"{statistics.mean(lost):.2f}",
-                    "p, by seed": " ".join(f"{one['p']:.3f}" for one in found),
-                }
-            )
+            if found:
+                rung, _, rival = name.partition(" ")
+                lost = [100 * (one["original"] - one["accuracy"]) for one in found]
+                rows.append(
+                    {
+                        "texts": texts.title,
+                        "rung": rung,
+                        "model": rival,
+                        "speed-up, measured": " ".join(f"{one['speedup']:.2f}" for one in found),
+                        "accuracy": " ".join(f"{one['accuracy']:.3f}" for one in found),
+                        "points lost": " ".join(f"{one:.2f}" for one in lost),
+                        "mean": f"{statistics.mean(lost):.2f}",
+                        "p": " ".join(f"{one['p']:.3f}" for one in found),
+                        "kept": f"{statistics.mean(one['accuracy'] / one['original'] for one in found):.1%}",
+                        "MB": f"{statistics.mean(one['mb'] for one in found):.1f}",
+                    }
+                )
     return rows
 
 
-def describe_plans(name: str, found: Result) -> str:
-    """Say how far predicted times are from measured ones."""
-    errors = [abs(predicted / statistics.mean(shares) - 1) for predicted, *shares in found["pairs"]]
-    spread = [abs(first / second - 1) for _, first, second in found["pairs"]]
-    itself = ", ".join(f"{one:.3f}" for one in found["itself"])
-    close = sum(error <= 0.1 for error in errors)
-    return (
-        f"{name}: predicted against measured times of {len(errors)} random plans: mean absolute error "
-        f"{statistics.mean(errors):.1%}, {close} within 10 %, worst {max(errors):.1%}. Two measurements of one plan "
-        f"differ by {statistics.mean(spread):.1%} in the mean, {max(spread):.1%} at most; the original against itself: "
-        f"{itself}."
-    )
+def plan_rows(runs: dict[str, Result]) -> list[dict[str, str]]:
+    """How far predicted times are from measured ones, a row for each run."""
+    rows = []
+    for name, run in runs.items():
+        if "plans" not in run:
+            continue
+        pairs = run["plans"]["pairs"]
+        errors = [abs(predicted / statistics.mean(shares) - 1) for predicted, *shares in pairs]
+        spreads = [abs(first / second - 1) for _, first, second in pairs]
+        spread = max(0.1, 2 * statistics.mean(spreads))
+        rows.append(
+            {
+                "run": name,
+                "plans": str(len(pairs)),
+                "mean absolute error": f"{statistics.mean(errors):.1%}",
+                "within 10 %": str(sum(error <= 0.1 for error in errors)),
+                "within 10 % or twice the mean spread": str(sum(error <= spread for error in errors)),
+                "worst": f"{max(errors):.1%}",
+                "two measurements of a plan differ by": f"{statistics.mean(spreads):.1%}, at most {max(spreads):.1%}",
+                "the original against itself": " ".join(f"{one:.3f}" for one in run["plans"]["itself"]),
+            }
+        )
+    return rows
+
+
+def write_report(runs: dict[str, Result], folder: Path) -> None:
+    """Write the page and its figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "ladder.json", runs)
+    machines = sorted({run["notes"]["machine"] for run in runs.values() if "notes" in run})
+    notes = [f"{name}: {note}" for name, run in runs.items() for note in run.get("notes", {}).get("notes", [])]
+    recipes = [
+        {"run": name, "rung": key.split()[0], "predicted": f"{one['predicted']:.2f}", "measured": f"{one['speedup']:.2f}"}
+        | {"layers": "{} of {}".format(*one["layers"]), "how": one["recipe"]}
+        for name, run in runs.items()
+        for key, one in run.items()
+        if key.endswith(" ladder")
+    ]
+    page = [
+        "# A ladder, and its rivals at equal time",
+        f"{' and '.join(machines)}. Several seeds stand beside each other, each with texts and an original of its own.",
+        _table(rung_rows(runs)),
+        "## Predicted and measured times",
+        _table(plan_rows(runs)),
+        "## The rungs",
+        _table(recipes),
+        *notes,
+    ]
+    (folder / "ladder.md").write_text("\n\n".join(page) + "\n")
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def main() -> None:
-    """Run what is missing, and print a Markdown table of what is there."""
+    """Run what is missing, or write the page of what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("ladders"))
-    parser.add_argument("--teachers", type=Path, help="folder with {texts}-{seed}/teacher")
-    parser.add_argument("--texts", nargs="+", choices=[*TEXTS], default=[*TEXTS])
+    parser.add_argument("--texts", nargs="+", choices=[*TASKS], default=[*TEXTS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--device", help="where models are timed, if not where they are trained")
     parser.add_argument("--rows", type=int, help="to learn from at most, for a trial")
-    parser.add_argument("--plans", type=int, default=0, metavar="N")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
-    silence_libraries()
-    runs: dict[str, Result] = {}
-    notes: list[str] = []
-    for texts in arguments.texts:
-        for seed in arguments.seeds:
-            run = Run(texts, seed, arguments.work, arguments.teachers, arguments.epochs, arguments.rows)
-            name = f"{texts}-{seed}"
-            if arguments.plans:
-                notes.append(describe_plans(name, run.plans(arguments.plans)))
-            else:
-                runs[name] = run.results()
-                notes += [f"{name}: {note}" for note in run.ladder.notes]
-                if saved := read_json(arguments.work / name / "plans.json"):
-                    notes.append(describe_plans(name, saved))
-    print("# A ladder, and its rivals at equal time\n")
-    print(f"{machine()}. {arguments.epochs:g} epochs a rung.\n")
-    print(tabulate(rung_rows(runs), headers="keys", tablefmt="github", disable_numparse=True))
-    print("\n" + "\n\n".join(notes))
+    if not arguments.report:
+        silence_libraries()
+        for texts in arguments.texts:
+            for seed in arguments.seeds:
+                Run(texts, seed, arguments.work, arguments.epochs, arguments.device, arguments.rows).compute()
+    write_report(collect(arguments.work), arguments.output)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ class Texts:
         epochs: Of the teacher.
         learning_rate: Of the teacher.
         recipes: Names of the RECIPES that shrunken models are distilled with.
+        models: Where the BERT comes from, as for `starting_models`.
     """
 
     title: str
@@ -93,6 +94,7 @@ class Texts:
     epochs: int
     learning_rate: float
     recipes: Sequence[str]
+    models: str = "packaged"
 
 
 TEXTS = {
@@ -189,7 +191,7 @@ class Case:
         return self._test(trainer)
 
     def _start(self) -> Pair:
-        return starting_models("packaged", {}, [], self.texts.max_length)["bert"].make()
+        return starting_models(self.texts.models, {}, [], self.texts.max_length)["bert"].make()
 
     def _shrunken(self, method: str, share: float) -> Pair:
         """Load the fine-tuned BERT, shrunk to this share; made once, and kept in a folder."""

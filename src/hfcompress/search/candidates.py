@@ -17,6 +17,7 @@ from hfcompress.models.blocks import Shape
 from hfcompress.models.profiling import TimeTable
 from hfcompress.search.clock import Clock
 from hfcompress.search.loss_table import (
+    PARTS,
     BlockLosses,
     Plan,
     best_plan,
@@ -177,7 +178,7 @@ def _make(
     least, aim = predicted_time(fastest_plan(losses, search.times), search.times), share
     if least > aim:
         raise TooFastError(least)
-    done = 0
+    done, weights, evaluations = 0, np.ones((len(losses), PARTS)), search.evaluations
     for _ in range(_TRIES):
 
         def find(weights: np.ndarray, limit: float = aim) -> Plan | None:
@@ -186,23 +187,27 @@ def _make(
         def evaluate(plan: Plan) -> float:
             nonlocal done
             done += 1
-            tick(0.2 + 0.7 * min(1.0, done / search.evaluations))
+            tick(0.2 + 0.7 * min(1.0, done / (1.5 * search.evaluations)))
             try:
                 return stitched.loss(plan)
             except CompressionError:  # the model cannot do without these layers together
                 return math.inf
 
-        plan, tried = improve(find, evaluate, len(losses), evaluations=search.evaluations, seed=search.seed)
-        plan, smaller = agree(plan), copy.deepcopy(model)
-        try:
-            apply_plan(smaller, structure, plan, orders, calibration if search.reconstruct else None)
-        except CompressionError as error:
-            if any(structure.removable) and None in plan:
-                raise _NoSuchLayersError(str(error)) from error
-            raise
-        found = agree(search.clock.share(smaller) if processes().is_main_process else 0.0)
+        plan, weights, tried = improve(find, evaluate, weights, evaluations=evaluations, seed=search.seed)
+        if not math.isfinite(min(tried)):
+            raise _NoSuchLayersError("The model cannot do without the layers that each plan in this time leaves out.")
+        evaluations = max(1, search.evaluations // 4)  # of another try, which begins with the weights that were found
+        plan = agree(plan)
+        found = agree(search.clock.share_of_plan(model, structure, plan) if processes().is_main_process else 0.0)
         aim *= share / found
         if found <= _TOLERANCE * share or aim < least:
             break
+    smaller = copy.deepcopy(model)
+    try:
+        apply_plan(smaller, structure, plan, orders, calibration if search.reconstruct else None)
+    except CompressionError as error:
+        if any(structure.removable) and None in plan:
+            raise _NoSuchLayersError(str(error)) from error
+        raise
     tick(1.0)
-    return Candidate(smaller, plan, predicted_time(plan, search.times), len(tried))
+    return Candidate(smaller, plan, predicted_time(plan, search.times), done)

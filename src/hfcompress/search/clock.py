@@ -19,6 +19,7 @@ from hfcompress.models.blocks import Shape, grid, shaped
 from hfcompress.models.classifier import evaluation_mode, max_tokens
 from hfcompress.models.inputs import Batch, dummy_inputs
 from hfcompress.models.profiling import TimeTable, synchronize, tabulate_times
+from hfcompress.search.loss_table import Plan
 from hfcompress.search.structure import Structure, leave_out, share_weights
 
 Runtime = Literal["torch", "onnx", "onnx-int8"]
@@ -37,6 +38,7 @@ class Clock:
         runtime: What runs the other models.
         batch_size: Texts in a batch.
         length: Tokens of each text.
+        device: Where torch runs them; where the original is if None. ONNX Runtime runs on the CPU.
     """
 
     def __init__(
@@ -46,17 +48,21 @@ class Clock:
         runtime: Runtime,
         batch_size: int,
         length: int,
+        device: torch.device | None = None,
     ) -> None:
-        self._original, self._tokenizer, self._runtime = original, tokenizer, runtime
-        self.batch: Batch = dummy_inputs(original, length, batch_size)
+        self._device = device or original.device
+        self.original = on_device(original, self._device)
+        self._tokenizer, self._runtime = tokenizer, runtime
+        self.batch: Batch = dummy_inputs(self.original, length, batch_size)
         self._rounds = 0
 
     def share(self, model: PreTrainedModel) -> float:
         """Return what share of the original's time a model takes: the median over rounds that time both."""
+        model = on_device(model, self._device)
         with ExitStack() as context:
-            for one in (self._original, model):
+            for one in (self.original, model):
                 context.enter_context(evaluation_mode(one))
-            first = _runner(self._original, self.batch)
+            first = _runner(self.original, self.batch)
             if self._runtime == "torch":
                 other = _runner(model, self.batch)
             else:
@@ -72,6 +78,15 @@ class Clock:
                 ratios.append(times[0] / times[1] if number % 2 else times[1] / times[0])
         return 1 / statistics.median(ratios)
 
+    def share_of_plan(self, model: PreTrainedModel, structure: Structure, plan: Plan) -> float:
+        """Return what share of the original's time a model would take by a plan, by its shapes alone."""
+        light = share_weights(on_device(model, self._device))
+        kept = [index for index, shape in enumerate(plan) if shape is not None]
+        with ExitStack() as undo:
+            left = leave_out(light, structure, kept, undo)
+            undo.enter_context(shaped(light, left.blocks, [shape for shape in plan if shape is not None]))
+            return self.share(light)
+
     def tabulate(self, structure: Structure, round_to: int, tick: Callable[[], None]) -> TimeTable:
         """Time models of alike layers by their heads and neurons.
 
@@ -80,7 +95,7 @@ class Clock:
             round_to: Neurons stay in multiples of this.
             tick: Called after each model.
         """
-        light = share_weights(self._original)
+        light = share_weights(self.original)
         heads, neurons = (max(counts) for counts in zip(*(b.shape for b in structure.blocks), strict=True))
 
         def time_layers(shapes: Sequence[Shape]) -> float:
@@ -104,7 +119,7 @@ class Clock:
 
     def _fewer(self, structure: Structure) -> int | None:
         """The fewest first layers that make a model; None where layers cannot be left out."""
-        light = share_weights(self._original)
+        light = share_weights(self.original)
         for count in range(1, len(structure.blocks) if any(structure.removable) else 0):
             with ExitStack() as undo, suppress(CompressionError):  # such as of a pattern of layers that must repeat
                 leave_out(light, structure, range(count), undo)
@@ -134,6 +149,13 @@ class Clock:
         filled = {name: torch.full_like(self.batch["input_ids"], default) for name, default in inputs.defaults.items()}
         arrays = {name: (self.batch | filled)[name].cpu().numpy() for name in inputs.names}
         return lambda: session.run(["logits"], arrays)
+
+
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Return a model on a device: itself if it is there, else a copy."""
+    if model.device.type == device.type and device.index in (None, model.device.index):
+        return model
+    return copy.deepcopy(model).to(device)
 
 
 def typical_length(model: PreTrainedModel, lengths: Sequence[int]) -> int:

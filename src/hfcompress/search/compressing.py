@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -48,6 +50,7 @@ def compress(
     speedup: float | Sequence[float] | None = None,
     max_drop: float | None = None,
     runtime: Runtime = "torch",
+    device: str | torch.device | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     time_limit: float | None = None,
     args: DistillationArguments | None = None,
@@ -79,11 +82,14 @@ def compress(
         eval_dataset: Other labelled rows, which measure the models. They choose nothing, but with ``max_drop`` which
             speed-up is the last. If None, a fifth of the labelled training rows measures, 2,000 at most.
         speedup: How many times as fast, above 1, or several such numbers. If None: 2, 4 and 10, or with ``max_drop``
-            1.5, 2, 3, 4 and so on until more is lost.
+            1.5, 2, 3, 4 and so on until more is lost, and one between the last two.
         max_drop: The loss of accuracy allowed, such as 0.01 (label accuracy of several labels; R2 of a regression). A
-            model that loses more, as measured, is the end of the ladder, and not in it.
+            model that loses more, as measured, is the end of the ladder, and not in it. Of the others the notes say
+            whether the rows suffice to confirm it, by the 95 % interval of the paired difference.
         runtime: What serves: ``"torch"``; or ``"onnx"`` and ``"onnx-int8"``, ONNX Runtime, for which each model is also
             exported, into the folder ``onnx`` beside it. Speed-ups are against the original in torch.
+        device: Where torch runs the models that are timed and measured, such as ``"cpu"`` for models that are trained
+            on a GPU and served without one. If None, where they are trained, and the CPU with ONNX Runtime.
         output_dir: The folder for the models; a temporary one if None.
         time_limit: In minutes: training stops then, and what is done by then is returned.
         args: How each model is trained; four epochs at most at 5e-5 if None.
@@ -129,7 +135,8 @@ def compress(
     if args is None:
         args = default_arguments(str(folder / WORK), parts.problem, labelled=parts.labelled, seed=seed)
     settings: dict[str, Any] = {"targets": targets, "max_drop": max_drop, "runtime": runtime, "importance": importance}
-    settings |= {"reconstruct": reconstruct, "batch_size": batch_size, "length": length, "round_to": round_to}
+    served_on = _device(device, runtime, args.device)
+    settings |= {"device": str(served_on), "reconstruct": reconstruct, "batch_size": batch_size, "length": length, "round_to": round_to}
     settings |= {"evaluations": evaluations, "seed": seed, "args": describe_arguments(args)}
     state = State.open(folder, digest_call(model, teacher, parts, settings))
     original = copy.deepcopy(model).to(args.device).eval()
@@ -139,7 +146,7 @@ def compress(
         parts = readable(parts, model, args)
         lengths = [len(ids) for ids in parts.train["input_ids"][:5000]]
         tokens = typical_length(model, lengths) if length is None else min(length, max_tokens(model) or length)
-        clock = Clock(original, processing_class, runtime, batch_size, tokens)
+        clock = Clock(original, processing_class, runtime, batch_size, tokens, served_on)
         reconstructs = reconstruct is not False
         ranking: Importance = ("obs" if reconstructs else "fisher") if importance == "auto" else importance
         if ranking in ("fisher", "taylor") and not parts.labelled:
@@ -148,59 +155,67 @@ def compress(
         state.times = times
         state.write()
         search = Search(clock, times, ranking, reconstructs, round_to, evaluations, seed)
-        job = Job(original, teacher, parts, args, processing_class, search, runtime, folder, deadline, progress)
-        _climb(job, state, targets, max_drop)
+        job = Job(original, teacher, parts, args, processing_class, search, runtime, max_drop, folder, deadline, progress)
+        _climb(job, state, targets, refine=speedup is None and max_drop is not None)
     if processes().is_main_process:
         shutil.rmtree(folder / WORK, ignore_errors=True)
     return Ladder(tuple(state.rungs), tuple(state.notes), str(folder))
 
 
-def _climb(job: Job, state: State, targets: Sequence[float], max_drop: float | None) -> None:
-    """Make one rung after the other, each from the one above."""
-    if state.ended:
-        return
-    above = job.original
-    for number, target in enumerate(targets):
-        name = f"{target:g}x"
+def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) -> None:
+    """Make one rung after the other, each from the one above.
+
+    Args:
+        job: What they have in common.
+        state: What is done; noted as it grows.
+        targets: The speed-ups.
+        refine: Whether one between the last that loses little and the first that loses more is tried.
+    """
+    above, left, number = job.original, list(targets), 0
+    while left and not state.ended:
+        target, name = left[0], f"{left[0]:g}x"
         done = next((rung for rung in state.rungs if rung.name == name), None)
         if done is not None:
             above = load_compressed(done.folder).to(job.args.device)
+            left, number = left[1:], number + 1
             continue
         if job.is_late:
-            state.notes.append(f"{', '.join(f'{one:g}x' for one in targets[number:])}: not begun within time_limit.")
+            state.notes.append(f"{', '.join(f'{one:g}x' for one in left)}: not begun within time_limit.")
             return
         base = _OF_TABLE + number * _OF_RUNG
 
         def tick(done: float, what: str = f"{name}: search", base: float = base) -> None:
             job.progress.at(what, base + _OF_SEARCH * done)
 
+        last = state.rungs[-1] if state.rungs else None
+        best = last.name if last else FULL
         try:
             candidate = make_candidate(above, job.search, job.parts, 1 / target, tick)
         except TooFastError as error:
-            nearest = max(state.rungs, key=lambda rung: rung.target, default=None)
-            reached = f" The nearest is {nearest.name}, {nearest.speedup.ratio:.2f} times." if nearest else ""
+            reached = f" The nearest is {last.name}, {last.speedup.ratio:.2f} times." if last else ""
             state.notes.append(
                 f"{name}: cannot be reached; even the fewest heads, neurons and layers are predicted to be "
                 f"{1 / error.share:.1f} times as fast.{reached}"
             )
             break
         rung, student = make_rung(job, candidate, name, target, base + _OF_SEARCH)
-        worse = (
-            state.rungs and rung.speedup.ratio <= state.rungs[-1].speedup.ratio and rung.drop >= state.rungs[-1].drop
-        )
-        if worse or (max_drop is not None and rung.drop > max_drop + 1e-9):
-            best = state.rungs[-1].name if state.rungs else FULL
-            reason = f"loses {100 * rung.drop:.2f} points, more than max_drop allows ({100 * (max_drop or 0):g})"
-            if worse:
-                reason = f"is neither faster nor better than {best}"
+        is_worse = last is not None and rung.speedup.ratio <= last.speedup.ratio and rung.drop >= last.drop
+        loses_more = job.max_drop is not None and rung.drop > job.max_drop + 1e-9
+        if is_worse or loses_more:
+            reason = f"is neither faster nor better than {best}"
+            if not is_worse:
+                reason = f"loses {100 * rung.drop:.2f} points, more than max_drop allows ({100 * (job.max_drop or 0):g})"
             state.notes.append(f"{name}: left out, as it {reason}; the nearest is {best}.")
             if processes().is_main_process:
                 shutil.rmtree(rung.folder, ignore_errors=True)
-            break
+            between = round(math.sqrt(target * (last.target if last else 1.0)), 1)
+            left = [between] if refine and loses_more and (last.target if last else 1.0) < between < target else []
+            refine = False
+            continue
         state.rungs.append(rung)
         state.write()
         job.progress.say(describe_rung(rung))
-        above = student
+        above, left, number = student, left[1:], number + 1
     state.ended = True
     state.write()
 
@@ -244,6 +259,22 @@ def _check(
         check_count(name, value)
 
 
+def _device(device: Any, runtime: Runtime, trained_on: torch.device) -> torch.device:
+    """Return where models are timed and measured."""
+    if device is None:
+        return trained_on if runtime == "torch" else torch.device("cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CompressionError(f"device={device!r} is none that torch has here ({reason}); pass 'cpu'.") from error
+    if found.type == "meta" or (runtime != "torch" and found.type != "cpu"):
+        with_what = "the meta device runs nothing" if found.type == "meta" else f"runtime={runtime!r} runs on the CPU"
+        raise CompressionError(f"device={device!r}, but {with_what}; leave device=None.")
+    return found
+
+
 def _tabulate(clock: Clock, original: PreTrainedModel, round_to: int, progress: Progress) -> TimeTable:
     """Measure the table of times; all processes have that of the first."""
     structure = find_structure(original)
@@ -256,7 +287,7 @@ def _tabulate(clock: Clock, original: PreTrainedModel, round_to: int, progress: 
 
     if not processes().is_main_process:
         return agree(TimeTable((), (), (), 0.0))
-    clock.share(original)  # which tells how many rounds there is time for
+    clock.share(clock.original)  # which tells how many rounds there is time for
     return agree(clock.tabulate(structure, round_to, tick))
 
 

@@ -139,25 +139,24 @@ def fastest_plan(losses: Sequence[BlockLosses], times: TimeTable) -> Plan:
 def improve(
     find: Callable[[np.ndarray], Plan | None],
     evaluate: Callable[[Plan], float],
-    blocks: int,
+    weights: np.ndarray,
     *,
     evaluations: int,
     seed: int,
-) -> tuple[Plan, list[float]]:
+) -> tuple[Plan, np.ndarray, list[float]]:
     """Improve the weights of the losses by a short random search (SPDY, section 3.2): what they find is evaluated.
 
     Args:
-        find: Finds the best plan by weights of shape (blocks, 3); not None for weights of 1.
+        find: Finds the best plan by weights; not None for those to begin with.
         evaluate: The loss of a plan on calibration rows.
-        blocks: How many there are.
+        weights: To begin with, shape (blocks, 3): heads, neurons, the layer.
         evaluations: How many plans are evaluated at most.
         seed: Of the search.
 
     Returns:
-        The best plan, and the losses of all plans that were evaluated, the first that of weights of 1.
+        The best plan, its weights, and the losses of all plans that were evaluated, the first one's first.
     """
     random = np.random.default_rng(seed)
-    weights = np.ones((blocks, PARTS))
     plan = find(weights)
     assert plan is not None
     known = {plan: evaluate(plan)}
@@ -165,8 +164,8 @@ def improve(
         if len(known) >= evaluations:
             break
         width = 1.0 if trial < evaluations else 0.3
-        changed = random.random((blocks, PARTS)) < max(0.2, 1 - trial / evaluations)
-        tried = weights * np.where(changed, np.exp(width * random.standard_normal((blocks, PARTS))), 1.0)
+        changed = random.random(weights.shape) < max(0.2, 1 - trial / evaluations)
+        tried = weights * np.where(changed, np.exp(width * random.standard_normal(weights.shape)), 1.0)
         other = find(tried)
         if other is None:
             continue
@@ -174,7 +173,7 @@ def improve(
             known[other] = evaluate(other)
         if known[other] < known[plan]:
             plan, weights = other, tried
-    return plan, list(known.values())
+    return plan, weights, list(known.values())
 
 
 def _options(own: BlockLosses, times: TimeTable, weights: np.ndarray, shared: int | None) -> list[Option]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hfcompress.models.exported import ExportedClassifier
 from hfcompress.report.benchmark import compare
 from hfcompress.report.comparison import Comparison
 from hfcompress.search.candidates import Candidate, Search
-from hfcompress.search.clock import Runtime
+from hfcompress.search.clock import Runtime, on_device
 from hfcompress.search.ladder import FULL, Ladder, Rung
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.progress import Progress
@@ -44,6 +44,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     search: Search
     runtime: Runtime
+    max_drop: float | None
     folder: Path
     deadline: float | None
     progress: Progress
@@ -76,7 +77,7 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
     rung: Rung | None = None
     processes().wait_for_everyone()
     if processes().is_main_process:
-        served: Any = student
+        served: Any = on_device(student, job.search.clock.original.device)
         exported = job.folder / WORK / name
         if job.runtime != "torch":
             served, notes = _export(job, student, exported)
@@ -97,6 +98,8 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
             recipe=_recipe(job.args, candidate, trained),
             notes=tuple(notes),
         )
+        if job.max_drop is not None and rung.drop <= job.max_drop:
+            rung = replace(rung, notes=(*rung.notes, *confirm(rung, job.max_drop)))
         save_compressed(student, folder, processing_class=job.tokenizer, results=Ladder((rung,), (), str(folder)))
         if job.runtime != "torch":
             shutil.rmtree(folder / "onnx", ignore_errors=True)
@@ -127,7 +130,7 @@ def _measure(job: Job, name: str, served: Any) -> Comparison:
     batch = job.search.clock.batch["input_ids"]
     rows = [dict(row) for row in job.parts.measure]
     return compare(
-        {FULL: job.original, name: served},
+        {FULL: job.search.clock.original, name: served},
         rows,
         batch_size=batch.shape[0],
         length=batch.shape[1],
@@ -152,6 +155,19 @@ def _recipe(args: DistillationArguments, candidate: Candidate, trained: Trained)
         f"{candidate.evaluated} plans evaluated; epochs: {trained.epochs:g} on {learned} at {args.learning_rate:g}, "
         f"best after {trained.best:g}"
     )
+
+
+def confirm(rung: Rung, max_drop: float) -> list[str]:
+    """Say whether the rows confirm that a model loses at most so much: by the 95 % interval of the paired difference."""
+    if rung.drop_interval is None:
+        return []
+    examples, most = rung.measured.examples, rung.drop_interval[1]
+    if most <= max_drop:
+        return [f"{examples:,} rows confirm that it loses at most {100 * max_drop:g} points."]
+    return [
+        f"{examples:,} rows are too few to confirm that it loses at most {100 * max_drop:g} points; the paired interval "
+        f"reaches {100 * most:.1f}."
+    ]
 
 
 def describe_rung(rung: Rung) -> str:

@@ -15,6 +15,7 @@ from hfcompress.models.classifier import evaluation_mode, get_logits, get_proble
 from hfcompress.models.heads_and_neurons import Group, weight_axis
 from hfcompress.models.inputs import Batch
 from hfcompress.models.padding import reading, without_padding
+from hfcompress.models.surgery import remove
 from hfcompress.search.loss_table import Plan
 from hfcompress.search.structure import Structure, leave_out, share_weights
 
@@ -25,9 +26,9 @@ _ROWS = 192  # on which a plan is evaluated, at least where there are so many
 class StitchedModel:
     """A model of a plan, with the weights that read heads and neurons solved for one by one.
 
-    What a plan removes is 0 in the weights that read it, and the others solve for the outputs that the projection has
-    in the full model (ZipLM stitches its models of such solutions): one pass over the rows gives all that it takes, and
-    a solution is kept for the next plan that has it.
+    The weights that read what a plan leaves solve for the outputs that the projection has in the full model (ZipLM
+    stitches its models of such solutions): one pass over the rows gives all that it takes, and a solution is kept for
+    the next plan that has it.
 
     Args:
         model: Which is not changed.
@@ -65,9 +66,12 @@ class StitchedModel:
                 left |= dict.fromkeys(block.heads, shape[0]) | dict.fromkeys(block.neurons, shape[1])
         with in_float32(self._light), ExitStack() as undo:
             for group, count in left.items():
-                for part in group.consumers:
-                    self._put(part.module, self._solve(group, part.module, part.size, count))
-                    undo.callback(self._put, part.module, self._weights[part.module])
+                if count < group.count:
+                    kept = sorted(self._orders[group][group.count - count :])
+                    remove(self._light, group, kept, undo)
+                    for part in group.consumers:
+                        undo.callback(self._put, part.module, self._weights[part.module])
+                        self._put(part.module, self._solve(part.module, part.size, kept))
             leave_out(self._light, self._structure, [n for n, shape in enumerate(plan) if shape is not None], undo)
             pairs = zip(self._logits(), self._expected, strict=True)
             losses = [teacher_loss(found, expected, self._kind, problem=self._problem) for found, expected in pairs]
@@ -80,36 +84,31 @@ class StitchedModel:
         if bias is not None:
             module.bias = bias
 
-    def _solve(self, group: Group, name: str, size: int, left: int) -> tuple[Tensor, Tensor | None]:
-        """Return a projection's weight and bias where so many heads or neurons are left."""
-        before = self._weights[name]
-        if left >= group.count:
-            return before
-        if (name, left) not in self._solved:
+    def _solve(self, name: str, size: int, kept: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Return a projection's weight and bias where these heads or neurons are left."""
+        if (name, len(kept)) not in self._solved:
             module, gram = self._modules[name], self._grams.get(name)
             axis = weight_axis(module, outputs=False)
-            kept = torch.tensor(sorted(self._orders[group][group.count - left :]))
-            rows = (kept[:, None] * size + torch.arange(size)).flatten()
-            weight, bias = (None if one is None else one.detach() for one in before)
+            weight, bias = (None if one is None else one.detach() for one in self._weights[name])
             assert weight is not None
-            matrix = weight.movedim(axis, 0).double()
+            rows = (torch.tensor(kept)[:, None] * size + torch.arange(size)).flatten().to(weight.device)
             if gram is None:  # a block that is not used
-                solved = torch.zeros_like(matrix)
+                solved = weight.index_select(axis, rows)
             else:
-                rows = rows.to(gram.device)
-                joined = matrix.to(gram.device)
+                place = gram.device
+                joined, rows = weight.movedim(axis, 0).to(place).double(), rows.to(place)
                 if bias is not None:
                     joined = torch.cat([joined, bias.to(joined)[None]])
                     rows = torch.cat([rows, rows.new_tensor([len(gram) - 1])])
-                damped = gram + _PENALTY * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram)).to(gram)
-                solved = torch.zeros_like(joined)
-                factor = torch.linalg.cholesky(damped[rows][:, rows])
-                solved[rows] = torch.cholesky_solve(gram[rows] @ joined, factor)
+                damped = gram[rows][:, rows]
+                damped.diagonal().add_(_PENALTY * gram.diagonal().mean().clamp_min(1e-30))
+                rest = torch.cholesky_solve(gram[rows] @ joined, torch.linalg.cholesky(damped))
                 if bias is not None:
-                    bias, solved = solved[-1].to(bias), solved[:-1]
-            new = nn.Parameter(solved.movedim(0, axis).to(weight).contiguous(), requires_grad=False)
-            self._solved[name, left] = new, None if bias is None else nn.Parameter(bias, requires_grad=False)
-        return self._solved[name, left]
+                    bias, rest = rest[-1].to(bias), rest[:-1]
+                solved = rest.movedim(0, axis).to(weight).contiguous()
+            new = nn.Parameter(solved, requires_grad=False)
+            self._solved[name, len(kept)] = new, None if bias is None else nn.Parameter(bias, requires_grad=False)
+        return self._solved[name, len(kept)]
 
     def _sum_products(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Return by projection X'X over all tokens, with a column of ones where there is a bias, float64."""

@@ -27,6 +27,8 @@ def add_parser(verbs: options.Verbs) -> None:
     add("--max-drop", type=float, metavar="F", help=help)
     help = "what serves the models: torch (default), onnx or onnx-int8; they are exported for the latter two"
     add("--runtime", choices=("torch", "onnx", "onnx-int8"), default="torch", help=help)
+    help = "where torch runs the models that are timed and measured, such as cpu (default: where they are trained)"
+    add("--device", metavar="DEVICE", help=help)
     add("--time-limit", type=float, metavar="MINUTES", help="return what is done by then")
     add("--batch-size", type=int, default=16, metavar="N", help="texts in the timed batch (default: %(default)s)")
     help = "tokens of each of them (default: the median of --data)"
@@ -89,6 +91,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
         speedup=arguments.speedup,
         max_drop=arguments.max_drop,
         runtime=arguments.runtime,
+        device=arguments.device,
         output_dir=output,
         time_limit=arguments.time_limit,
         args=args,
