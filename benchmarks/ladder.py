@@ -199,10 +199,9 @@ class Run:
         return best
 
     def _in_int8(self) -> Any:
-        model, tokenizer = self.pair
         rows = [dict(row) for row in self.parts.stop.remove_columns(["teacher_logits"])]
         settings = {"dtype": "int8", "dataset": rows, "repeats": 0, "max_drop": 0.02}
-        hfc.export(self.clock.original, self._work / "int8", processing_class=tokenizer, **settings)
+        hfc.export(self.clock.original, self._work / "int8", processing_class=self.pair[1], **settings)
         return hfc.load_exported(self._work / "int8")
 
     def _test(self, model: Any, *, on_cpu: bool = False) -> Result:
@@ -300,7 +299,12 @@ def write_report(runs: dict[str, Result], folder: Path) -> None:
     machines = sorted({run["notes"]["machine"] for run in runs.values() if "notes" in run})
     notes = [f"{name}: {note}" for name, run in runs.items() for note in run.get("notes", {}).get("notes", [])]
     recipes = [
-        {"run": name, "rung": key.split()[0], "predicted": f"{one['predicted']:.2f}", "measured": f"{one['speedup']:.2f}"}
+        {
+            "run": name,
+            "rung": key.split()[0],
+            "predicted": f"{one['predicted']:.2f}",
+            "measured": f"{one['speedup']:.2f}",
+        }
         | {"layers": "{} of {}".format(*one["layers"]), "how": one["recipe"]}
         for name, run in runs.items()
         for key, one in run.items()

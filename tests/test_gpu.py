@@ -259,3 +259,23 @@ def test_a_model_on_the_gpu_is_exported(tmp_path):
     hfc.export(model, tmp_path / "onnx", processing_class=word_tokenizer())
     assert is_on_gpu(model)
     close(hfc.load_exported(tmp_path / "onnx")(**INPUTS).logits, logits(copy.deepcopy(model).cpu().float()))
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_ladder_is_trained_on_the_gpu(device, tmp_path):
+    model = build("bert", layers=3).cuda()
+    args = arguments(hfc.DistillationArguments, tmp_path / "args", use_cpu=False, num_train_epochs=1)
+    ladder = hfc.compress(
+        model,
+        ROWS,
+        processing_class=word_tokenizer(),
+        speedup=1.5 if device else 1.05,
+        device=device,
+        output_dir=tmp_path / "ladder",
+        args=args,
+        batch_size=8 if device else 256,
+        evaluations=3,
+    )
+    assert is_on_gpu(model)
+    assert all(rung.original.device.startswith(device or "cuda") for rung in ladder.rungs)
+    assert ladder.rungs or "cannot be reached" in ladder.notes[0]

@@ -172,7 +172,9 @@ def test_the_random_search_finds_what_the_weights_hide():
         return 100.0 * (4 - plan[1][0]) + 10.0 * (64 - plan[1][1]) + 0.1 * (64 - plan[0][1])
 
     def search(seed):
-        return improve(lambda w: best_plan(blocks, losses, times, 8.0, w), evaluate, np.ones((3, 3)), evaluations=20, seed=seed)
+        return improve(
+            lambda w: best_plan(blocks, losses, times, 8.0, w), evaluate, np.ones((3, 3)), evaluations=20, seed=seed
+        )
 
     plan, weights, seen = search(0)
     assert best_plan(blocks, losses, times, 8.0, weights) == plan

@@ -136,7 +136,13 @@ def compress(
         args = default_arguments(str(folder / WORK), parts.problem, labelled=parts.labelled, seed=seed)
     settings: dict[str, Any] = {"targets": targets, "max_drop": max_drop, "runtime": runtime, "importance": importance}
     served_on = _device(device, runtime, args.device)
-    settings |= {"device": str(served_on), "reconstruct": reconstruct, "batch_size": batch_size, "length": length, "round_to": round_to}
+    settings |= {
+        "device": str(served_on),
+        "reconstruct": reconstruct,
+        "batch_size": batch_size,
+        "length": length,
+        "round_to": round_to,
+    }
     settings |= {"evaluations": evaluations, "seed": seed, "args": describe_arguments(args)}
     state = State.open(folder, digest_call(model, teacher, parts, settings))
     original = copy.deepcopy(model).to(args.device).eval()
@@ -155,7 +161,9 @@ def compress(
         state.times = times
         state.write()
         search = Search(clock, times, ranking, reconstructs, round_to, evaluations, seed)
-        job = Job(original, teacher, parts, args, processing_class, search, runtime, max_drop, folder, deadline, progress)
+        job = Job(
+            original, teacher, parts, args, processing_class, search, runtime, max_drop, folder, deadline, progress
+        )
         _climb(job, state, targets, refine=speedup is None and max_drop is not None)
     if processes().is_main_process:
         shutil.rmtree(folder / WORK, ignore_errors=True)
@@ -204,7 +212,9 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
         if is_worse or loses_more:
             reason = f"is neither faster nor better than {best}"
             if not is_worse:
-                reason = f"loses {100 * rung.drop:.2f} points, more than max_drop allows ({100 * (job.max_drop or 0):g})"
+                reason = (
+                    f"loses {100 * rung.drop:.2f} points, more than max_drop allows ({100 * (job.max_drop or 0):g})"
+                )
             state.notes.append(f"{name}: left out, as it {reason}; the nearest is {best}.")
             if processes().is_main_process:
                 shutil.rmtree(rung.folder, ignore_errors=True)
