@@ -1,15 +1,15 @@
 """`hfcompress.compress` against its rivals at equal measured time, and predicted against measured times.
 
 For each data set and seed a BERT is fine-tuned (MiniLM of 6 layers, as in the study of reconstruction, or MPNet of 12)
-and compressed: twice, four and ten times as fast. Beside each rung stand, made as fast by the same clock and trained for
-as many epochs in all as the rung and those above it: some of the original's layers (`student_from_teacher`), and heads
-and neurons removed by one ranking (`prune_structured`, fisher, nothing reconstructed). Beside the original stand the
-original trained on for as long as the last rung, and the original in int8. All are tested on rows that nothing else has
-read, with McNemar's test against the original.
+and compressed: twice, four and ten times as fast. Beside each rung stand, made as fast by the same clock and trained
+for as many epochs in all as the rung and those above it: some of the original's layers (`student_from_teacher`), and
+heads and neurons removed by one ranking (`prune_structured`, fisher, nothing reconstructed). Beside the original stand
+the original trained on for as long as the last rung, and the original in int8. All are tested on rows that nothing else
+has read, with McNemar's test against the original.
 
     python -m benchmarks.ladder --work ladders --texts sentences reviews base --device cpu
 
-Stopped, it goes on behind the last result in the folder; several processes can take several ``--texts`` and ``--seeds``.
+Stopped, it goes on behind the last result in the folder; processes side by side take other ``--texts``, ``--seeds``.
 ``--report`` computes nothing and writes the table of all that is there to benchmarks/results.
 """
 

@@ -158,15 +158,15 @@ def _recipe(args: DistillationArguments, candidate: Candidate, trained: Trained)
 
 
 def confirm(rung: Rung, max_drop: float) -> list[str]:
-    """Say whether the rows confirm that a model loses at most so much: by the 95 % interval of the paired difference."""
+    """Say whether the rows confirm that a model loses at most so much, by the paired interval."""
     if rung.drop_interval is None:
         return []
     examples, most = rung.measured.examples, rung.drop_interval[1]
     if most <= max_drop:
         return [f"{examples:,} rows confirm that it loses at most {100 * max_drop:g} points."]
     return [
-        f"{examples:,} rows are too few to confirm that it loses at most {100 * max_drop:g} points; the paired interval "
-        f"reaches {100 * most:.1f}."
+        f"{examples:,} rows are too few to confirm that it loses at most {100 * max_drop:g} points; the interval of "
+        f"the paired difference reaches {100 * most:.1f}."
     ]
 
 
