@@ -139,11 +139,17 @@ class Run:
         structure = find_structure(self.clock.original)
         times = self.clock.tabulate(structure, 8, lambda: None)
         choose, pairs = random.Random(self._seed), []
+        groups = [group for block in structure.blocks for group in block.heads]
+        share_heads = len(set(groups)) < len(groups)
         while len(pairs) < PLANS:
+            same = choose.choice(head_counts(structure.blocks[0].shape[0]))
             plan: Plan = tuple(
                 None
                 if can_go and choose.random() < 0.2
-                else (choose.choice(head_counts(block.shape[0])), choose.choice(neuron_counts(block.shape[1], 8)))
+                else (
+                    same if share_heads else choose.choice(head_counts(block.shape[0])),
+                    choose.choice(neuron_counts(block.shape[1], 8)),
+                )
                 for block, can_go in zip(structure.blocks, structure.removable, strict=True)
             )
             if not any(plan):

@@ -76,11 +76,12 @@ def compress(
     Args:
         model: The fine-tuned classifier; it is not changed.
         train_dataset: Rows with texts (``text``, or the columns that ``args`` names), or ``input_ids``; and ``labels``,
-            as a Trainer takes them. Rows without a label (None, -1 or -100) learn from the teacher alone. A tenth of
-            the labelled rows, 1,000 at most, is held out of the training and stops it.
+            as a Trainer takes them. Rows without a label (None, -1 or -100) learn from the teacher alone.
         processing_class: The tokenizer, saved beside each model.
-        eval_dataset: Other labelled rows, which measure the models. They choose nothing, but with ``max_drop`` which
-            speed-up is the last. If None, a fifth of the labelled training rows measures, 2,000 at most.
+        eval_dataset: Other labelled rows, which the model was not fine-tuned on: a third of them, 1,000 at most, stops
+            the training, and the others measure the models. These choose nothing, but with ``max_drop`` which speed-up
+            is the last. If None, a fifth of the labelled rows of ``train_dataset``, 3,000 at most, is held out for
+            both; if the model was fine-tuned on them, they stop the training too early and show too little loss.
         speedup: How many times as fast, above 1, or several such numbers. If None: 2, 4 and 10, or with ``max_drop``
             1.5, 2, 3, 4 and so on until more is lost, and one between the last two.
         max_drop: The loss of accuracy allowed, such as 0.01 (label accuracy of several labels; R2 of a regression). A

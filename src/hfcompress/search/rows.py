@@ -26,8 +26,8 @@ from hfcompress.models.tokenizers import check_texts, token_limit, truncation
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_STOP_SHARE, _STOP_MOST = 10, 1000  # a tenth of the rows stops the learning, 1,000 at most
-_MEASURE_SHARE, _MEASURE_MOST = 5, 2000  # a fifth measures where no other rows are given
+_STOP_SHARE, _STOP_MOST = 3, 1000  # a third of the rows that are not learned from stop the learning, 1,000 at most
+_OTHER_SHARE, _OTHER_MOST = 5, 3000  # a fifth of the rows is not learned from where no others are given
 _LEAST = 20  # rows to learn from
 _CALIBRATION = 512
 
@@ -38,7 +38,8 @@ class Parts:
 
     Attributes:
         train: To learn from; a row without a label has the weight 0 in the label term.
-        stop: Labelled rows that are in no other part; they stop the learning, and judge int8.
+        stop: Labelled rows that are in no other part; they stop the learning, and judge int8. Rows that the original
+            was trained on would not do: it has learned their labels by heart, and so has what is made of it.
         measure: Labelled rows, which decide nothing but which speed-up loses at most ``max_drop``.
         labelled: Whether rows to learn from have labels.
         problem: What the labels mean.
@@ -86,25 +87,26 @@ def read_parts(
         missing = [_is_missing(value, problem) for value in train["labels"]]
     labelled = [n for n, unknown in enumerate(missing) if not unknown]
     order = random.Random(seed).sample(labelled, len(labelled))
-    measure = None
     if eval_dataset is not None:
-        measure = _read("eval_dataset", model, tokenizer, eval_dataset, args, max_length)
-        known = measure["labels"] if "labels" in measure.column_names else [None] * len(measure)
-        if not len(measure) or any(_is_missing(value, problem) for value in known):
+        others = _read("eval_dataset", model, tokenizer, eval_dataset, args, max_length)
+        known = others["labels"] if "labels" in others.column_names else [None] * len(others)
+        if len(others) < 2 or any(_is_missing(value, problem) for value in known):
             raise CompressionError(
-                f"eval_dataset must hold rows that all have a label, by which each model is measured; of its "
-                f"{len(measure)} rows {sum(_is_missing(value, problem) for value in known)} have none."
+                "eval_dataset must hold two rows or more that all have a label, by which models are measured; of its "
+                f"{len(others)} rows {sum(_is_missing(value, problem) for value in known)} have none."
             )
+        order = random.Random(seed).sample(range(len(others)), len(others))
+        used: set[int] = set()
     elif len(order) < 2 * _LEAST:
         raise CompressionError(
             f"train_dataset has {len(order)} rows with a label, and without eval_dataset= a fifth of them measures; "
             f"pass eval_dataset=, labelled rows, or at least {2 * _LEAST} labelled rows to learn from."
         )
     else:
-        count = min(_MEASURE_MOST, len(order) // _MEASURE_SHARE)
-        measure, order = train.select(sorted(order[:count])), order[count:]
-    stop = order[: min(_STOP_MOST, len(order) // _STOP_SHARE)]
-    used = set(stop) | (set(labelled) - set(order))
+        others, order = train, order[: min(_OTHER_MOST, len(order) // _OTHER_SHARE)]
+        used = set(order)
+    count = min(_STOP_MOST, len(order) // _STOP_SHARE)
+    stop, measure = (others.select(sorted(part)) for part in (order[:count], order[count:]))
     left = [n for n in range(len(train)) if n not in used]
     if len(left) < _LEAST:
         raise CompressionError(
@@ -116,7 +118,7 @@ def read_parts(
         rows = _fill_labels(rows, unknown, problem, count_outputs(model.config) or 1, args)
     elif all(unknown) and "labels" in rows.column_names:
         rows = rows.remove_columns("labels")
-    return Parts(rows, train.select(stop), measure, not all(unknown), problem)
+    return Parts(rows, stop, measure, not all(unknown), problem)
 
 
 def with_logits(
