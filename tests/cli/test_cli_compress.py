@@ -15,8 +15,13 @@ SHORT = ("--epochs", 1, "--speedup", "1.5,2.5", "--batch-size", 4)
 
 @pytest.fixture(autouse=True)
 def stopwatch(monkeypatch):
-    """Searches with a stand-in for the clock: seconds that grow with the FLOPs."""
-    monkeypatch.setattr(clocks, "_runner", lambda one, batch: lambda: count_flops(one, batch) + 1e5)
+    """Searches with a stand-in for the clock: seconds that grow with the FLOPs, counted once for all rounds."""
+
+    def runner(one, batch):
+        seconds = count_flops(one, batch) + 1e5
+        return lambda: seconds
+
+    monkeypatch.setattr(clocks, "_runner", runner)
     monkeypatch.setattr(clocks, "_seconds", lambda run: run())
     monkeypatch.setattr(rungs, "_REPEATS", 8)
 

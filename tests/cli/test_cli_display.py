@@ -156,7 +156,7 @@ def test_on_a_terminal_the_command_draws_and_cleans_up(models, data, tmp_path):
 
     primary, secondary = pty.openpty()
     command = [sys.executable, "-m", "hfcompress_cli", "finetune", models / "bert", "--data", data / "test.jsonl"]
-    command += [*COLUMNS, "--max-steps", 900, "--eval-strategy", "no", "-o", tmp_path / "out"]
+    command += [*COLUMNS, "--max-steps", 300, "--eval-strategy", "no", "-o", tmp_path / "out"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "80"}
     with open(tmp_path / "stdout", "w") as out:
         process = subprocess.Popen(list(map(str, command)), stderr=secondary, stdout=out, env=environment)

@@ -22,8 +22,13 @@ ROWS = texts(240)
 
 
 def time_by_flops(patch):
-    """Put a stand-in for the clock: seconds that grow with the FLOPs."""
-    patch.setattr(clocks, "_runner", lambda one, batch: lambda: count_flops(one, batch) + 1e5)
+    """Put a stand-in for the clock: seconds that grow with the FLOPs, counted once for all rounds."""
+
+    def runner(one, batch):
+        seconds = count_flops(one, batch) + 1e5
+        return lambda: seconds
+
+    patch.setattr(clocks, "_runner", runner)
     patch.setattr(clocks, "_seconds", lambda run: run())
     patch.setattr(
         benchmark,

@@ -129,10 +129,15 @@ def test_fewer_neurons_are_solved_for_as_by_numpy():
 
 @pytest.mark.parametrize("architecture", ["bert", "mpnet", "modernbert", "bart", "gptj"])
 def test_times_that_follow_the_flops_are_predicted(architecture, monkeypatch):
-    """The stopwatch is a stand-in: seconds that grow with the FLOPs."""
+    """The stopwatch is a stand-in: seconds that grow with the FLOPs, counted once for all rounds."""
     model = build(architecture, layers=3)
     text = dummy_inputs(model, 16, 4)
-    monkeypatch.setattr(clocks, "_runner", lambda one, batch: lambda: count_flops(one, text) + 5e5)
+
+    def runner(one, batch):
+        seconds = count_flops(one, text) + 5e5
+        return lambda: seconds
+
+    monkeypatch.setattr(clocks, "_runner", runner)
     monkeypatch.setattr(clocks, "_seconds", lambda run: run())
     structure = find_structure(model)
     clock, before = Clock(model, None, "torch", 4, 16), state_of(model)
