@@ -114,9 +114,6 @@ def test_what_transformers_saved_there_since_is_what_it_holds(exported, models, 
     assert run("report", tmp_path, "--json")["kind"] == "model"
 
 
-@pytest.mark.parametrize(
-    "words", [("export", "bert", "-o", ""), ("prune", "bert", "--output", ""), ("pack", "bert", "")]
-)
 def test_report_refuses_the_config_of_another_model(exported, run, tmp_path):
     for file in exported.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -126,6 +123,9 @@ def test_report_refuses_the_config_of_another_model(exported, run, tmp_path):
     assert "config.json is of another model: its model_type is" in run.error
 
 
+@pytest.mark.parametrize(
+    "words", [("export", "bert", "-o", ""), ("prune", "bert", "--output", ""), ("pack", "bert", "")]
+)
 def test_an_empty_name_of_the_output_is_refused(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):

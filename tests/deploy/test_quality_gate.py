@@ -226,6 +226,14 @@ DATASETS = {
 }
 
 
+@pytest.mark.parametrize(("label", "message"), [(7, "go up to 7"), (0.5, "must be class indices")])
+def test_labels_of_another_model_are_refused(label, message, tmp_path):
+    dataset = [{"input_ids": [5, 6], "labels": label}] * 8
+    with pytest.raises(hfc.CompressionError, match=f"{message}.*; int8 is judged by them, so pass those"):
+        export(build(), tmp_path / "onnx", dtype="int8", dataset=dataset)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("case", DATASETS)
 def test_rows_that_cannot_judge_are_refused(case, tmp_path):
     dataset, message = DATASETS[case]

@@ -173,7 +173,7 @@ class HeldOut:
     def logits(self, model: ExportedModel, rows: Rows) -> Tensor:
         """Return the logits of rows, each read alone, as where a text is served when it comes."""
         module = ExportedModule(model)
-        return predict_logits("int8", module, read_examples("dataset", module, rows, self.tokenizer), 1)
+        return predict_logits("exported", module, read_examples("dataset", module, rows, self.tokenizer), 1)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return how right the logits of the rows to judge on are, by row."""
@@ -338,7 +338,7 @@ def choose(
         CompressionError: None passes; the best is named.
     """
     expected = rows.logits(float32, rows.judged)
-    score("float32", expected, rows.labels, rows.problem)  # refuses labels that do not fit
+    _check_labels(rows, expected)
     before = rows.scores(expected)
     tried: list[QualityGate] = []
     kinds = {"multi_label_classification": "label accuracy", "regression": "R2"}
@@ -373,6 +373,16 @@ def choose(
         f"None of {len(tried)} int8 models passes max_drop={max_drop:g}, so nothing was written. The best: "
         f"{' '.join(best.sentences())} Export in float32, or allow a larger max_drop."
     )
+
+
+def _check_labels(rows: HeldOut, expected: Tensor) -> None:
+    """Refuse labels that do not go with the logits."""
+    try:
+        score("dataset", expected, rows.labels, rows.problem)
+    except CompressionError as error:
+        cause, leave, _ = str(error).partition("; leave ")  # where nothing is judged
+        remedy = "; int8 is judged by them, so pass those of the model's own kind." if leave else ""
+        raise CompressionError(f"{cause}{remedy}") from error
 
 
 def _explained(logits: Tensor, expected: Tensor) -> float:
