@@ -197,7 +197,9 @@ def split_dataset(dataset: Any) -> tuple[Rows, Rows]:
             "dtype='int8' needs dataset=: labelled rows that no training has seen, on which int8 is compared with "
             "float32; some hundred of them."
         )
-    rows = split_rows(dataset) if isinstance(dataset, Mapping) else [dict(row) for row in dataset]
+    rows = split_rows(dataset) if isinstance(dataset, Mapping) else [*dataset]
+    if others := [row for row in rows if not isinstance(row, Mapping)]:
+        raise CompressionError(f"dataset must hold rows with 'input_ids' and 'labels'; one of it is {others[0]!r:.60}.")
     if len(rows) < 2:
         count = "1 row" if rows else "no rows"
         raise CompressionError(f"dataset has {count}; half of them rank what is quantized, so pass some hundred.")
