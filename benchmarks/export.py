@@ -3,22 +3,22 @@
 BERT-base from its config, and the packaged MiniLM; each whole and with half of its FLOPs. Each model is run by torch in
 float32, in bfloat16 (where the processor computes it) and with torch's own dynamic int8; by ONNX Runtime in float32 and
 in int8 with dynamic and static scales, as `hfcompress.export` makes them for this machine; and by OpenVINO, where it is
-installed, from the same files: float32, bfloat16 as it chooses where the processor has it, int8 with static scales, and
-with weights that NNCF made int8.
+installed: float32, bfloat16 as it chooses where the processor has it, int8 with dynamic and static scales by NNCF, as
+`hfcompress.export` makes them too, and the file with static scales of ONNX Runtime.
 
 All systems of a model are timed in turn, with one thread, on batches of random ids. A time is the CPU time of the
 process, which others disturb little; the median of all rounds. With ``--classifier``, a MiniLM fine-tuned on sentences
-as by `examples.imdb.reconstruction`, its accuracy on sentences that no training has seen is measured too, each read
-alone, and half of its FLOPs are removed with its outputs reconstructed.
+or reviews as by `examples.imdb.reconstruction`, its accuracy on texts that no training has seen is measured too, each
+read alone, and half of its FLOPs are removed with its outputs reconstructed. ``--repeats 0`` measures that alone.
 
     python -m benchmarks.export --classifier FOLDER --output benchmarks/results --page docs/serve.md
+    python -m benchmarks.export --classifier FOLDER --texts reviews --models MiniLM --repeats 0 --output FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import io
 import json
 import statistics
 import sys
@@ -26,7 +26,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,10 +43,12 @@ import hfcompress as hfc
 from benchmarks.prune_global import machine
 from examples.imdb.data import encode, load_reviews
 from examples.imdb.models import load, starting_models
-from examples.imdb.reconstruction import CALIBRATION_TEXTS, TEXTS
+from examples.imdb.reconstruction import CALIBRATION_TEXTS, TEXTS, Texts
 from hfcompress.compat import mixed_precision, processor_features
+from hfcompress.deploy.formats import count_bytes
 from hfcompress.deploy.onnx_graph import GraphInputs, build_graph
-from hfcompress.deploy.quantization import quantize, save_for_quantizer, weight_bits
+from hfcompress.deploy.openvino_model import compress_weights, convert, quantize_static
+from hfcompress.deploy.quantization import find_operators, quantize, save_for_quantizer, weight_bits
 from hfcompress.deploy.runtime import open_session
 from hfcompress.models.tensors import stored_bytes
 
@@ -65,10 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=("MiniLM", "BERT-base"), default=("MiniLM", "BERT-base"))
     parser.add_argument("--classifier", metavar="FOLDER", help="a fine-tuned MiniLM; else its head is random")
-    parser.add_argument("--seed", type=int, default=0, help="of the sentences that it was fine-tuned on (default: 0)")
-    parser.add_argument("--sentences", type=int, default=600, help="that measure its accuracy (default: 600)")
+    parser.add_argument("--texts", choices=tuple(TEXTS), default="sentences", help="that it was fine-tuned on")
+    parser.add_argument("--seed", type=int, default=0, help="of the texts that it was fine-tuned on (default: 0)")
+    parser.add_argument("--count", type=int, default=600, help="of the texts that measure its accuracy (default: 600)")
     parser.add_argument("--repeats", type=int, default=8, help="rounds of one text; 16 have a quarter (default: 8)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="gets export.json and export.md")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="gets a .json and a .md file")
     parser.add_argument("--page", type=Path, metavar="FILE", help="gets the tables, between its two marks")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -82,7 +84,7 @@ def main() -> None:
             model = BertForSequenceClassification(BertConfig())
         elif arguments.classifier:
             model, tokenizer = load(arguments.classifier)
-            train, test = _sentences(arguments.seed, arguments.sentences, tokenizer)
+            train, test = _texts(TEXTS[arguments.texts], arguments.seed, arguments.count, tokenizer)
         for share in ("whole", "half the FLOPs"):
             start = time.perf_counter()
             if share != "whole":
@@ -96,6 +98,7 @@ def main() -> None:
     packages = [name for name in ("torch", "transformers", "onnxruntime", "openvino") if find_spec(name)]
     result: Row = {"machine": machine(), "versions": {name: version(name) for name in packages}}
     result |= {"features": processor_features(), "repeats": arguments.repeats, "rows": rows}
+    result["texts"] = f"{arguments.count} {arguments.texts}"
     print(render(result))
     write(result, arguments.output, arguments.page)
 
@@ -104,16 +107,16 @@ def write(result: Row, output: Path | None, page: Path | None) -> None:
     """Write the figures and the tables to a folder, and the tables into a page."""
     text = render(result)
     if output is not None:
-        (output / "export.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (output / "export.md").write_text(f"# What serves a classifier\n\n{text}\n", encoding="utf-8")
+        name = "export" if result["repeats"] else "export_accuracy"
+        (output / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (output / f"{name}.md").write_text(f"# What serves a classifier\n\n{text}\n", encoding="utf-8")
     if page is not None:
         before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
         _, mark, after = rest.partition(MARKS[1])
         page.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{mark}{after}", encoding="utf-8")
 
 
-def _sentences(seed: int, count: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
-    texts = TEXTS["sentences"]
+def _texts(texts: Texts, seed: int, count: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
     drawn = load_reviews(texts.source, texts.count, texts.test_count, seed)
     parts = drawn["train"].select(range(CALIBRATION_TEXTS)), drawn["test"].select(range(count))
     train, test = (encode(part, tokenizer, texts.max_length) for part in parts)
@@ -164,9 +167,13 @@ def make_systems(
         if mixed_precision("cpu").name == "bf16":
             made["OpenVINO bfloat16"] = _run_openvino(files["float32"], "bf16"), files["float32"].stat().st_size
         if find_spec("nncf"):
-            compressed = _compress_weights(files["float32"], folder / "compressed.xml")
-            size = compressed.stat().st_size + compressed.with_suffix(".bin").stat().st_size
-            made["OpenVINO int8"] = _run_openvino(compressed, "f32"), size
+            source, dynamic, static = (folder / f"{name}.xml" for name in ("converted", "compressed", "scaled"))
+            convert(files["float32"], source)
+            compress_weights(source, dynamic)
+            scales: Any = {"bits": weight_bits("this"), "int8": find_operators(graph), "calibration": batches}
+            quantize_static(source, static, **scales)
+            for name, file in {"OpenVINO int8": dynamic, "OpenVINO int8 static by NNCF": static}.items():
+                made[name] = _run_openvino(file, "f32"), count_bytes(file)
         made["OpenVINO int8 static"] = _run_openvino(files["static"], "f32"), files["static"].stat().st_size
     return made
 
@@ -188,24 +195,11 @@ def _run_openvino(file: Path, precision: str) -> Run:
     return lambda batch: compiled({name: value.numpy() for name, value in batch.items()})[0]
 
 
-def _compress_weights(source: Path, target: Path) -> Path:
-    """Write a model with int8 weights; OpenVINO scales activations while it runs, where the processor has VNNI."""
-    import openvino
-
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # nncf would send statistics by it
-    import nncf
-
-    with redirect_stdout(io.StringIO()):  # it shows its progress
-        made = nncf.compress_weights(openvino.Core().read_model(str(source)), mode=nncf.CompressWeightsMode.INT8_SYM)
-    openvino.save_model(made, str(target), compress_to_fp16=False)
-    return target
-
-
 @torch.inference_mode()
 def measure(systems: dict[str, tuple[Run, int]], repeats: int, test: Dataset | None) -> list[Row]:
     """Time all systems in turn, and compare their predictions for each text alone; one row a system."""
     rows: dict[str, Row] = {name: {"system": name, "bytes": size, "ms": {}} for name, (_, size) in systems.items()}
-    for count, tokens in SHAPES:
+    for count, tokens in SHAPES if repeats else ():
         batch, times = _random_batch(count, tokens), {name: list[float]() for name in systems}
         for turn in range(-1, repeats if count == 1 else max(1, repeats // 4)):
             for name, (run, _) in systems.items():
@@ -229,11 +223,14 @@ def measure(systems: dict[str, tuple[Run, int]], repeats: int, test: Dataset | N
 def render(result: Row) -> str:
     """Return a table a model, and whether the goals are reached."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    alike = f"the agreement is with torch float32 of the same model, on {result['texts']} that no training has seen.\n"
     lines = [
         f"{result['machine']}; {versions}. One thread; CPU-milliseconds, medians of {result['repeats']} rounds in turn",
         f"of one text, {max(1, result['repeats'] // 4)} of 16. The speed-up is against all FLOPs in torch float32;",
-        "the agreement is with torch float32 of the same model, on sentences that no training has seen.\n",
+        alike,
     ]
+    if not result["repeats"]:
+        lines = [f"{result['machine']}; {versions}.", f"{alike[0].upper()}{alike[1:]}"]
     for model in dict.fromkeys(row["model"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["model"] == model]
         lines += [
@@ -241,7 +238,8 @@ def render(result: Row) -> str:
             tabulate(_cells(rows), headers="keys", tablefmt="github", disable_numparse=True),
             "",
         ]
-        lines += [_judge(model, rows, "AVX-512 VNNI" in result["features"] or "AMX" in result["features"]), ""]
+        if result["repeats"]:
+            lines += [_judge(model, rows, "AVX-512 VNNI" in result["features"] or "AMX" in result["features"]), ""]
     return "\n".join(lines).rstrip()
 
 
@@ -254,8 +252,9 @@ def _cells(rows: Sequence[Row]) -> list[Row]:
             "MB": f"{row['bytes'] / 1e6:.1f}",
         }
         cell |= {f"{shape.replace('x', ' x ')}, ms": f"{value:.1f}" for shape, value in row["ms"].items()}
-        cell["speed-up, 1 x 128"] = f"{first['ms']['1x128'] / row['ms']['1x128']:.2f}"
-        cell["16 x 128"] = f"{first['ms']['16x128'] / row['ms']['16x128']:.2f}"
+        if row["ms"]:
+            cell["speed-up, 1 x 128"] = f"{first['ms']['1x128'] / row['ms']['1x128']:.2f}"
+            cell["16 x 128"] = f"{first['ms']['16x128'] / row['ms']['16x128']:.2f}"
         if "accuracy" in row:
             cell |= {"accuracy": f"{row['accuracy']:.3f}", "agreement": f"{row['agreement']:.3f}"}
         cells.append(cell)

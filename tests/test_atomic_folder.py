@@ -147,6 +147,20 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path):
     assert file_bytes(tmp_path) == before
 
 
+def test_a_folder_needs_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(hfc.CompressionError, match=r"name of the folder to write is empty; .*'\.' for the working"):
+        hfc.save_compressed(build(), "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["file/model", "file/a/model"])
+def test_no_folder_is_written_below_a_file(name, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(hfc.CompressionError, match=r"model' cannot be written: .*file is a file; name a folder"):
+        hfc.save_compressed(build(), tmp_path / name)
+
+
 def test_a_file_cannot_be_replaced_by_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(hfc.CompressionError, match="is a file; name a folder"):

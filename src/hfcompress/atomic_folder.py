@@ -42,6 +42,10 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
     Raises:
         CompressionError: It cannot be written. The old folder is unchanged, and nothing is left beside it.
     """
+    if not os.fspath(directory):
+        raise CompressionError(
+            "The name of the folder to write is empty; name a folder, '.' for the working directory."
+        )
     target = Path(os.path.realpath(directory))
     _check_writable(target, str(directory))
     missing = [parent for parent in target.parents if not parent.exists()]
@@ -98,6 +102,9 @@ def _check_writable(target: Path, name: str) -> None:
         raise CompressionError(f"{name!r} is a file; name a folder.")
     if os.path.ismount(target):
         raise CompressionError(f"{name!r} is a mount point, which cannot be replaced; name a folder in it.")
+    files = [parent for parent in target.parents if parent.is_file()]
+    if files:
+        raise CompressionError(f"{name!r} cannot be written: {files[0]} is a file; name a folder.")
     for folder in (target, target.parent):  # the new folder is created beside the old one
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
             raise CompressionError(f"{name!r} cannot be written, it is as it was before: {folder} is read-only.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hfcompress.deploy.folder import check_files, is_exported, read_record
+from hfcompress.deploy.folder import check_files, is_exported, read_model_config, read_record
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_config, unwrap
 from hfcompress.models.heads_and_neurons import KINDS, Group, find_groups
@@ -82,6 +82,7 @@ def describe_exported(folder: Path) -> tuple[Lines, Values] | None:
         return None
     record = read_record(folder)
     check_files(folder, record)
+    read_model_config(folder, record)
     before, after = record.get("bytes") or (None, None)
     runtime = _RUNTIMES.get(record.get("format", "onnx"), "its runtime")
     bits = f", weights of {record['weight_bits']} bits" if record.get("weight_bits") else ""

@@ -166,8 +166,17 @@ def set_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
 
 
 def find_model(name: str) -> str:
-    """Return the folder of that name, or else the name as an id of the hub."""
+    """Return the folder of that name, or else the name as an id of the hub.
+
+    Raises:
+        CompressionError: There is no such folder, or it holds an exported model, which has no weights of torch.
+    """
     folder = Path(name).expanduser()
+    if is_exported(folder):
+        raise CompressionError(
+            f"{name} holds an exported model, which only runs; name the folder that it was exported from. Of exported "
+            "ones there is hfcompress report and hfcompress compare."
+        )
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1):
         raise CompressionError(f"There is no directory {name}.")
     return str(folder) if folder.is_dir() else name

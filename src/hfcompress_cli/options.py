@@ -150,8 +150,16 @@ def labels(arguments: argparse.Namespace) -> dict[str, Any]:
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add the folder that is written."""
     group = parser.add_argument_group("output")
-    group.add_argument("-o", "--output", metavar="OUT", required=True, help="folder to write, tokenizer included")
+    help = "folder to write, tokenizer included"
+    group.add_argument("-o", "--output", metavar="OUT", required=True, type=name_of_output, help=help)
     group.add_argument("--overwrite", **OVERWRITE)
+
+
+def name_of_output(text: str) -> str:
+    """Return the name of what is written; refuse an empty one, such as of a variable that the shell does not know."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name what is to be written, '.' for the working directory")
+    return text
 
 
 def _separator(text: str) -> str:

@@ -23,7 +23,7 @@ from hfcompress.models.new_head import update_mark
 from hfcompress.progress import stage
 from hfcompress.report.measurements import Measurement, make_table
 from hfcompress.report.tables import Table
-from hfcompress.storage.layout import is_weight_file, read_config
+from hfcompress.storage.layout import check_not_exported, is_weight_file, read_config
 from hfcompress.storage.model_card import CARD, is_our_card, write_card
 from hfcompress_cli.models import TOKENIZER_FILES
 
@@ -38,6 +38,7 @@ def new_folder(name: str, overwrite: bool) -> Iterator[Path]:
     """A folder that becomes the one of that name at the end, as a whole; before that, nothing is there."""
     output = Path(name).expanduser()
     check_folder(output, overwrite)
+    check_not_exported(output)
     own_card = is_our_card(output / CARD)
     with replacing(output, lambda file: _belongs_to_a_model(file) or (file == CARD and own_card)) as folder:
         try:

@@ -1,10 +1,13 @@
 """``hfcompress export``."""
 
+from importlib.util import find_spec
+
 import pytest
-from command_line import COLUMNS, contents, predict
+from command_line import COLUMNS, contents, load, predict
 from exports import needs_torch_export
 
 import hfcompress as hfc
+from hfcompress_cli import main
 
 pytestmark = needs_torch_export
 
@@ -12,8 +15,6 @@ pytestmark = needs_torch_export
 @pytest.fixture(scope="module")
 def exported(models, tmp_path_factory):
     """The folder of an exported BERT, and what was printed as JSON."""
-    from hfcompress_cli import main
-
     folder = tmp_path_factory.mktemp("exported") / "onnx"
     assert main(["export", str(models / "bert"), "-o", str(folder), "--repeats", "0"]) == 0
     return folder
@@ -44,6 +45,93 @@ def test_int8_is_exported_for_any_machine(models, data, run, tmp_path):
     assert (found["dtype"], found["weight_bits"], found["static"]) == ("int8", 7, True)
     assert found["gate"]["rows"] == 20
     assert hfc.load_exported(tmp_path / "int8").dtype == "int8"
+
+
+@pytest.mark.skipif(not find_spec("openvino"), reason="the extra openvino is not installed")
+def test_openvino_is_exported_and_compared(models, data, run, tmp_path):
+    folder = tmp_path / "openvino"
+    found = run("export", models / "bert", "-o", folder, "--format", "openvino", "--repeats", 0, "--json")
+    assert (found["format"], found["dtype"], found["gate"]) == ("openvino", "float32", None)
+    assert "Written to" in run.error
+    asked = ("--data", data / "test.jsonl", *COLUMNS, "--repeats", 1, "--json")
+    torchs, exported = run("compare", models / "bert", folder, *asked).values()
+    assert exported["accuracy"] == torchs["accuracy"] == predict(models / "bert", data)[1]
+    assert run("report", folder, "--json")["format"] == "openvino"
+
+
+@pytest.mark.skipif(not find_spec("nncf"), reason="the extra openvino is not installed")
+@pytest.mark.parametrize(("option", "static"), [(None, True), ("--no-static", False)])
+def test_openvino_has_measured_scales_unless_asked(option, static, models, data, run, tmp_path):
+    asked = ("--int8", "always", "--data", data / "train.csv", *COLUMNS, "--max-drop", 0.9, "--repeats", 0, "--json")
+    asked = (*asked, "--format", "openvino", *([option] if option else []))
+    found = run("export", models / "bert", "-o", tmp_path / "int8", *asked)
+    assert (found["format"], found["dtype"], found["static"], found["gate"]["static"]) == (
+        "openvino",
+        "int8",
+        static,
+        static,
+    )
+
+
+OTHERS = {
+    "prune": lambda folder, other, data: (folder, "--amount", "20%"),
+    "shrink": lambda folder, other, data: (folder, "--flops", 0.5),
+    "finetune": lambda folder, other, data: (folder, "--data", data),
+    "distill": lambda folder, other, data: (folder, "--student", other, "--data", data),
+    "student": lambda folder, other, data: (other, "--student", folder, "--data", data),
+    "compress": lambda folder, other, data: (folder, "--data", data, "--speedup", 2),
+    "export": lambda folder, other, data: (folder,),
+    "pack": lambda folder, other, data: (folder,),
+    "unpack": lambda folder, other, data: (folder,),
+}
+
+
+@pytest.mark.parametrize("verb", OTHERS)
+def test_other_verbs_say_that_it_is_exported(verb, exported, models, data, run, tmp_path):
+    words = OTHERS[verb](exported, models / "bert", data / "train.csv")
+    columns = COLUMNS if "--data" in words else ()
+    out = (tmp_path / "out",) if verb.endswith("pack") else ("-o", tmp_path / "out")
+    run({"student": "distill"}.get(verb, verb), *words, *columns, *out, status=2)
+    assert f"{exported} holds an exported model, which only runs; name the folder that it was exported" in run.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_model_of_torch_is_written_over_an_exported_one(exported, models, run):
+    before = contents(exported)
+    run("prune", models / "bert", "--amount", "20%", "-o", exported, "--overwrite", status=2)
+    assert "holds an exported model; name another folder" in run.error
+    with pytest.raises(hfc.CompressionError, match="holds an exported model; name another folder"):
+        hfc.save_compressed(load(models / "bert"), exported)
+    with pytest.raises(hfc.CompressionError, match=r"it holds an exported model, for hfcompress\.load_exported"):
+        hfc.load_compressed(exported)
+    assert contents(exported) == before
+
+
+def test_what_transformers_saved_there_since_is_what_it_holds(exported, models, run, tmp_path):
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    load(models / "bert").save_pretrained(tmp_path)
+    assert run("report", tmp_path, "--json")["kind"] == "model"
+
+
+def test_report_refuses_the_config_of_another_model(exported, run, tmp_path):
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"bert"', '"gpt2"'))
+    run("report", tmp_path, status=2)
+    assert "config.json is of another model: its model_type is" in run.error
+
+
+@pytest.mark.parametrize(
+    "words", [("export", "bert", "-o", ""), ("prune", "bert", "--output", ""), ("pack", "bert", "")]
+)
+def test_an_empty_name_of_the_output_is_refused(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main([*words])
+    assert "is empty; name what is to be written, '.' for the working directory" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_int8_without_data_is_refused(models, run, tmp_path):

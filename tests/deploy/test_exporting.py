@@ -337,6 +337,13 @@ def test_a_model_that_no_onnx_file_holds_is_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_empty_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(hfc.CompressionError, match="The name of the folder to write is empty"):
+        export(build(layers=1), "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_leaves_the_old_folder(folder, monkeypatch):
     def save(*arguments, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")

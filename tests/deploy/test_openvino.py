@@ -15,7 +15,7 @@ from exports import TEXTS, TOKENIZER, export, inputs, logits, needs_torch_export
 from transformers import AutoModelForSequenceClassification
 
 import hfcompress as hfc
-from hfcompress.deploy import openvino_candidates
+from hfcompress.deploy.openvino_candidates import OpenVinoCandidates
 from hfcompress.deploy.openvino_model import import_nncf
 from hfcompress.deploy.quality_gate import QualityGate
 
@@ -237,9 +237,14 @@ _GRAPHS = []
 
 @needs_torch_export
 @pytest.mark.usefixtures("graph_of")
-def test_int8_passes_and_is_a_third_as_large(texts, tmp_path):
-    report = export(small(), tmp_path / "openvino", format="openvino", dtype="int8", dataset=texts, repeats=2)
-    assert (report.dtype, report.weight_bits) == ("int8", 8)
+@pytest.mark.parametrize(("settings", "static"), [({}, True), ({"static": False}, False)])
+def test_int8_passes_and_is_a_third_as_large(settings, static, texts, tmp_path):
+    settings = {"format": "openvino", "dtype": "int8", "dataset": texts, "repeats": 2} | settings
+    report = export(small(), tmp_path / "openvino", **settings)
+    assert (report.dtype, report.static, report.gate.tried) == ("int8", static, 1)
+    assert report.weight_bits == (7 if static else 8)
+    assert ("scaled by what was measured before" in report.to_text()) == static
+    assert count_scaled(tmp_path / "openvino") == (8 if static else 0)
     assert "nncf" in report.versions
     assert report.gate.agreement >= 0.95
     weights = (tmp_path / "openvino" / "openvino_model.bin").stat().st_size
@@ -255,25 +260,58 @@ def test_int8_passes_and_is_a_third_as_large(texts, tmp_path):
     assert (record["format"], record["dtype"]) == ("openvino", "int8")
 
 
+def count_scaled(folder):
+    """Return how many products read activations with scales that were measured before."""
+    products = [one for one in openvino.Core().read_model(folder / "openvino_model.xml").get_ops() if is_product(one)]
+    return sum(one.input_value(0).get_node().get_type_name() == "FakeQuantize" for one in products)
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """The models that are judged: whether their scales are measured before, and what is left in float32."""
+    found, real = [], OpenVinoCandidates.build
+
+    def build(self, left, name="int8"):
+        if name == "int8":
+            found.append((self.static, [one.name for one in left]))
+        return real(self, left, name)
+
+    monkeypatch.setattr(OpenVinoCandidates, "build", build)
+    return found
+
+
+def pass_at(number, monkeypatch):
+    monkeypatch.setattr(QualityGate, "passed", property(lambda gate: gate.tried == number))
+
+
 @needs_torch_export
 @pytest.mark.usefixtures("graph_of")
-def test_modules_left_in_float32_are_named_and_are(texts, tmp_path, monkeypatch):
-    built = []
-    real = openvino_candidates.compress_weights
+def test_scales_are_computed_where_measured_ones_do_not_pass(texts, judged, tmp_path, monkeypatch):
+    pass_at(4, monkeypatch)
+    settings = {"format": "openvino", "dtype": "int8", "dataset": texts, "equalize": False}
+    report = export(small(), tmp_path / "openvino", **settings)
+    tables = list(report.left_in_float32)
+    assert judged == [(True, []), (True, tables), (False, []), (False, tables)]
+    assert (report.static, report.weight_bits, count_scaled(tmp_path / "openvino")) == (False, 8, 0)
+    assert "did not pass: all of it int8 agreed on" in " ".join(report.verdict)
+    assert report.gate.static_agreement is not None
 
-    def spy(source, target, *, float32=()):
-        real(source, target, float32=float32)
-        built.append((target.name, [one.name for one in float32]))
 
-    monkeypatch.setattr(openvino_candidates, "compress_weights", spy)
-    monkeypatch.setattr(QualityGate, "passed", property(lambda gate: gate.tried == 3))
-    report = export(small(), tmp_path / "openvino", format="openvino", dtype="int8", dataset=texts)
+@needs_torch_export
+@pytest.mark.usefixtures("graph_of")
+@pytest.mark.parametrize("static", [True, False])
+def test_modules_left_in_float32_are_named_and_are(static, texts, judged, tmp_path, monkeypatch):
+    pass_at(3, monkeypatch)
+    settings = {"format": "openvino", "dtype": "int8", "dataset": texts, "static": static, "equalize": False}
+    report = export(small(), tmp_path / "openvino", **settings)
     (left,) = report.left_in_float32
-    assert [names for file, names in built if file == "int8.xml"][-1] == [left]
-    tables = [names for file, names in built if file == "int8.xml"][1]
+    assert [one for one, _ in judged] == [static] * 3
+    assert judged[-1][1] == [left]
+    tables = judged[1][1]
     assert len(tables) == 3
     assert all("embeddings" in name for name in tables)
     assert dtype_of(tmp_path / "openvino", left) == "f32"
+    assert count_scaled(tmp_path / "openvino") == (7 if static else 0)
     others = {one.removesuffix(".weight") for one, _ in small().named_parameters() if one.endswith("dense.weight")}
     assert {dtype_of(tmp_path / "openvino", one) for one in others - {left}} == {"i8"}
 

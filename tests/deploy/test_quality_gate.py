@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+from statistics import NormalDist
 
 import onnx
 import pytest
@@ -182,6 +183,22 @@ def test_the_report_times_torch_and_both_models(plain):
     json.dumps(plain[1].to_dict())
 
 
+def test_the_interval_holds_for_all_models_that_were_judged(planted, data):
+    """The n-th model's interval may fail in 5 % / (n (n + 1)), so that all together do in 5 %."""
+    folder, report = planted
+    gate = report.gate
+    assert gate.tried > 2
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)).tolist()[ROWS // 2 :]
+    judged = [data[index] for index in order]
+    right = predictions(hfc.load_exported(folder), judged) == torch.tensor([row["labels"] for row in judged])
+    lost = (~right).double()
+    count, error = len(lost) + 2, 0.05 / (gate.tried * (gate.tried + 1))
+    mean = lost.sum().item() / count
+    spread = NormalDist().inv_cdf(1 - error / 2) * ((lost.sum().item() + 2) / count - mean**2) ** 0.5 / count**0.5
+    assert gate.interval == pytest.approx((mean - spread, mean + spread))
+    assert f"which allows for {gate.tried} models having been judged" in " ".join(report.verdict)
+
+
 def test_few_rows_cannot_confirm_the_loss(plain):
     gate = plain[1].gate
     assert "So few rows cannot confirm" in " ".join(dataclasses.replace(gate, max_drop=gate.drop).sentences())
@@ -220,11 +237,20 @@ def test_weights_of_seven_bits_stay_within_them(plain):
 
 DATASETS = {
     "none": (None, "needs dataset="),
-    "empty": ([], "dataset has 0 rows"),
-    "one row": ([{"input_ids": [5], "labels": 0}], "dataset has 1 rows"),
+    "empty": ([], "dataset has no rows"),
+    "one row": ([{"input_ids": [5], "labels": 0}], "dataset has 1 row;"),
     "no labels": ([{"input_ids": [5, 6]}] * 4, "4 of the 4 rows of dataset have no 'labels'"),
+    "no rows": ([1, 2], "one of it is 1"),
     "a few without": ([{"input_ids": [5], "labels": 1}, {"input_ids": [5]}], "1 of the 2 rows"),
 }
+
+
+@pytest.mark.parametrize(("label", "message"), [(7, "go up to 7"), (0.5, "must be class indices")])
+def test_labels_of_another_model_are_refused(label, message, tmp_path):
+    dataset = [{"input_ids": [5, 6], "labels": label}] * 8
+    with pytest.raises(hfc.CompressionError, match=f"{message}.*; int8 is judged by them, so pass those"):
+        export(build(), tmp_path / "onnx", dtype="int8", dataset=dataset)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("case", DATASETS)

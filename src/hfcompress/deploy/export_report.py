@@ -64,7 +64,7 @@ class ExportReport(Report):
             found += self._slower(self.times)
             found.append(f"This processor has {', '.join(self.processor) or 'none of AVX2, AVX-512, VNNI and AMX'}.")
         scaled = "by what was measured before" if self.static else "while the model runs"
-        if self.format == "openvino" and self.weight_bits is not None:
+        if self.format == "openvino" and self.weight_bits is not None and not self.static:
             found.append("Weights of 8 bits; activations become int8 where the processor has VNNI or AMX.")
         elif self.weight_bits is not None:
             found.append(f"{_BITS[self.weight_bits]}; activations are scaled {scaled}.")

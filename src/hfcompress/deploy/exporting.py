@@ -51,7 +51,7 @@ def export(
     dtype: Literal["float32", "int8"] = "float32",
     dataset: Any = None,
     max_drop: float = 0.01,
-    static: bool = False,
+    static: bool | None = None,
     equalize: bool = True,
     machine: Machine = "any",
     repeats: int = 8,
@@ -82,7 +82,9 @@ def export(
         max_drop: The loss that an int8 model may have on these rows, in accuracy (label accuracy of a multi-label
             model, R2 of a regression).
         static: Whether the scales of int8 activations are measured, on rows that do not judge, by their least and
-            largest values; else they are computed while the model runs. For ``"onnx"`` alone.
+            largest values; else they are computed while the model runs. None is what is fastest: for ``"onnx"`` they
+            are computed; for ``"openvino"`` they are measured, and computed only if no such model passes, whole or with
+            float32 embeddings.
         equalize: Whether channels are equalized before they become int8, if that helps.
         machine: What the folder is made for. ``"any"``: weights of 7 bits, which no processor saturates, and int8
             is written also if it is slower here. ``"this"``: 8 bits where this processor has VNNI or AMX, and float32
@@ -103,8 +105,7 @@ def export(
     check_choice("format", format, tuple(FORMATS))
     check_choice("dtype", dtype, ("float32", "int8"))
     check_choice("machine", machine, ("any", "this"))
-    if static and format != "onnx":
-        raise CompressionError(f"static=True is for format='onnx', not {format!r}; leave it out.")
+    check_choice("static", static, (None, True, False))
     check_fraction("max_drop", max_drop, "the loss of accuracy that int8 may have")
     check_count("repeats", repeats, least=0)
     if dataset is not None:
@@ -135,13 +136,13 @@ def export(
         float32, int8 = label(format, "float32"), label(format, "int8")
         models, gate, bits, written = {float32: open_model(file, "float32")}, None, None, float32
         if halves is not None:
-            bits, kind = (weight_bits(machine), Candidates) if format == "onnx" else (8, OpenVinoCandidates)
-            candidates = kind(graph, work, bits, lambda file: open_model(file, "int8"))
+            kind = Candidates if format == "onnx" else OpenVinoCandidates
+            candidates = kind(graph, work, weight_bits(machine), lambda file: open_model(file, "int8"))
             rows = HeldOut(ExportedModule(models[float32]), processing_class, *halves)
-            if static:
-                candidates.calibrate(models[float32], rows)
+            if static or (static is None and format == "openvino"):
+                candidates.calibrate(models[float32], rows, else_dynamic=static is None)
             gate = choose(candidates, models[float32], rows, max_drop, find_linear_paths(own) if equalize else None)
-            models[int8], written = open_model(work / f"int8{file.suffix}", "int8"), int8
+            models[int8], written, bits = open_model(work / f"int8{file.suffix}", "int8"), int8, candidates.bits
             if gate.left_in_float32:
                 models[ALL_INT8] = candidates.build([], "all")
         timed = dataset if halves is None else halves[1]
@@ -159,7 +160,7 @@ def export(
             bytes=(stored_bytes(source), count_bytes(new / FORMATS[format].graph)),
             difference=difference,
             weight_bits=bits,
-            static=static and models[written].dtype == "int8",
+            static=gate is not None and gate.static and models[written].dtype == "int8",
             gate=gate,
             times=times,
             processor=tuple(processor_features()),

@@ -15,10 +15,9 @@ from hfcompress.atomic_folder import replacing
 from hfcompress.deploy.formats import FORMATS
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import count_outputs
-from hfcompress.storage.layout import CONFIG
+from hfcompress.storage.layout import CONFIG, RECORD, is_weight_file
 from hfcompress.storage.model_card import CARD, is_our_card
 
-RECORD = "hfcompress_export.json"  # what was done, and with which files
 _VERSION = 1  # of the record
 _WEIGHTS = (".safetensors", ".bin")
 
@@ -26,8 +25,9 @@ Folder = str | os.PathLike[str]
 
 
 def is_exported(directory: Folder) -> bool:
-    """Whether a folder is one that `export` wrote."""
-    return (Path(directory) / RECORD).is_file()
+    """Whether a folder is one that `export` wrote, and no model of torch was saved there since."""
+    folder = Path(directory)
+    return (folder / RECORD).is_file() and not any(map(is_weight_file, os.listdir(folder)))
 
 
 def replacing_exported(directory: Folder) -> AbstractContextManager[Path]:

@@ -124,7 +124,10 @@ def build_graph(model: nn.Module, inputs: GraphInputs) -> Any:
     name = type(model).__name__
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if size > _LARGEST:
-        raise CompressionError(f"{name} has {size:,} bytes in float32; an ONNX file holds {_LARGEST:,} at most.")
+        raise CompressionError(
+            f"{name} has {size:,} bytes in float32; an ONNX file holds {_LARGEST:,} at most. Shrink it first, for "
+            "example by removing the tokens that your texts do not use: hfcompress shrink --vocabulary."
+        )
     _check_classifies(model, inputs)
     try:
         graph = _export(_Logits(model, torch.int64), inputs)

@@ -8,13 +8,19 @@ from typing import Any
 from typing_extensions import override
 
 from hfcompress.deploy.exported_model import ExportedModel
-from hfcompress.deploy.openvino_model import compress_weights, convert
+from hfcompress.deploy.openvino_model import compress_weights, convert, quantize_static
 from hfcompress.deploy.quality_gate import Candidates
 from hfcompress.deploy.quantization import Operator
 
 
 class OpenVinoCandidates(Candidates):
     """Those of which OpenVINO runs the int8 model; which operators are worst is measured in ONNX Runtime."""
+
+    @property
+    @override
+    def bits(self) -> int:
+        """Bits of a weight: without static scales no product saturates."""
+        return self._bits if self.static else 8
 
     @override
     def _use(self, graph: Any) -> None:
@@ -24,8 +30,12 @@ class OpenVinoCandidates(Candidates):
 
     @override
     def build(self, left: Sequence[Operator], name: str = "int8") -> ExportedModel:
-        """Make the weights of all but these operators int8."""
+        """Quantize all but these operators: their weights alone where no scales of activations were measured."""
         file = self._folder / f"{name}.xml"
-        compress_weights(self._converted, file, float32=left)
+        if self._calibration is None:
+            compress_weights(self._converted, file, float32=left)
+        else:
+            int8 = [one for one in self.operators if one not in left]
+            quantize_static(self._converted, file, bits=self._bits, int8=int8, calibration=self._calibration)
         model: ExportedModel = self._make(file)
         return model

@@ -1,11 +1,11 @@
-"""OpenVINO and NNCF (the extra ``openvino``): converts an ONNX model, makes its weights int8, and runs the result."""
+"""OpenVINO and NNCF (the extra ``openvino``): converts an ONNX model, quantizes it to int8, and runs the result."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hfcompress.deploy.quantization import Operator
 from hfcompress.deploy.runtime import quietly
@@ -134,19 +135,80 @@ def compress_weights(source: Path, target: Path, *, float32: Collection[Operator
         CompressionError: The quantizer fails.
         OSError: The files cannot be written.
     """
+    nncf = import_nncf()
+
+    def compress(model: Any) -> Any:
+        left = nncf.IgnoredScope(names=_nodes(float32), validate=False)
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=left)
+
+    _write_int8(compress, source, target)
+
+
+def quantize_static(
+    source: Path,
+    target: Path,
+    *,
+    bits: int,
+    int8: Collection[Operator],
+    calibration: Iterable[Mapping[str, Tensor]],
+) -> None:
+    """Write a model with int8 weights, one scale a column, and int8 activations, whose scales are measured here.
+
+    All else, such as products of activations, stays in float32. NNCF's own SmoothQuant is left out: channels are
+    equalized before, where that helps.
+
+    Args:
+        source: A float32 model of OpenVINO.
+        target: The file to write.
+        bits: Of a weight: 7 or 8.
+        int8: The operators that are quantized.
+        calibration: Inputs of the model, whose least and largest activations set the scales of all later ones.
+
+    Raises:
+        CompressionError: The quantizer fails.
+        OSError: The files cannot be written.
+    """
+    nncf = import_nncf()
+    from nncf.quantization.advanced_parameters import OverflowFix
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    settings = nncf.AdvancedQuantizationParameters(
+        overflow_fix=OverflowFix.ENABLE if bits == 7 else OverflowFix.DISABLE,
+        disable_bias_correction=True,
+        activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1),
+    )
+    batches = [{name: value.numpy() for name, value in batch.items()} for batch in calibration]
+
+    def quantize(model: Any) -> Any:
+        left = {one.get_friendly_name() for one in model.get_ops()}.difference(_nodes(int8))
+        return nncf.quantize(
+            model,
+            nncf.Dataset(batches),
+            subset_size=len(batches),
+            model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=nncf.IgnoredScope(names=sorted(left), validate=False),
+            advanced_parameters=settings,
+        )
+
+    _write_int8(quantize, source, target)
+
+
+def _write_int8(quantize: Callable[[Any], Any], source: Path, target: Path) -> None:
+    """Let NNCF change a model, and write what it returns."""
     openvino, nncf = import_openvino(), import_nncf()
-    left = [name + end for one in float32 for name in one.nodes for end in ("", _WITHOUT_BIASES)]
     nncf.set_log_level(logging.ERROR)
     try:
         with quietly(), redirect_stdout(StringIO()):  # it shows its progress
-            made = nncf.compress_weights(
-                _start(openvino).read_model(os.fspath(source)),
-                mode=nncf.CompressWeightsMode.INT8_SYM,
-                ignored_scope=nncf.IgnoredScope(names=left, validate=False),
-            )
+            made = quantize(_start(openvino).read_model(os.fspath(source)))
     except Exception as error:  # whatever the quantizer meets in a graph
         raise CompressionError(f"NNCF cannot quantize the model: {describe(error)}") from error
     _save(openvino, made, target)
+
+
+def _nodes(operators: Collection[Operator]) -> list[str]:
+    """Return the names that nodes of these operators may have in OpenVINO."""
+    return [name + end for one in operators for name in one.nodes for end in ("", _WITHOUT_BIASES)]
 
 
 def _start(openvino: Any) -> Any:

@@ -32,6 +32,7 @@ _TRIED = 5  # operators, those whose own output is worst, that are left in float
 _MEASURED = 64  # rows, on which activations are measured and the outputs of operators compared
 _COMPARED = 128  # rows, on which equalized models are compared
 _SAME = 1e-5  # of logits, absolute and relative: what equalized channels may change in float32
+_ERROR = 0.05  # of all intervals together
 _HELPS = 0.9  # of the error: equalized channels that leave more of it do not help
 
 Rows = Sequence[Mapping[str, Any]]
@@ -72,11 +73,16 @@ class QualityGate:
         score: What the loss is about: ``"accuracy"``, ``"label accuracy"`` or ``"R2"``.
         float32: That score of the float32 model.
         int8: That of the int8 model.
-        interval: 95 % interval of the loss, paired by rows.
+        interval: 95 % interval of the loss, paired by rows; it holds for the model that passes, though those judged
+            before it did not: the n-th has a share of the error of 1 / (n (n + 1)), together no more than 5 %.
         max_drop: The loss that is allowed.
-        test: Whether the difference is significant: McNemar's test, or a permutation test.
+        test: Whether the difference is significant: McNemar's test, or a permutation test; not corrected for several
+            models.
         tried: How many models were judged.
-        all_int8_agreement: The agreement of the first of them, in which nothing is left in float32.
+        static: Whether activations have scales that were measured before.
+        all_int8_agreement: The agreement of the model with such scales in which nothing is left in float32.
+        static_agreement: The agreement of that with scales measured before, where they were tried first and did not
+            pass; else None.
         equalization: What equalizing channels does; None where it was not asked for, or there is nothing to equalize.
     """
 
@@ -91,7 +97,9 @@ class QualityGate:
     max_drop: float
     test: McNemar | SignFlip
     tried: int
+    static: bool
     all_int8_agreement: float
+    static_agreement: float | None = None
     equalization: Equalization | None = None
 
     @property
@@ -117,10 +125,11 @@ class QualityGate:
     def sentences(self) -> list[str]:
         """Say what was found."""
         low, high = self.interval
+        several = f", which allows for {self.tried} models having been judged" if self.tried > 1 else ""
         found = [
             f"On {self.rows:,} held-out rows int8 predicts as float32 does on {self.agreement:.1%}; {self.score} "
             f"{self.float32:.3f} before and {self.int8:.3f} after, a loss of {100 * self.drop:.1f} points (95 % "
-            f"interval {100 * low:.1f} to {100 * high:.1f}; p {self.test.p_value:.3f})."
+            f"interval {100 * low:.1f} to {100 * high:.1f}{several}; p {self.test.p_value:.3f})."
         ]
         if not self.confirmed:
             found.append(
@@ -130,6 +139,11 @@ class QualityGate:
         if self.left_in_float32:
             names = ", ".join(self.left_in_float32)
             found.append(f"Left in float32: {names}; all of it int8 agrees on {self.all_int8_agreement:.1%}.")
+        if self.static_agreement is not None:
+            found.append(
+                f"Scales that are measured before, with which it runs faster, did not pass: all of it int8 agreed on "
+                f"{self.static_agreement:.1%}."
+            )
         if self.equalization is not None:
             found.append(str(self.equalization))
         return found
@@ -159,7 +173,7 @@ class HeldOut:
     def logits(self, model: ExportedModel, rows: Rows) -> Tensor:
         """Return the logits of rows, each read alone, as where a text is served when it comes."""
         module = ExportedModule(model)
-        return predict_logits("int8", module, read_examples("dataset", module, rows, self.tokenizer), 1)
+        return predict_logits("exported", module, read_examples("dataset", module, rows, self.tokenizer), 1)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return how right the logits of the rows to judge on are, by row."""
@@ -183,9 +197,12 @@ def split_dataset(dataset: Any) -> tuple[Rows, Rows]:
             "dtype='int8' needs dataset=: labelled rows that no training has seen, on which int8 is compared with "
             "float32; some hundred of them."
         )
-    rows = split_rows(dataset) if isinstance(dataset, Mapping) else [dict(row) for row in dataset]
+    rows = split_rows(dataset) if isinstance(dataset, Mapping) else [*dataset]
+    if others := [row for row in rows if not isinstance(row, Mapping)]:
+        raise CompressionError(f"dataset must hold rows with 'input_ids' and 'labels'; one of it is {others[0]!r:.60}.")
     if len(rows) < 2:
-        raise CompressionError(f"dataset has {len(rows)} rows; half of them rank what is quantized, so pass more.")
+        count = "1 row" if rows else "no rows"
+        raise CompressionError(f"dataset has {count}; half of them rank what is quantized, so pass some hundred.")
     unlabelled = sum("labels" not in row and "label" not in row for row in rows)
     if unlabelled:
         raise CompressionError(f"{unlabelled} of the {len(rows)} rows of dataset have no 'labels', which are needed.")
@@ -207,7 +224,18 @@ class Candidates:
     def __init__(self, graph: Any, folder: Path, bits: int, make: Any) -> None:
         self._folder, self._bits, self._make = folder, bits, make
         self._calibration: list[Batch] | None = None
+        self._else_dynamic = False
         self._use(graph)
+
+    @property
+    def static(self) -> bool:
+        """Whether activations have scales that were measured before, in what is built now."""
+        return self._calibration is not None
+
+    @property
+    def bits(self) -> int:
+        """Bits of a weight, in what is built now."""
+        return self._bits
 
     def _use(self, graph: Any) -> None:
         """Go on with another float32 model, which computes the same."""
@@ -221,9 +249,16 @@ class Candidates:
         model: ExportedModel = self._make(file)
         return model
 
-    def calibrate(self, float32: ExportedModel, rows: HeldOut) -> None:
-        """Scale activations by what some of the rows to rank on have, from now on, and not while a model runs."""
-        self._calibration = [*_measured(float32, rows)]
+    def calibrate(self, float32: ExportedModel, rows: HeldOut, *, else_dynamic: bool) -> None:
+        """Scale activations by what some of the rows to rank on have, from now on, and not while a model runs.
+
+        Args:
+            float32: The float32 model.
+            rows: To rank on.
+            else_dynamic: Whether they are scaled while a model runs after all, if nothing else passes that is left out
+                without being ranked.
+        """
+        self._calibration, self._else_dynamic = [*_measured(float32, rows)], else_dynamic
 
     def equalize(self, float32: ExportedModel, rows: HeldOut, paths: Sequence[LinearPath]) -> Equalization | None:
         """Go on with equalized channels, if the logits of all int8 have less error with them.
@@ -249,10 +284,12 @@ class Candidates:
 
     def sets(self, float32: ExportedModel, rows: HeldOut) -> Iterator[list[Operator]]:
         """Yield what to leave in float32: nothing, the embeddings, then those that repair most, each time one more."""
-        yield []
         tables = [one for one in self.operators if one.table]
-        if tables:
-            yield tables
+        unranked = [[], tables] if tables else [[]]
+        yield from unranked
+        if self._else_dynamic:
+            self._calibration = None
+            yield from unranked
         ranked = self._rank(float32, rows)
         yield from (ranked[:count] for count in range(1, len(ranked) + 1))
 
@@ -303,12 +340,12 @@ def choose(
         CompressionError: None passes; the best is named.
     """
     expected = rows.logits(float32, rows.judged)
-    score("float32", expected, rows.labels, rows.problem)  # refuses labels that do not fit
+    _check_labels(rows, expected)
     before = rows.scores(expected)
     tried: list[QualityGate] = []
     kinds = {"multi_label_classification": "label accuracy", "regression": "R2"}
     equalization = None if paths is None else candidates.equalize(float32, rows, paths)
-    for left in candidates.sets(float32, rows):
+    for number, left in enumerate(candidates.sets(float32, rows), 1):
         logits = rows.logits(candidates.build(left), rows.judged)
         after = rows.scores(logits)
         compared = compare_with_reference("int8", expected, logits, rows.labels, rows.problem)
@@ -321,11 +358,13 @@ def choose(
             score=kinds.get(rows.problem, "accuracy"),
             float32=float(before.mean()),
             int8=float(after.mean()),
-            interval=paired_interval(before - after),
+            interval=paired_interval(before - after, 1 - _ERROR / (number * (number + 1))),
             max_drop=max_drop,
             test=compared.get("mcnemar") or compared["sign_flip"],
-            tried=len(tried) + 1,
-            all_int8_agreement=tried[0].agreement if tried else agreement,
+            tried=number,
+            static=candidates.static,
+            all_int8_agreement=next((one.agreement for one in tried if one.static == candidates.static), agreement),
+            static_agreement=tried[0].agreement if tried and tried[0].static and not candidates.static else None,
             equalization=equalization,
         )
         if result.passed:
@@ -336,6 +375,16 @@ def choose(
         f"None of {len(tried)} int8 models passes max_drop={max_drop:g}, so nothing was written. The best: "
         f"{' '.join(best.sentences())} Export in float32, or allow a larger max_drop."
     )
+
+
+def _check_labels(rows: HeldOut, expected: Tensor) -> None:
+    """Refuse labels that do not go with the logits."""
+    try:
+        score("dataset", expected, rows.labels, rows.problem)
+    except CompressionError as error:
+        cause, leave, _ = str(error).partition("; leave ")  # where nothing is judged
+        remedy = "; int8 is judged by them, so pass those of the model's own kind." if leave else ""
+        raise CompressionError(f"{cause}{remedy}") from error
 
 
 def _explained(logits: Tensor, expected: Tensor) -> float:

@@ -202,13 +202,14 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, min(p, (centre - spread) / scale)), min(1.0, max(p, (centre + spread) / scale))
 
 
-def paired_interval(differences: Tensor) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a mean of paired differences (Bonett and Price 2012).
+def paired_interval(differences: Tensor, confidence: float = 0.95) -> tuple[float, float]:
+    """Return a confidence interval of a mean of paired differences (Bonett and Price 2012).
 
     It is Wald's with one difference of 1 and one of -1 added, so that it has a width where no two scores differ.
 
     Args:
         differences: Of the scores of two models for each example, between -1 and 1, shape (examples,).
+        confidence: Of the interval.
 
     Example:
         >>> import torch
@@ -216,7 +217,7 @@ def paired_interval(differences: Tensor) -> tuple[float, float]:
         >>> round(low, 3), round(high, 3)
         (-0.014, 0.044)
     """
-    count, z = len(differences) + 2, statistics.NormalDist().inv_cdf(0.975)
+    count, z = len(differences) + 2, statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
     mean = float(differences.double().sum()) / count
     variance = (float(differences.double().square().sum()) + 2) / count - mean * mean
     return mean - z * math.sqrt(variance / count), mean + z * math.sqrt(variance / count)

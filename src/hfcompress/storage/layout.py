@@ -24,6 +24,7 @@ CONFIG = "config.json"
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+RECORD = "hfcompress_export.json"  # beside a model that another runtime runs
 _ADAPTER = "adapter_config.json"
 _LARGEST_JSON = 1 << 26  # bytes
 _DEEPEST_JSON = 100  # levels; a few hundred end the recursion of Python's own functions
@@ -49,7 +50,9 @@ def weight_files(folder: Path) -> list[Path]:
         if not is_weight_file(name) or not is_inside(path, folder):
             raise CompressionError(f"{folder} names weights outside of itself: {name!r}.")
         if not path.is_file():
-            raise CompressionError(f"{path} is missing; there are no safetensors weights to load.")
+            exported = "it holds an exported model, for hfcompress.load_exported"
+            why = exported if (folder / RECORD).is_file() else "there are no safetensors weights to load"
+            raise CompressionError(f"{path} is missing; {why}.")
     return [folder / name for name in names]
 
 
@@ -129,8 +132,15 @@ def replacing_model(directory: Folder) -> AbstractContextManager[Path]:
             f"{str(directory)!r} holds a PEFT adapter, which would be applied to what is saved there; name another "
             "folder."
         )
+    check_not_exported(directory)
     own_card = is_our_card(Path(directory) / CARD)
     return replacing(directory, lambda name: is_weight_file(name) or (name == CARD and own_card))
+
+
+def check_not_exported(directory: Folder) -> None:
+    """Refuse to write a model of torch into the folder of an exported one, which would have the config of the other."""
+    if (Path(directory) / RECORD).is_file():
+        raise CompressionError(f"{str(directory)!r} holds an exported model; name another folder.")
 
 
 def is_inside(path: Path, folder: Path) -> bool:

@@ -23,8 +23,9 @@ def add_parser(verbs: options.Verbs) -> None:
     add = parser.add_argument_group("int8").add_argument
     help = "quantize, unless int8 is slower on this machine; with 'always' for any machine, though it is slower here"
     add("--int8", nargs="?", const="this", choices=("this", "always"), metavar="always", help=help)
-    help = "measure the scales of int8 activations on --data, instead of computing them while the model runs"
-    add("--static", action="store_true", help=help)
+    help = "measure the scales of int8 activations on --data, or compute them while the model runs (default: what is "
+    help += "fastest: measured for openvino, if such a model passes, and computed for onnx)"
+    add("--static", action=argparse.BooleanOptionalAction, help=help)
     help = "accuracy that int8 may lose on --data (default: 0.01, one point)"
     add("--max-drop", type=float, default=0.01, metavar="F", help=help)
     help = "rounds in which torch and the runtime are timed; 0: none (default: 8)"
