@@ -61,9 +61,14 @@ def weight_bits(machine: Machine) -> int:
 
 
 def save_for_quantizer(model: Any, file: Path) -> None:
-    """Save a float32 model that torch's exporter has optimized, and say so, or else the quantizer logs advice."""
+    """Save a float32 model that torch's exporter has optimized, and say so, or else the quantizer logs advice.
+
+    The shapes that the exporter noted are left out: the quantizer infers them anew, after it has transposed weights,
+    and refuses a model in which they then differ (with torch 2.11 those of a classifier do).
+    """
     onnx = import_exporter()
     tagged = copy.deepcopy(model)
+    del tagged.graph.value_info[:]
     onnx.helper.set_model_props(tagged, {"onnx.quant.pre_process": "onnxruntime.quant"})
     onnx.save(tagged, file)
 
