@@ -119,7 +119,8 @@ def _damped_inverse(gram: Tensor) -> Tensor:
     """Return the inverse of a matrix whose diagonal is larger by a hundredth of its mean."""
     mean, damped = gram.diagonal().mean(), gram.clone()
     damped.diagonal().add_(_PENALTY * (mean if float(mean) > 0 else torch.ones_like(mean)))
-    return torch.linalg.inv(damped)
+    inverse: Tensor = torch.linalg.inv(damped)
+    return inverse
 
 
 def _curvatures(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]) -> dict[str, Curvature]:
@@ -150,7 +151,8 @@ def _curvatures(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]
             for (name, states, _), gradients in zip(calls, made, strict=True):
                 parts = [part.flatten(0, -2).to(place).double() for part in (states, gradients)]
                 if name not in found:
-                    found[name] = Curvature(*(part.new_zeros(part.shape[1], part.shape[1]) for part in parts))
+                    inputs, outputs = (part.new_zeros(part.shape[1], part.shape[1]) for part in parts)
+                    found[name] = Curvature(inputs, outputs)
                 for gram, part in zip((found[name].inputs, found[name].outputs), parts, strict=True):
                     gram.addmm_(part.T, part)
                 found[name].tokens += len(parts[0])
