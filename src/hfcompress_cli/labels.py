@@ -179,7 +179,8 @@ def class_indices(
     for text, index in texts.items():
         if text not in named and text not in indexed:
             raise CompressionError(
-                f"The label {labels[index]!r} of the data is not one of the model's, which are {known}{at[text]}."
+                f"The label {labels[index]!r} of the data is not one of the model's, which are {known}{at[text]}. "
+                + _remedy(classes, read_as)
             )
     others = [text for text in texts if text not in named]
     if named and others:
@@ -202,6 +203,18 @@ def class_indices(
     if say is not None and read is named:
         _say_spellings(labels, classes, named, say)
     return [read[str(label).strip()] for label in labels]
+
+
+def _remedy(classes: Mapping[str, int], read_as: str | None) -> str:
+    """Return what to do about a label that is none of the model's."""
+    forms = {"names": "the name", "indices": "the index"}
+    write = f"Write {forms.get(read_as or '', 'the name or the index')} of a class there, or leave the row out"
+    if not are_default_names({index: name for name, index in classes.items()}):
+        return f"{write}."
+    return (
+        f"{write}; or, as these names are only those that transformers gives, set id2label and label2id in the model's "
+        "config.json to the real ones, in the order in which it has learned them."
+    )
 
 
 def _say_spellings(labels: Sequence[Any], classes: dict[str, int], named: Mapping[str, int], say: Say) -> None:

@@ -163,7 +163,8 @@ READINGS = [
     (["TRUE"], {"true": 0, "True": 1}, "can be read as 'true' and 'True'; spell it as one of them"),
     (["1.00"], {"1": 0, "1.0": 1}, "can be read as '1' and '1.0'"),
     (["true", "0"], {"True": 0, "False": 1}, "names of the model's, such as 'true', and indices, such as '0'"),
-    (["NA", "0"], {"a": 0, "b": 1}, "The label 'NA' .* is not one of the model's"),
+    (["NA", "0"], {"a": 0, "b": 1}, "The label 'NA' .* Write the name or the index of a class there, or leave the row"),
+    (["neg", "pos"], {"LABEL_0": 0, "LABEL_1": 1}, "'neg' .* set id2label and label2id in the model's config.json"),
     (["1_0"], {str(n) + "x": n for n in range(11)}, "The label '1_0' .* is not one"),
 ]
 

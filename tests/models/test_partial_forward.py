@@ -1,15 +1,18 @@
 """Forward passes that start behind layers and stop at modules, against full passes."""
 
 import types
+from itertools import groupby
 
 import pytest
 import torch
 from architectures import WITH_NEURONS, build
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from hfcompress.models.classifier import evaluation_mode
+from hfcompress.models.heads_and_neurons import KINDS, find_groups
 from hfcompress.models.inputs import dummy_inputs
-from hfcompress.models.partial_forward import PartialForward, Watch, call_order, skippable_layers
+from hfcompress.models.partial_forward import PartialForward, Watch, call_order, find_pauses, skippable_layers
 
 REPLAYED = ("albert", "funnel")  # whose layers run more than once, or are in no stack that the config counts
 
@@ -106,3 +109,28 @@ def test_what_is_added_after_another_operation_is_no_residual_stream():
     with torch.no_grad():
         PartialForward(model, [{"input_ids": torch.arange(5)[None]}], []).run(0, watch)
     assert watch.outputs[model.layers[0]] == []
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "gpt2", "llama"])
+def test_a_pause_keeps_only_what_is_read_from_there_on(architecture, attention):
+    model = build(architecture, layers=2, attn_implementation=attention)
+    batch = dummy_inputs(model, 40, 2)
+    consumers = {part.module for kind in KINDS for group in find_groups(model, kind) for part in group.consumers}
+    with evaluation_mode(model):
+        layers = skippable_layers(model)
+        pauses = find_pauses(model, layers, [model.get_submodule(name) for name in consumers])
+        inside = {module: layer for _, layer in layers for module in layer.modules()}
+        expected = model(**batch).logits
+        with PartialForward(model, [batch], layers, pauses) as runs:
+            for layer, steps in groupby(pauses.values(), key=lambda pause: inside[pause.module]):
+                for pause in steps:
+                    (read,), _ = runs.run_to(0, pause, to_sum=False)
+                    hidden = read.numel() // read.shape[-1] * pause.width * read.element_size()
+                    tensors = [leaf for leaf in tree_leaves(runs._inside) if isinstance(leaf, torch.Tensor)]
+                    held = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+                    assert 0 < sum(held.values()) <= read.numel() * read.element_size() + hidden + 100
+                    runs.resume(pause)
+                runs.advance(layer)
+            torch.testing.assert_close(runs.logits(0), expected)
+    assert len(pauses) == 4

@@ -199,6 +199,19 @@ def test_drop_layers_given_stays_as_asked():
     assert torch.equal(*queries)
 
 
+@pytest.mark.parametrize("reconstruct", [False, True])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_model_without_a_padding_token_is_shrunk(architecture, reconstruct):
+    model = build(architecture)
+    model.config.pad_token_id = None
+    texts = [{"input_ids": row["input_ids"]} for row in LABELLED]  # of one length, so that batches have several
+    report = prune_structured(
+        model, flops=0.5, plain=True, importance="obs", dataset=texts, batch_size=4, reconstruct=reconstruct
+    )
+    assert report.flops[1] <= 0.5 * report.flops[0]
+    assert model.config.pad_token_id is None
+
+
 def test_without_plain_a_budget_drops_no_layers():
     assert prune_structured(build("bert", layers=3), flops=0.3, importance="l1").layers == (3, 3)
     refused(build("bert", layers=3), r"drop layers too \(drop_layers=\)\.", flops=0.05, importance="l1")

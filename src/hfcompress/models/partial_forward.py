@@ -101,12 +101,15 @@ class Pause:
             one that has pauses.
         around: The largest module that returns what ``module`` does.
         width: Of the module's output.
+        read: By module of ``done`` and ``around``, the places in its flattened output of the tensors that a pass that
+            goes on from there reads. The others, such as attention weights, need not be kept; None: all are.
     """
 
     module: nn.Module
     done: tuple[nn.Module, ...]
     around: nn.Module
     width: int
+    read: Mapping[nn.Module, Collection[int]] | None = None
 
 
 class StandIn(nn.Module):
@@ -198,7 +201,12 @@ class PartialForward:
             stand_in = self._stand_ins[pause.module]
             watch = Watch({stand_in: to_sum}, 1)
             self._run(index, watch, pause.around, pause.done, outputs)
-        outputs[pause.around] = watch.inputs[stand_in][0], outputs[pause.around]
+        if pause.read is not None:
+            outputs = {module: _keep_places(output, pause.read[module]) for module, output in outputs.items()}
+        if pause.around is pause.module:  # which will run on what the others returned
+            del outputs[pause.around]
+        else:
+            outputs[pause.around] = watch.inputs[stand_in][0], outputs[pause.around]
         self._inside[index] = outputs
         return watch.inputs[stand_in], watch.outputs[stand_in]
 
@@ -287,6 +295,18 @@ class PartialForward:
         return tree_unflatten([*leaves[:first], pause.module(states), *leaves[first + 1 :]], spec)
 
 
+def _keep_places(output: Any, places: Collection[int]) -> Any:
+    """Return an output with NaN, which take no memory, in place of all other floating-point tensors in it."""
+    leaves, spec = tree_flatten(output)
+    kept = [
+        leaf.new_full((), torch.nan).expand(leaf.shape)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and place not in places
+        else leaf
+        for place, leaf in enumerate(leaves)
+    ]
+    return tree_unflatten(kept, spec)
+
+
 def _clone(output: Any) -> Any:
     return tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, output)
 
@@ -330,14 +350,47 @@ def find_pauses(model: nn.Module, layers: Sequence[Layer], modules: Iterable[nn.
     inside = {module: layer for _, layer in layers for module in layer.modules()}
     wanted = [module for module in order if order[module] == 1 and module in inside and module in set(modules)]
     found = _Calls(model, {module for module in inside if order.get(module) == 1}, wanted).pauses
-    with PartialForward(model, text, layers, found) as runs:
-        for layer, steps in groupby(found.values(), key=lambda pause: inside[pause.module]):
-            for pause in steps:
-                runs.run_to(0, pause, to_sum=False)
-                runs.resume(pause)
-            runs.advance(layer)
-        same = torch.allclose(runs.logits(0), expected, rtol=1e-5, atol=1e-7)
-    return found if same else {}
+    for pauses in (found, {module: replace(pause, read=None) for module, pause in found.items()}):
+        with PartialForward(model, text, layers, pauses) as runs:
+            for layer, steps in groupby(pauses.values(), key=lambda pause: inside[pause.module]):
+                for pause in steps:
+                    runs.run_to(0, pause, to_sum=False)
+                    runs.resume(pause)
+                runs.advance(layer)
+            if torch.allclose(runs.logits(0), expected, rtol=1e-5, atol=1e-7):
+                return pauses
+    return {}
+
+
+class _Operations(TorchFunctionMode):
+    """Notes what torch computes, and from what.
+
+    Attributes:
+        within: The modules that run; None while nothing is noted.
+        found: Of each operation the modules that ran, the tensors that it read and those that it returned.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.within: set[nn.Module] | None = set()
+        self.found: list[tuple[set[nn.Module], list[Tensor], list[Tensor]]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read, made = (
+            [one for one in tree_leaves(each) if isinstance(one, Tensor)] for each in ((args, kwargs), result)
+        )
+        if self.within is not None and (made or func.__name__ not in ("__get__", "size")):  # which read shapes alone
+            self.found.append((self.within, read, made))
+        return result
+
+    def needed(self, result: Tensor, gone: set[nn.Module]) -> set[int]:
+        """Return the ids of the tensors that a result is computed from where these modules do not run."""
+        found = {id(result)}
+        for within, read, made in reversed(self.found):
+            if not within & gone and (not made or any(id(one) in found for one in made)):
+                found |= {id(one) for one in read}
+        return found
 
 
 class _Calls:
@@ -349,25 +402,32 @@ class _Calls:
         self._before: list[nn.Module] = []  # layers
         self._running: list[tuple[nn.Module, list[nn.Module]]] = []  # modules, with those that returned within them
         self._outputs: dict[nn.Module, Tensor] = {}  # of wanted ones, while what is around them returns the same
+        self._leaves: dict[nn.Module, list[Any]] = {}  # of all outputs
+        self._operations = _Operations()
         with ExitStack() as hooks:
             for module in known:
                 hooks.callback(module.register_forward_pre_hook(self._start).remove)
                 hooks.callback(module.register_forward_hook(self._end).remove)
-            PartialForward(model, [dummy_inputs(model, 12)], []).logits(0)
+            with self._operations:
+                logits = PartialForward(model, [dummy_inputs(model, 12)], []).logits(0)
+        self.pauses = {module: replace(pause, read=self._read(pause, logits)) for module, pause in self.pauses.items()}
 
     def _start(self, module: nn.Module, inputs: Any) -> None:
         if module in self._wanted:
             done = [one for _, returned in self._running for one in returned]
             self.pauses[module] = Pause(module, (*self._before, *done), module, 0)
         self._running.append((module, []))
+        self._operations.within = {one for one, _ in self._running}
 
     def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._operations.within = None
         self._running.pop()
         if self._running:
             self._running[-1][1].append(module)
         else:
             self._before = [] if self.pauses.keys() & set(module.modules()) else [*self._before, module]
-        first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+        self._leaves[module] = tree_leaves(output)
+        first = next((leaf for leaf in self._leaves[module] if isinstance(leaf, Tensor)), None)
         if module in self._wanted and first is not None:
             self._outputs[module] = first.clone()  # which the model may change in place
             self.pauses[module] = replace(self.pauses[module], width=first.shape[-1])
@@ -381,6 +441,20 @@ class _Calls:
                 self.pauses[one] = replace(self.pauses[one], around=module, done=done)
             else:
                 del self._outputs[one]
+        self._operations.within = {one for one, _ in self._running}
+
+    def _read(self, pause: Pause, logits: Tensor) -> dict[nn.Module, set[int]]:
+        """Find what is read of the outputs of modules that do not run again."""
+        gone = {*pause.done, *([] if pause.around is pause.module else [pause.around])}
+        needed = self._operations.needed(logits, gone)
+        leaves = {module: self._leaves[module] for module in (*pause.done, pause.around)}
+        found = {
+            module: {place for place, one in enumerate(own) if id(one) in needed} for module, own in leaves.items()
+        }
+        found[pause.around].discard(
+            next((place for place, one in enumerate(leaves[pause.around]) if isinstance(one, Tensor)), -1)
+        )
+        return found
 
 
 def call_order(model: nn.Module, modules: Iterable[nn.Module], batch: Batch) -> tuple[dict[nn.Module, int], Tensor]:

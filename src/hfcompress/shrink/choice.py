@@ -18,6 +18,7 @@ from hfcompress.models.classifier import evaluation_mode, get_logits
 from hfcompress.models.heads_and_neurons import KINDS, Group, Kind, find_groups
 from hfcompress.models.inputs import LABELS, Batch
 from hfcompress.models.layers import layer_stack
+from hfcompress.models.padding import without_padding
 from hfcompress.models.shapes_in_config import stated_counts
 from hfcompress.models.traced_neurons import find_or_trace
 from hfcompress.shrink.budget import Budget, BudgetError
@@ -241,7 +242,7 @@ def _try_layers(
 
 
 def _logits(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
-    with evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model), without_padding(model), torch.no_grad():
         found = [model(**{name: value for name, value in one.items() if name not in LABELS}) for one in batches]
     return torch.cat([get_logits(outputs).cpu().double() for outputs in found])
 

@@ -61,9 +61,10 @@ def solve(products: Products, penalty: float) -> Tensor:
     Returns:
         Shape (inputs, outputs), float64; 0 where there is no such change in finite numbers.
     """
-    diagonal = products.inputs.diagonal()
-    gram = products.inputs + penalty * diagonal.mean() * torch.eye(len(diagonal)).to(products.inputs)
+    gram = products.inputs.clone()
+    gram.diagonal().add_(penalty * products.inputs.diagonal().mean())
     factor, failed = torch.linalg.cholesky_ex(gram)
+    del gram
     change = torch.cholesky_solve(products.missing, factor)
     return torch.zeros_like(change) if failed or not change.isfinite().all() else change
 

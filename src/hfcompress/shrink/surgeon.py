@@ -61,7 +61,7 @@ def obs_scores(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batc
         weights, inputs = [], []
         for part in group.consumers:
             module: Any = model.get_submodule(part.module)
-            factors = curvatures.get(part.module)
+            factors = curvatures.pop(part.module, None)  # which is not needed any more then
             if factors is None:  # a block that is not used
                 continue
             weight = module.weight.detach().movedim(weight_axis(module, outputs=True), 0).to(factors.inputs)
@@ -89,7 +89,7 @@ def removal_losses(grams: Sequence[Tensor], weights: Sequence[Tensor], count: in
         steps before; at least as much as any of theirs.
     """
     matrices = [weight.clone() for weight in weights]
-    inverses = [torch.linalg.inv(_damped(gram)) for gram in grams]
+    inverses = [_damped_inverse(gram) for gram in grams]
     losses, left, least = torch.zeros(count, dtype=torch.float64), torch.arange(count), 0.0
     while len(left):
         rises = torch.zeros(len(left), dtype=torch.float64)
@@ -109,15 +109,18 @@ def removal_losses(grams: Sequence[Tensor], weights: Sequence[Tensor], count: in
             # The kept inputs compensate for the removed ones; the inverse becomes that of the kept block (elimination).
             change = torch.linalg.solve(inverse[~kept][:, ~kept], inverse[~kept][:, kept])
             matrices[index] = matrix[:, kept] - matrix[:, ~kept] @ change
-            inverses[index] = inverse[kept][:, kept] - inverse[kept][:, ~kept] @ change
+            places = kept.nonzero()[:, 0]
+            inverses[index] = inverse[places[:, None], places].addmm_(inverse[kept][:, ~kept], change, alpha=-1)
         left = left[stays]
     return losses
 
 
-def _damped(gram: Tensor) -> Tensor:
-    diagonal = gram.diagonal()
-    scale = diagonal.mean() if float(diagonal.mean()) > 0 else torch.ones_like(diagonal[0])
-    return gram + _PENALTY * scale * torch.eye(len(gram)).to(gram)
+def _damped_inverse(gram: Tensor) -> Tensor:
+    """Return the inverse of a matrix whose diagonal is larger by a hundredth of its mean."""
+    mean, damped = gram.diagonal().mean(), gram.clone()
+    damped.diagonal().add_(_PENALTY * (mean if float(mean) > 0 else torch.ones_like(mean)))
+    inverse: Tensor = torch.linalg.inv(damped)
+    return inverse
 
 
 def _curvatures(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]) -> dict[str, Curvature]:
@@ -147,9 +150,10 @@ def _curvatures(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]
             made = torch.autograd.grad(logits.gather(1, one[:, None]).sum(), leaves, materialize_grads=True)
             for (name, states, _), gradients in zip(calls, made, strict=True):
                 parts = [part.flatten(0, -2).to(place).double() for part in (states, gradients)]
-                grams = [part.T @ part for part in parts]
-                factors = found.setdefault(name, Curvature(torch.zeros_like(grams[0]), torch.zeros_like(grams[1])))
-                factors.inputs += grams[0]
-                factors.outputs += grams[1]
-                factors.tokens += len(parts[0])
+                if name not in found:
+                    inputs, outputs = (part.new_zeros(part.shape[1], part.shape[1]) for part in parts)
+                    found[name] = Curvature(inputs, outputs)
+                for gram, part in zip((found[name].inputs, found[name].outputs), parts, strict=True):
+                    gram.addmm_(part.T, part)
+                found[name].tokens += len(parts[0])
     return found
