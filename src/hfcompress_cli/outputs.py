@@ -72,7 +72,7 @@ def fit(rows: Mapping[str, Measurement], *, verbose: bool = False) -> str:
 
     If needed, it has a column for each model, and if that is too wide too, parts below each other.
     """
-    width = shutil.get_terminal_size((80, 24)).columns
+    width = terminal_width()
     table = make_table(rows, verbose=verbose)
     turned = replace(table, rows=list(zip(*table.rows, strict=True)), alignment="<" + ">" * (len(table.rows) - 1))
     for one in (table, turned):
@@ -81,6 +81,11 @@ def fit(rows: Mapping[str, Measurement], *, verbose: bool = False) -> str:
     return min(
         (one.text(width) for one in (table, turned)), key=lambda text: (max(_width(text), width), text.count("\n"))
     )
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal, 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
 
 
 def _width(text: str) -> int:

@@ -46,7 +46,8 @@ def complete(
         conflict_handler="resolve",  # columns of the text are in both; the fields win
     )
     pin = current_accelerator() is not None  # otherwise pinning memory only brings a warning
-    parser.set_defaults(output_dir=None, dataloader_pin_memory=pin, disable_tqdm=True, **defaults)
+    unset = dict.fromkeys(("output_dir", "logging_strategy", "logging_steps"))
+    parser.set_defaults(dataloader_pin_memory=pin, disable_tqdm=True, **unset, **defaults)
     return parser
 
 
@@ -63,6 +64,8 @@ def make_arguments(kind: type[hfc.DistillationArguments], given: dict[str, Any])
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("bf16") and current_accelerator() is None:
         given["use_cpu"] = True  # as transformers asks for, though there is nothing else
+    if "logging_steps" not in given and given.get("eval_strategy", "no") == "no":
+        given.setdefault("logging_strategy", "epoch")  # where an evaluation logs none
     try:
         return HfArgumentParser(kind).parse_dict(given, allow_extra_keys=True)[0]
     except hfc.CompressionError:

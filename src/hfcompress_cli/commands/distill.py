@@ -6,6 +6,7 @@ Both are measured on rows that were held out, and the student is saved.
 from __future__ import annotations
 
 import argparse
+import textwrap
 
 from hfcompress_cli import launch, options
 
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress_cli.data import check_labels, encode, token_limit
     from hfcompress_cli.held_out import encode_rows, read_parts
     from hfcompress_cli.models import load
-    from hfcompress_cli.outputs import fit, save
+    from hfcompress_cli.outputs import fit, save, terminal_width
     from hfcompress_cli.training_arguments import make_arguments
 
     with training.output_folders(arguments) as (folder, checkpoints):
@@ -110,9 +111,10 @@ def run(arguments: argparse.Namespace) -> options.Results:
             return "", {}
         comparison = hfc.compare({"teacher": teacher, "student": student}, inputs, processing_class=tokenizers)
         save(folder, student, tokenizer)
-    text = f"{fit(comparison.rows)}\ntrained on {len(rows):,} rows, measured on {len(held_out):,} others"
+    text = f"trained on {len(rows):,} rows, measured on {len(held_out):,} others"
     if (agreement := metrics.get("eval_agreement")) is not None:
         text += f"; student and teacher agree on {agreement:.1%} of these"
+    text = f"{fit(comparison.rows)}\n{textwrap.fill(text, terminal_width())}"
     values = {"models": comparison.to_dict(), "examples": {"train": len(rows), "held_out": len(held_out)}}
     return text, values | {"evaluation": metrics, "output": arguments.output}
 
