@@ -113,7 +113,7 @@ def pasted(page: str, link: str) -> str:
     table = re.findall(r"^\| model .*\n(?:\|.*\n)+", found, re.MULTILINE)
     if table:
         what = re.search(r"([\d,]+) film review sentences to learn from .* and ([\d,]+) others to compare", found)
-        seconds = sum(map(int, re.findall(r"^(\d+) seconds of CPU time", found, re.MULTILINE)))
+        seconds = sum(map(int, re.findall(r"^(\d+) seconds\b", found, re.MULTILINE)))
         assert what is not None
         parts.append(
             f"On {what[1]} film review sentences, with {what[2]} others to compare on, this takes {seconds / 60:.0f} "
