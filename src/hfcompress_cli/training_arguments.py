@@ -64,8 +64,8 @@ def make_arguments(kind: type[hfc.DistillationArguments], given: dict[str, Any])
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("bf16") and current_accelerator() is None:
         given["use_cpu"] = True  # as transformers asks for, though there is nothing else
-    if "logging_steps" not in given and given.get("eval_strategy", "no") == "no":
-        given.setdefault("logging_strategy", "epoch")  # where an evaluation logs none
+    if kind is not FineTuningArguments and "logging_steps" not in given:
+        given.setdefault("logging_strategy", "epoch")  # the others log an evaluation then
     try:
         return HfArgumentParser(kind).parse_dict(given, allow_extra_keys=True)[0]
     except hfc.CompressionError:
