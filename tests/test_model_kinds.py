@@ -1,6 +1,7 @@
 """What is no text classifier, no data set and no tokenizer is refused in one sentence by every public function."""
 
 import copy
+import re
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,16 +107,20 @@ NEED_A_CLASSIFIER = {
     "measure's reference": lambda model: hfc.measure(classifier(), ROWS, reference=model or 0),
     "compare": lambda model: hfc.compare({"one": classifier(), "other": model}),
     "export": lambda model: hfc.export(model, "onnx", processing_class=tokenizer()),
+    "compress": lambda model: hfc.compress(model, ROWS, processing_class=tokenizer(), speedup=2),
     "mask_gradients": lambda model: hfc.importance.mask_gradients(model, [], []),
+    "obs_scores": lambda model: hfc.importance.obs_scores(model, [], ROWS),
     "importance_scores": lambda model: hfc.importance.importance_scores(model, [], "fisher", []),
 }
 TAKE_ANY_MODULE = {
     "prune_global_l1": lambda model: hfc.prune_global_l1(model, 0.5),
     "sparsity_report": lambda model: hfc.sparsity_report(model),
     "KeepSparsity": lambda model: hfc.KeepSparsity().read(model),
+    "GradualPruning": lambda model: hfc.GradualPruning(0.5).read(model),
     "save_compressed": lambda model: hfc.save_compressed(model, tempfile.mkdtemp()),
     "importance_scores": lambda model: hfc.importance.importance_scores(model, [], "l1", None),
 }
+ASK_FOR_A_MODEL = NEED_A_CLASSIFIER | TAKE_ANY_MODULE | {"l1_scores": lambda one: hfc.importance.l1_scores(one, None)}
 
 
 def refused(call, *names):
@@ -142,9 +147,17 @@ def test_what_needs_no_classifier_takes_any_model(function, kind):
 
 
 @pytest.mark.parametrize("kind", NO_MODELS)
-@pytest.mark.parametrize("function", NEED_A_CLASSIFIER | TAKE_ANY_MODULE)
+@pytest.mark.parametrize("function", ASK_FOR_A_MODEL)
 def test_what_is_no_model_is_refused(function, kind):
-    refused(lambda: (NEED_A_CLASSIFIER | TAKE_ANY_MODULE)[function](NO_MODELS[kind]()), " must be a model")
+    refused(lambda: ASK_FOR_A_MODEL[function](NO_MODELS[kind]()), " must be a model")
+
+
+def test_every_public_function_of_a_model_is_among_these():
+    signatures = Path(__file__).with_name("public_signatures.txt").read_text()
+    of_models = set(re.findall(r"^(\w+)(?:\.read)?\((?:self, )?(?:models?|teacher)\b", signatures, re.MULTILINE))
+    of_models |= {name for name in hfc.importance.__all__ if callable(getattr(hfc.importance, name))}
+    assert len(of_models) > 12
+    assert of_models - {"Importance"} == {name.split()[0].removesuffix("'s") for name in ASK_FOR_A_MODEL} - {"its"}
 
 
 def test_a_list_of_models_is_refused_by_name():

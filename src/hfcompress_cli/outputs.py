@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +21,6 @@ from hfcompress.models.heads_and_neurons import KINDS
 from hfcompress.models.new_head import update_mark
 from hfcompress.progress import stage
 from hfcompress.report.measurements import Measurement, make_table
-from hfcompress.report.tables import Table
 from hfcompress.storage.layout import check_not_exported, is_weight_file, read_config
 from hfcompress.storage.model_card import CARD, is_our_card, write_card
 from hfcompress_cli.models import TOKENIZER_FILES
@@ -71,18 +69,28 @@ def say_written(name: str) -> None:
 
 
 def fit(rows: Mapping[str, Measurement], *, verbose: bool = False) -> str:
-    """Return measurements as a table that fits the terminal, or 80 columns: if needed, a column for each model."""
-    width = shutil.get_terminal_size((80, 24)).columns
+    """Return measurements as a table that fits the terminal, or 80 columns.
+
+    If needed, it has a column for each model, and if that is too wide too, parts below each other.
+    """
+    width = terminal_width()
     table = make_table(rows, verbose=verbose)
-    if _width(table) > width:
-        turned = replace(table, rows=list(zip(*table.rows, strict=True)), alignment="<" + ">" * (len(table.rows) - 1))
-        table = min(table, turned, key=_width)
-    notes = [wrapped for note in table.notes for wrapped in textwrap.wrap(note, width, break_long_words=False)]
-    return replace(table, notes=notes).text()
+    turned = replace(table, rows=list(zip(*table.rows, strict=True)), alignment="<" + ">" * (len(table.rows) - 1))
+    for one in (table, turned):
+        if _width(replace(one, notes=()).text()) <= width:
+            return one.text(width)
+    return min(
+        (one.text(width) for one in (table, turned)), key=lambda text: (max(_width(text), width), text.count("\n"))
+    )
 
 
-def _width(table: Table) -> int:
-    return max(map(len, replace(table, notes=()).text().splitlines()))
+def terminal_width() -> int:
+    """Return the columns of the terminal, 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.splitlines()))
 
 
 def next_command(verb: str, *words: Sequence[str]) -> str:

@@ -1,127 +1,35 @@
-"""What the verbs that train share: the training arguments as options, the rows, and the training itself."""
+"""What the verbs that train share: the training itself, from the folder of its checkpoints to what it came to."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import random
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import field as dataclass_field
-from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    EvalPrediction,
-    HfArgumentParser,
-    PrinterCallback,
-    ProgressCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
-from typing_extensions import override
+from transformers import EvalPrediction, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 import hfcompress as hfc
-from hfcompress.compat import current_accelerator
 from hfcompress.metrics import multi_label_figures
 from hfcompress.models.classifier import get_problem_type, input_names
 from hfcompress.models.labels import label_names
-from hfcompress.progress import Listener, listener, stage
+from hfcompress.progress import stage
 from hfcompress_cli import launch, options
-from hfcompress_cli.data import encode, read_rows, split_rows, token_limit
+from hfcompress_cli.data import encode, token_limit
+from hfcompress_cli.held_out import encode_rows, read_parts
 from hfcompress_cli.labels import name_classes, read_labels
 from hfcompress_cli.outputs import new_folder
 from hfcompress_cli.tables import Row
+from hfcompress_cli.training_arguments import choose_epochs, make_fine_tuning_arguments, note_precision
+from hfcompress_cli.training_log import HIDDEN, KEPT_BY, TrainingLog
 
-_UPDATES = 500  # at least, where the number of epochs is not given and their number stays below
-_EPOCHS = 3, 20  # at least and at most, likewise
 TIMED = 16  # rows to measure speed with, where none were held out
-_KEPT_BY = "kept_by"  # a figure that is not shown, see class_figures
-_HIDDEN = {"total_flos", f"eval_{_KEPT_BY}", "eval_model_preparation_time"}
-_OF_LABELS = {"class_weights", "weight_column"}  # the arguments of a distillation that a training on labels has too
-
-
-def _fixed_arguments() -> list[tuple[str, Any, Any]]:
-    """Return the fields of a distillation that are about a teacher, for a training on labels: no options."""
-    general = {one.name for one in fields(TrainingArguments)}
-    own = [one for one in fields(hfc.DistillationArguments) if one.name not in general | _OF_LABELS]
-    values = {one.name: one.default for one in own} | {"alpha": 0.0, "label_loss": "cross_entropy"}
-    return [(one.name, Any, dataclass_field(default=values[one.name], init=False)) for one in own]
-
-
-FineTuningArguments: Any = make_dataclass(
-    "FineTuningArguments", _fixed_arguments(), bases=(hfc.DistillationArguments,), namespace={"__module__": __name__}
-)
-
-
-def complete(
-    light: argparse.ArgumentParser, kind: type[hfc.DistillationArguments], **defaults: Any
-) -> argparse.ArgumentParser:
-    """Add the fields of training arguments to a parser, with other defaults for some of them."""
-    parser: argparse.ArgumentParser = HfArgumentParser(
-        kind,
-        prog=light.prog,
-        usage=light.format_usage().removeprefix("usage: "),
-        description=light.description,
-        parents=[light],
-        allow_abbrev=False,
-        conflict_handler="resolve",  # columns of the text are in both; the fields win
-    )
-    pin = current_accelerator() is not None  # otherwise pinning memory only brings a warning
-    parser.set_defaults(output_dir=None, dataloader_pin_memory=pin, disable_tqdm=True, **defaults)
-    return parser
-
-
-def complete_fine_tuning(light: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the training arguments of a training on labels; what is None is set when the data are known."""
-    unset = ["num_train_epochs", "eval_strategy", "save_strategy", "load_best_model_at_end", "save_steps"]
-    unset += ["save_total_limit", "save_only_model", "metric_for_best_model"]
-    defaults: dict[str, Any] = dict.fromkeys(unset) | {"per_device_train_batch_size": 16, "warmup_steps": 0.1}
-    return complete(light, FineTuningArguments, **defaults)
-
-
-def make_arguments(kind: type[hfc.DistillationArguments], given: dict[str, Any]) -> Any:
-    """Make training arguments of options; those that are None are as by default."""
-    given = {name: value for name, value in given.items() if value is not None}
-    try:
-        return HfArgumentParser(kind).parse_dict(given, allow_extra_keys=True)[0]
-    except hfc.CompressionError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise hfc.CompressionError(f"These training arguments do not go together: {error}") from error
-
-
-def make_fine_tuning_arguments(arguments: argparse.Namespace, folder: str, *, measures: bool) -> Any:
-    """Make the training arguments of a training on labels, which keeps its best epoch.
-
-    Args:
-        arguments: Those of the command.
-        folder: Of the checkpoints, unless another is named.
-        measures: Whether there are rows to measure epochs with.
-    """
-    given = vars(arguments) | {"output_dir": arguments.output_dir or folder}
-    asked = [
-        given["eval_strategy"],
-        *([given["save_strategy"]] if given["save_strategy"] in ("steps", "epoch") else []),
-    ]
-    strategy = next((one for one in asked if one is not None), "epoch" if measures else "no")
-    given["eval_strategy"] = strategy
-    given["save_strategy"] = given["save_strategy"] or strategy
-    if given["load_best_model_at_end"] is None:
-        given["load_best_model_at_end"] = measures and strategy != "no" and given["save_strategy"] in (strategy, "best")
-    if given["save_steps"] is None and strategy == "steps":
-        given["save_steps"] = given["eval_steps"] or given["logging_steps"]
-    if arguments.output_dir is None:  # nobody can go on from these checkpoints
-        given |= {"save_total_limit": given["save_total_limit"] or 1, "save_only_model": True}
-    return make_arguments(FineTuningArguments, given)
 
 
 @contextmanager
@@ -135,99 +43,6 @@ def output_folders(arguments: argparse.Namespace) -> Iterator[tuple[Path | None,
         tempfile.TemporaryDirectory(dir=folder, prefix="training-") as training,
     ):
         yield folder, training
-
-
-def read_parts(
-    arguments: argparse.Namespace, label: str | None, weight_column: str | None, seed: int, *, stratified: bool = False
-) -> tuple[list[Row], list[Row], list[Row], list[Row]]:
-    """Read the rows to train on and those to measure with.
-
-    Args:
-        arguments: Those of the command.
-        label: Column of the labels, if they are read.
-        weight_column: Column of the examples' weights, if there is one.
-        seed: By which rows are drawn.
-        stratified: Whether each label is held out in the same share.
-
-    Returns:
-        All rows of the data that the first are in, those to train on, the same of those to measure with, and these.
-    """
-    columns, weights = options.text_columns(arguments), [weight_column] if weight_column is not None else []
-    reading = options.reading(arguments) | {"optional": weights if label is not None else []}
-    table = read_rows(arguments.data, columns, label, seed=seed, **reading)
-    if arguments.eval_data is not None:
-        held_out = read_rows(arguments.eval_data, columns, label, seed=seed, **reading)
-        return table, table, held_out, held_out
-    if stratified and label is not None:
-        rows, held_out = split_by_label(table, arguments.held_out, seed, label)
-    else:
-        rows, held_out = split_rows(table, arguments.held_out, seed)
-    return table, rows, table, held_out
-
-
-def split_by_label(rows: Sequence[Row], held_out: float, seed: int, label: str) -> tuple[list[Row], list[Row]]:
-    """Hold out a fraction of the rows, drawn at random, of each label the same as far as whole rows allow.
-
-    A label of a single row is trained on. Where almost every row has a label of its own, such as a number, they are
-    drawn from all.
-    """
-    _, drawn = split_rows(rows, held_out, seed)  # checks the fraction, and says how many
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        groups[str(row[label]).strip().casefold()].append(index)
-    if not drawn or 2 * len(groups) > len(rows):
-        return split_rows(rows, held_out, seed)
-    generator = random.Random(seed)
-    shuffled = {name: generator.sample(group, len(group)) for name, group in groups.items()}
-    shares = {name: held_out * len(group) for name, group in groups.items()}
-    counts = {name: min(int(share), len(groups[name]) - 1) for name, share in shares.items()}
-    for name in sorted(groups, key=lambda one: (counts[one] - shares[one], one)):  # who lacks most of its share first
-        if sum(counts.values()) < len(drawn) and counts[name] + 1 < len(groups[name]):
-            counts[name] += 1
-    chosen = {index for name, group in shuffled.items() for index in group[: counts[name]]}
-    order = generator.sample(range(len(rows)), len(rows))
-    return [rows[n] for n in order if n not in chosen], [rows[n] for n in order if n in chosen]
-
-
-def encode_rows(
-    part: Sequence[Row],
-    table: Sequence[Row],
-    columns: Sequence[str],
-    label: str | None,
-    model: tuple[Any, Any, int | None],
-    *,
-    known: frozenset[str] | set[str],
-    kept: set[str],
-    **how: Any,
-) -> list[dict[str, Any]]:
-    """Encode rows for a training.
-
-    Args:
-        part: The rows.
-        table: All of the same data.
-        columns: Those of the texts.
-        label: That of the labels.
-        model: Model, tokenizer, and how many tokens of a text are read.
-        known: The columns of what the tokenizer makes that are read.
-        kept: The columns of the data that stay.
-        how: How labels are read.
-    """
-    encoded = encode(part, columns, label, *model, table=table, **how)
-    pairs = zip(encoded, part, strict=True)
-    return [{n: row[n] for n in row if n in known} | {n: own[n] for n in kept & own.keys()} for row, own in pairs]
-
-
-def choose_epochs(args: Any, rows: int) -> None:
-    """Set the number of epochs, where none was given: more where the data are few, as an epoch is few updates then."""
-    each = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    updates = max(1, math.ceil(rows / each))
-    args.num_train_epochs = float(min(max(_EPOCHS[0], math.ceil(_UPDATES / updates)), _EPOCHS[1]))
-    if args.num_train_epochs > _EPOCHS[0] and args.max_steps <= 0:
-        print(
-            f"An epoch of {rows:,} rows has {updates} updates, so there are {args.num_train_epochs:.0f} epochs; "
-            "--epochs sets others.",
-            file=sys.stderr,
-        )
 
 
 class FineTuning:
@@ -302,7 +117,7 @@ class FineTuning:
         with_classes = problem == "single_label_classification"
         kept_by = ("f1_macro" if args.class_weights else "accuracy") if with_classes else "loss"
         if args.load_best_model_at_end and arguments.metric_for_best_model is None:
-            args.metric_for_best_model = _KEPT_BY if with_classes else "loss"
+            args.metric_for_best_model = KEPT_BY if with_classes else "loss"
             args.greater_is_better, self._kept_by = with_classes, f"eval_{kept_by}"
         self._check_metric(problem)
         trainer = make_trainer(
@@ -353,6 +168,7 @@ def make_trainer(**settings: Any) -> hfc.DistillationTrainer:
         raise hfc.CompressionError(
             "The command does not shard models (FSDP, DeepSpeed); launch it without, or use DistillationTrainer."
         )
+    note_precision(trainer.args)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(TrainingLog())
@@ -374,95 +190,12 @@ def measure(trainer: hfc.DistillationTrainer) -> dict[str, float]:
         return {}
     with stage("measuring"):
         found = trainer.evaluate()
-    return {name: value for name, value in found.items() if name not in _HIDDEN}
+    return {name: value for name, value in found.items() if name not in HIDDEN}
 
 
 def as_compression_error(error: ValueError) -> hfc.CompressionError:
     """Return an error of transformers, about arguments that exclude each other, as one of ours."""
     return error if isinstance(error, hfc.CompressionError) else hfc.CompressionError(str(error))
-
-
-class TrainingLog(TrainerCallback):
-    """Reports the steps of a training, and writes its log in lines that fit a terminal."""
-
-    def __init__(self) -> None:
-        self._listener: Listener | None = None
-        self._stages: list[str] = []
-        self._is_training = False  # measuring before and after is logged by what measures
-
-    @override
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Begin the stage."""
-        self._listener, self._is_training = listener() if state.is_world_process_zero else None, True
-        self._begin("training", state.max_steps)
-
-    @override
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Count an update."""
-        self._end("evaluating")
-        if self._listener is not None:
-            self._listener.set_done(state.global_step)
-
-    @override
-    def on_prediction_step(
-        self, args: Any, state: TrainerState, control: TrainerControl, eval_dataloader: Any = None, **kwargs: Any
-    ) -> None:
-        """Count a batch of an evaluation."""
-        if self._stages[-1:] == ["training"]:
-            with_length = hasattr(eval_dataloader, "__len__")
-            self._begin("evaluating", len(eval_dataloader) if with_length else None)
-        if self._stages and self._listener is not None:
-            self._listener.advance()
-
-    @override
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """End the evaluation."""
-        self._end("evaluating")
-
-    @override
-    def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """Write a log: its numbers but for how fast it was."""
-        if self._is_training and state.is_world_process_zero and logs:
-            hidden = _HIDDEN | ({"eval_distillation_loss"} if args.alpha == 0 else set())  # eval_loss, smoothed
-            shown = {n: v for n, v in logs.items() if n not in hidden and not n.endswith(("per_second", "runtime"))}
-            print(log_lines(shown), file=sys.stderr)
-
-    @override
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """End the stage."""
-        self._end("evaluating")
-        self._end("training")
-        self._is_training = False
-
-    def _begin(self, what: str, total: int | None) -> None:
-        if self._listener is not None:
-            self._stages.append(what)
-            self._listener.begin(what, total)
-
-    def _end(self, what: str) -> None:
-        if self._listener is not None and self._stages[-1:] == [what]:
-            self._stages.pop()
-            self._listener.end()
-
-
-def log_lines(logs: dict[str, Any], columns: int = 80) -> str:
-    """Return the numbers of a log with their names, the epoch first, in lines that fit.
-
-    Example:
-        >>> log_lines({"loss": 0.51234, "learning_rate": 5e-5, "epoch": 1.5})
-        'epoch 1.5: loss 0.5123, learning_rate 5e-05'
-    """
-    parts = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in logs.items()]
-    lines = [f"epoch {logs['epoch']:.4g}:" if "epoch" in logs else "log:"]
-    parts = [part for name, part in zip(logs, parts, strict=True) if name != "epoch"]
-    for number, part in enumerate(parts, start=1):
-        part += "," * (number < len(parts))
-        if len(lines[-1]) + 1 + len(part) > columns:
-            lines.append(" ")
-        lines[-1] += f" {part}"
-    return "\n".join(lines)
 
 
 def class_figures(kept_by: str) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -480,7 +213,7 @@ def class_figures(kept_by: str) -> Callable[[EvalPrediction], dict[str, float]]:
         figures = {"f1_macro": float(multi_label_figures(one_hot[0] - 0.5, one_hot[1])["f1_macro"])}
         loss = float(torch.nn.functional.cross_entropy(logits.double(), labels.long()))
         best = {**figures, "accuracy": float((hits == labels).double().mean())}[kept_by]
-        return figures | {_KEPT_BY: best - 1e-6 * math.tanh(loss)}
+        return figures | {KEPT_BY: best - 1e-6 * math.tanh(loss)}
 
     return compute
 

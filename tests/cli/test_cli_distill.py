@@ -104,6 +104,25 @@ def test_a_teacher_without_a_padding_token_gets_one(models, data, tmp_path, run)
     assert (tmp_path / "out" / "config.json").is_file()
 
 
+def test_each_epoch_is_a_line(models, data, tmp_path, run):
+    command = [
+        "distill",
+        models / "bert",
+        "--student-layers",
+        1,
+        "--data",
+        data / "test.jsonl",
+        *COLUMNS,
+        "--overwrite",
+    ]
+    run(*command, "--epochs", 2, "-o", tmp_path / "out")
+    assert [line.split(",")[0][:13] for line in run.error.splitlines() if " loss " in line] == [
+        "epoch 1: loss", "epoch 2: loss"
+    ]  # fmt: skip
+    run(*command, "--epochs", 2, "--logging-steps", 2, "-o", tmp_path / "out")
+    assert run.error.count(": loss ") == 3  # of 6 updates
+
+
 def test_checkpoints_stay_where_they_were_asked(models, data, tmp_path, run):
     command = ["distill", models / "bert", "--student-layers", "0,3", "--data", data / "test.jsonl", *COLUMNS]
     checkpoints = ["--save-strategy", "steps", "--save-steps", 2, "--max-steps", 2, "--output-dir", tmp_path / "kept"]

@@ -12,6 +12,7 @@ from command_line import COLUMNS, WORDS, contents, load, make_tokenizer, predict
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 import hfcompress as hfc
+from hfcompress import compat
 
 SHORT = ("--max-steps", 2)
 
@@ -82,6 +83,19 @@ def test_it_trains_as_the_exact_mean_trainer_does(models, data, tmp_path, run):
     hfc.DistillationTrainer(expected, args, train_dataset=train, processing_class=tokenizer).train()
     ids = torch.tensor([[2, 3, 4]])
     assert torch.allclose(load(tmp_path / "out")(ids).logits, expected.eval()(ids).logits, atol=1e-6)
+
+
+def test_bfloat16_needs_no_other_option(base, tmp_path, run):
+    rows = labelled(["neg", "pos"])
+    command = ["finetune", base, "--data", write(tmp_path / "a.csv", rows), *SHORT, "--overwrite", "-o", tmp_path / "o"]
+    run(*command)
+    assert ("so --bf16 takes less time" in run.error) is (compat.mixed_precision().name == "bf16")
+    before = load(tmp_path / "o").state_dict()
+    run(*command, "--bf16")
+    assert "takes less time" not in run.error
+    after = load(tmp_path / "o").state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.allclose(before[name], after[name], atol=1e-2) for name in before)
 
 
 LABELS = {

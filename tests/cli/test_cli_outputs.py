@@ -1,10 +1,13 @@
 """What the command writes over, and what it leaves when it is interrupted."""
 
 import pytest
+from architectures import build
 from command_line import COLUMNS, contents, load
 from transformers import PreTrainedTokenizerFast
 
 import hfcompress as hfc
+from hfcompress.report.measurements import make_table
+from hfcompress_cli.outputs import fit
 
 
 @pytest.fixture
@@ -98,3 +101,22 @@ def test_an_interrupted_save_writes_nothing(out, models, tmp_path, run, monkeypa
     assert contents(tmp_path) == before
     assert (tmp_path / "new").exists() == parent
     assert "nothing was written" in run.error
+
+
+@pytest.fixture(scope="module")
+def measured():
+    rows = [{"input_ids": [2, 5 + n % 9, 3], "labels": n % 2} for n in range(8)]
+    return list(hfc.compare({"a": build("bert"), "b": build("bert")}, rows, repeats=1).rows.values())
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("name", ["m{}/", "runs/2026-11/rotten-tomatoes/minilm-{}/", "{}" + "long/" * 30])
+def test_measurements_fit_the_terminal_whole(name, columns, measured, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for count in (1, 2, 4, 6, 8):
+        rows = {name.format(n): measured[n > 0] for n in range(count)}
+        for verbose in (False, True):
+            printed, table = fit(rows, verbose=verbose), make_table(rows, verbose=verbose)
+            assert all(cell in printed for row in table.rows for cell in row)
+            fits = max(map(len, printed.splitlines())) <= columns
+            assert fits or len(name) > columns or (verbose and len(name) > 30)  # a name beside that of a figure

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcompress.models.classifier import evaluation_mode, get_logits, get_problem_type, in_float32
+from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_logits, get_problem_type, in_float32
 from hfcompress.models.heads_and_neurons import Group, weight_axis
 from hfcompress.models.inputs import Batch
 from hfcompress.models.padding import reading, without_padding
@@ -55,6 +55,7 @@ def obs_scores(model: nn.Module, groups: Sequence[Group], batches: Iterable[Batc
         For each group shape (count,), float64, on the CPU. They are those of a greedy removal, one after the other,
         each with those before it removed: the order of the scores is that of the removal.
     """
+    check_model_kind(model)
     curvatures = _curvatures(model, [part.module for group in groups for part in group.consumers], batches)
     scores = []
     for group in track(groups, "ordering heads and neurons"):

@@ -6,6 +6,7 @@ Both are measured on rows that were held out, and the student is saved.
 from __future__ import annotations
 
 import argparse
+import textwrap
 
 from hfcompress_cli import launch, options
 
@@ -43,18 +44,20 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress.progress import stage
     from hfcompress_cli import training
     from hfcompress_cli.data import check_labels, encode, token_limit
+    from hfcompress_cli.held_out import encode_rows, read_parts
     from hfcompress_cli.models import load
-    from hfcompress_cli.outputs import fit, save
+    from hfcompress_cli.outputs import fit, save, terminal_width
+    from hfcompress_cli.training_arguments import make_arguments
 
     with training.output_folders(arguments) as (folder, checkpoints):
         given = vars(arguments) | {"output_dir": arguments.output_dir or checkpoints}
-        args = training.make_arguments(hfc.DistillationArguments, given)
+        args = make_arguments(hfc.DistillationArguments, given)
         if launch.is_launched():
             args.output_dir = launch.share(args.output_dir)
         set_seed(args.seed)
         columns, label = options.text_columns(arguments), None if args.alpha == 1 else arguments.label_column
         reads_labels = options.labels(arguments)
-        table, rows, eval_table, held_out = training.read_parts(arguments, label, args.weight_column, args.seed)
+        table, rows, eval_table, held_out = read_parts(arguments, label, args.weight_column, args.seed)
         with stage(f"loading {arguments.teacher}"):
             teacher, teacher_tokenizer = load(arguments.teacher, trained=True, reads_texts=True)
         if arguments.student is None:
@@ -88,7 +91,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
                 for name, one in of_both.items()
             }
             train, evaluated = (
-                training.encode_rows(part, whole, columns, label, of_both["student"], **encoding)
+                encode_rows(part, whole, columns, label, of_both["student"], **encoding)
                 for part, whole in ((rows, table), (held_out, eval_table))
             )
         tokenizers = {"teacher": teacher_tokenizer, "student": tokenizer}
@@ -108,15 +111,16 @@ def run(arguments: argparse.Namespace) -> options.Results:
             return "", {}
         comparison = hfc.compare({"teacher": teacher, "student": student}, inputs, processing_class=tokenizers)
         save(folder, student, tokenizer)
-    text = f"{fit(comparison.rows)}\ntrained on {len(rows):,} rows, measured on {len(held_out):,} others"
+    text = f"trained on {len(rows):,} rows, measured on {len(held_out):,} others"
     if (agreement := metrics.get("eval_agreement")) is not None:
         text += f"; student and teacher agree on {agreement:.1%} of these"
+    text = f"{fit(comparison.rows)}\n{textwrap.fill(text, terminal_width())}"
     values = {"models": comparison.to_dict(), "examples": {"train": len(rows), "held_out": len(held_out)}}
     return text, values | {"evaluation": metrics, "output": arguments.output}
 
 
 def _complete(light: argparse.ArgumentParser) -> argparse.ArgumentParser:
     from hfcompress import DistillationArguments
-    from hfcompress_cli.training import complete
+    from hfcompress_cli.training_arguments import complete
 
     return complete(light, DistillationArguments, save_strategy="no")

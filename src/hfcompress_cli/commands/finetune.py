@@ -77,6 +77,6 @@ def run(arguments: argparse.Namespace) -> options.Results:
 
 
 def _complete(light: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    from hfcompress_cli.training import complete_fine_tuning
+    from hfcompress_cli.training_arguments import complete_fine_tuning
 
     return complete_fine_tuning(light)

@@ -134,6 +134,6 @@ def _figures(found: dict[str, dict[str, float]]) -> list[str]:
 
 
 def _complete(light: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    from hfcompress_cli.training import complete_fine_tuning
+    from hfcompress_cli.training_arguments import complete_fine_tuning
 
     return complete_fine_tuning(light)

@@ -1,0 +1,93 @@
+"""The rows that are trained on and those held out to measure with, and both encoded."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from hfcompress_cli import options
+from hfcompress_cli.data import encode, read_rows, split_rows
+from hfcompress_cli.tables import Row
+
+
+def read_parts(
+    arguments: argparse.Namespace, label: str | None, weight_column: str | None, seed: int, *, stratified: bool = False
+) -> tuple[list[Row], list[Row], list[Row], list[Row]]:
+    """Read the rows to train on and those to measure with.
+
+    Args:
+        arguments: Those of the command.
+        label: Column of the labels, if they are read.
+        weight_column: Column of the examples' weights, if there is one.
+        seed: By which rows are drawn.
+        stratified: Whether each label is held out in the same share.
+
+    Returns:
+        All rows of the data that the first are in, those to train on, the same of those to measure with, and these.
+    """
+    columns, weights = options.text_columns(arguments), [weight_column] if weight_column is not None else []
+    reading = options.reading(arguments) | {"optional": weights if label is not None else []}
+    table = read_rows(arguments.data, columns, label, seed=seed, **reading)
+    if arguments.eval_data is not None:
+        held_out = read_rows(arguments.eval_data, columns, label, seed=seed, **reading)
+        return table, table, held_out, held_out
+    if stratified and label is not None:
+        rows, held_out = split_by_label(table, arguments.held_out, seed, label)
+    else:
+        rows, held_out = split_rows(table, arguments.held_out, seed)
+    return table, rows, table, held_out
+
+
+def split_by_label(rows: Sequence[Row], held_out: float, seed: int, label: str) -> tuple[list[Row], list[Row]]:
+    """Hold out a fraction of the rows, drawn at random, of each label the same as far as whole rows allow.
+
+    A label of a single row is trained on. Where almost every row has a label of its own, such as a number, they are
+    drawn from all.
+    """
+    _, drawn = split_rows(rows, held_out, seed)  # checks the fraction, and says how many
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        groups[str(row[label]).strip().casefold()].append(index)
+    if not drawn or 2 * len(groups) > len(rows):
+        return split_rows(rows, held_out, seed)
+    generator = random.Random(seed)
+    shuffled = {name: generator.sample(group, len(group)) for name, group in groups.items()}
+    shares = {name: held_out * len(group) for name, group in groups.items()}
+    counts = {name: min(int(share), len(groups[name]) - 1) for name, share in shares.items()}
+    for name in sorted(groups, key=lambda one: (counts[one] - shares[one], one)):  # who lacks most of its share first
+        if sum(counts.values()) < len(drawn) and counts[name] + 1 < len(groups[name]):
+            counts[name] += 1
+    chosen = {index for name, group in shuffled.items() for index in group[: counts[name]]}
+    order = generator.sample(range(len(rows)), len(rows))
+    return [rows[n] for n in order if n not in chosen], [rows[n] for n in order if n in chosen]
+
+
+def encode_rows(
+    part: Sequence[Row],
+    table: Sequence[Row],
+    columns: Sequence[str],
+    label: str | None,
+    model: tuple[Any, Any, int | None],
+    *,
+    known: frozenset[str] | set[str],
+    kept: set[str],
+    **how: Any,
+) -> list[dict[str, Any]]:
+    """Encode rows for a training.
+
+    Args:
+        part: The rows.
+        table: All of the same data.
+        columns: Those of the texts.
+        label: That of the labels.
+        model: Model, tokenizer, and how many tokens of a text are read.
+        known: The columns of what the tokenizer makes that are read.
+        kept: The columns of the data that stay.
+        how: How labels are read.
+    """
+    encoded = encode(part, columns, label, *model, table=table, **how)
+    pairs = zip(encoded, part, strict=True)
+    return [{n: row[n] for n in row if n in known} | {n: own[n] for n in kept & own.keys()} for row, own in pairs]
