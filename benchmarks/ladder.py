@@ -166,7 +166,7 @@ class Run:
         """Make a model as fast as a rung, and train it for as many epochs as all rungs so far."""
         model, args = make(rung), self._arguments(self._epochs * rungs)
         trained = train_rung(model, None, self.parts, args, self.pair[1], deadline=None, tick=lambda done: None)
-        return self._test(model) | {"epochs": trained.epochs, "best": trained.best}
+        return self._test(model) | {"epochs": trained.epochs, "kept": trained.is_kept}
 
     def _arguments(self, epochs: float) -> hfc.DistillationArguments:
         args = default_arguments(
@@ -205,7 +205,7 @@ class Run:
         return best
 
     def _in_int8(self) -> Any:
-        rows = [dict(row) for row in self.parts.stop.remove_columns(["teacher_logits"])]
+        rows = [dict(row) for row in self.parts.check.remove_columns(["teacher_logits"])]
         settings = {"dtype": "int8", "dataset": rows, "repeats": 0, "max_drop": 0.02}
         hfc.export(self.clock.original, self._work / "int8", processing_class=self.pair[1], **settings)
         return hfc.load_exported(self._work / "int8")

@@ -7,16 +7,16 @@ import torch
 from architectures import WORDS, arguments, build, same_bits, state_of, texts, word_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hfcompress import CompressionError, DistillationArguments
+from hfcompress import CompressionError, DistillationArguments, DistillationTrainer
 from hfcompress.metrics import predict
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.profiling import count_flops
 from hfcompress.report import benchmark
 from hfcompress.search import clock as clocks
-from hfcompress.search import compressing, rungs
+from hfcompress.search import compressing, rungs, training
 from hfcompress.search.compressing import compress
 from hfcompress.search.ladder import Ladder, Rung
-from hfcompress.search.rows import read_parts
+from hfcompress.search.rows import read_parts, readable, with_logits
 
 ROWS = texts(240)
 
@@ -244,11 +244,49 @@ def test_rows_do_one_thing_each(tmp_path):
     other = [{**row, "text": row["text"] + " a"} for row in texts(60)]
     for given, sizes in ((other, (240, 20, 40)), (None, (192, 16, 32))):
         parts = read_parts(model, tokenizer, ROWS, given, args, None, 0)
-        train, stop, measure = (list(part["text"]) for part in (parts.train, parts.stop, parts.measure))
-        assert (len(train), len(stop), len(measure)) == sizes
+        train, check, measure = (list(part["text"]) for part in (parts.train, parts.check, parts.measure))
+        assert (len(train), len(check), len(measure)) == sizes
         if given:
             assert sorted(train) == sorted(ROWS["text"])
-        assert sorted(train + stop + measure) == sorted(row["text"] for row in [*ROWS, *(given or [])])
+        assert sorted(train + check + measure) == sorted(row["text"] for row in [*ROWS, *(given or [])])
+
+
+@pytest.mark.parametrize("after", [0.0, 1.0])
+def test_a_training_that_does_harm_is_undone(after, tmp_path, monkeypatch):
+    model, tokenizer, args = small(), word_tokenizer(), settings(tmp_path)["args"]
+    parts = read_parts(model, tokenizer, ROWS, None, args, None, 0)
+    parts = readable(with_logits(model, model, parts, None, args, tmp_path), model, args)
+    scores = iter([torch.full((20,), 0.5), torch.full((20,), after)])
+    monkeypatch.setattr(training, "_scores", lambda trainer, parts: next(scores))
+    before = state_of(model)
+    trained = training.train_rung(model, None, parts, args, tokenizer, deadline=None, tick=lambda done: None)
+    assert trained.is_kept == (after == 1.0) == (not same_bits(state_of(model), before))
+    assert (trained.epochs, trained.scores) == (1, (0.5, after))
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+def test_held_out_rows_are_scored_by_hand(problem, tmp_path):
+    outputs = 1 if problem == "regression" else 2
+    model, tokenizer, args = (
+        small(problem_type=problem, num_labels=outputs),
+        word_tokenizer(),
+        settings(tmp_path)["args"],
+    )
+    values = {"single_label_classification": [0, 1], "multi_label_classification": [[1.0, 0.0], [1.0, 1.0]]}
+    labels = values.get(problem, [0.5, -1.0])
+    rows = [{"text": row["text"], "labels": labels[n % 2]} for n, row in enumerate(ROWS)]
+    parts = readable(read_parts(model, tokenizer, rows, None, args, None, 0), model, args)
+    trainer = DistillationTrainer(model=model, args=args, processing_class=tokenizer)
+    expected = []
+    for row in parts.check:
+        found = model.eval()(torch.tensor([row["input_ids"]])).logits[0].tolist()
+        if problem == "regression":
+            expected.append(-((found[0] - row["labels"]) ** 2))
+        elif problem == "single_label_classification":
+            expected.append(float(found.index(max(found)) == row["labels"]))
+        else:
+            expected.append(sum((one > 0) == (label == 1) for one, label in zip(found, row["labels"], strict=True)) / 2)
+    assert training._scores(trainer, parts).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_rows_without_a_label_learn_from_the_teacher(tmp_path):

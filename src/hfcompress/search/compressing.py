@@ -78,10 +78,10 @@ def compress(
         train_dataset: Rows with texts (``text``, or the columns that ``args`` names), or ``input_ids``; and ``labels``,
             as a Trainer takes them. Rows without a label (None, -1 or -100) learn from the teacher alone.
         processing_class: The tokenizer, saved beside each model.
-        eval_dataset: Other labelled rows, which the model was not fine-tuned on: a third of them, 1,000 at most, stops
-            the training, and the others measure the models. These choose nothing, but with ``max_drop`` which speed-up
-            is the last. If None, a fifth of the labelled rows of ``train_dataset``, 3,000 at most, is held out for
-            both; if the model was fine-tuned on them, they stop the training too early and show too little loss.
+        eval_dataset: Other labelled rows, which the model was not fine-tuned on: a third of them, 1,000 at most, says
+            whether a training is kept, and the others measure the models. These choose nothing, but with ``max_drop``
+            which speed-up is the last. If None, a fifth of the labelled rows of ``train_dataset``, 3,000 at most, is
+            held out for both; if the model was fine-tuned on them, its accuracy there is too high.
         speedup: How many times as fast, above 1, or several such numbers. If None: 2, 4 and 10, or with ``max_drop``
             1.5, 2, 3, 4 and so on until more is lost, and one between the last two.
         max_drop: The loss of accuracy allowed, such as 0.01 (label accuracy of several labels; R2 of a regression). A
@@ -93,7 +93,7 @@ def compress(
             on a GPU and served without one. If None, where they are trained, and the CPU with ONNX Runtime.
         output_dir: The folder for the models; a temporary one if None.
         time_limit: In minutes: training stops then, and what is done by then is returned.
-        args: How each model is trained; four epochs at most at 5e-5 if None.
+        args: How each model is trained; four epochs at 5e-5, which falls linearly, if None.
         importance: How heads and neurons are ranked: ``"obs"``, ``"fisher"`` or ``"taylor"``, as for
             `prune_structured`. ``"auto"``: ``"obs"`` where outputs are reconstructed, else ``"fisher"``.
         reconstruct: Whether outputs are reconstructed; ``"auto"``: yes.

@@ -1,4 +1,4 @@
-"""The rows of a ladder: which are learned from, which stop the learning, and which measure."""
+"""The rows of a ladder: which are learned from, which check the training, and which measure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hfcompress.models.tokenizers import check_texts, token_limit, truncation
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_STOP_SHARE, _STOP_MOST = 3, 1000  # a third of the rows that are not learned from stop the learning, 1,000 at most
+_CHECK_SHARE, _CHECK_MOST = 3, 1000  # a third of the rows that are not learned from check the training
 _OTHER_SHARE, _OTHER_MOST = 5, 3000  # a fifth of the rows is not learned from where no others are given
 _LEAST = 20  # rows to learn from
 _CALIBRATION = 512
@@ -38,15 +38,15 @@ class Parts:
 
     Attributes:
         train: To learn from; a row without a label has the weight 0 in the label term.
-        stop: Labelled rows that are in no other part; they stop the learning, and judge int8. Rows that the original
-            was trained on would not do: it has learned their labels by heart, and so has what is made of it.
+        check: Labelled rows that are in no other part; they say whether a training is kept, and judge int8. Rows that
+            the original was trained on would not do: it has learned their labels by heart, and so have its rungs.
         measure: Labelled rows, which decide nothing but which speed-up loses at most ``max_drop``.
         labelled: Whether rows to learn from have labels.
         problem: What the labels mean.
     """
 
     train: Dataset
-    stop: Dataset
+    check: Dataset
     measure: Dataset
     labelled: bool
     problem: Problem
@@ -74,7 +74,7 @@ def read_parts(
     max_length: int | None,
     seed: int,
 ) -> Parts:
-    """Read the data, encode texts, and hold out what stops the learning and, without other rows, what measures.
+    """Read the data, encode texts, and hold out what checks the training and what measures.
 
     Raises:
         CompressionError: There are too few rows, or no labels to measure by; or they hold neither texts nor ids.
@@ -105,8 +105,8 @@ def read_parts(
     else:
         others, order = train, order[: min(_OTHER_MOST, len(order) // _OTHER_SHARE)]
         used = set(order)
-    count = min(_STOP_MOST, len(order) // _STOP_SHARE)
-    stop, measure = (others.select(sorted(part)) for part in (order[:count], order[count:]))
+    count = min(_CHECK_MOST, len(order) // _CHECK_SHARE)
+    check, measure = (others.select(sorted(part)) for part in (order[:count], order[count:]))
     left = [n for n in range(len(train)) if n not in used]
     if len(left) < _LEAST:
         raise CompressionError(
@@ -118,7 +118,7 @@ def read_parts(
         rows = _fill_labels(rows, unknown, problem, count_outputs(model.config) or 1, args)
     elif all(unknown) and "labels" in rows.column_names:
         rows = rows.remove_columns("labels")
-    return Parts(rows, stop, measure, not all(unknown), problem)
+    return Parts(rows, check, measure, not all(unknown), problem)
 
 
 def with_logits(
@@ -150,7 +150,7 @@ def with_logits(
             return found
         return found.map(lambda row: {"teacher_logits": [row["teacher_logits"][n] for n in order]})
 
-    return replace(parts, train=add(parts.train), stop=add(parts.stop))
+    return replace(parts, train=add(parts.train), check=add(parts.check))
 
 
 def readable(parts: Parts, model: PreTrainedModel, args: DistillationArguments) -> Parts:
@@ -159,7 +159,7 @@ def readable(parts: Parts, model: PreTrainedModel, args: DistillationArguments) 
     return replace(
         parts,
         train=_keep_readable(parts.train, model, more),
-        stop=_keep_readable(parts.stop, model, more[:1]),
+        check=_keep_readable(parts.check, model, more[:1]),
         measure=_keep_readable(parts.measure, model, []),
     )
 

@@ -115,7 +115,7 @@ def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedC
     from hfcompress.deploy.exporting import export
 
     if job.runtime == "onnx-int8":
-        rows = [dict(row) for row in job.parts.stop.remove_columns(["teacher_logits"])]
+        rows = [dict(row) for row in job.parts.check.remove_columns(["teacher_logits"])]
         try:
             export(student, folder, processing_class=job.tokenizer, dtype="int8", dataset=rows, repeats=0)
             return load_exported(folder), []
@@ -151,9 +151,9 @@ def _drop(found: Comparison, name: str, parts: Parts) -> float:
 
 def _recipe(args: DistillationArguments, candidate: Candidate, trained: Trained) -> str:
     learned = "labels and the teacher" if 0 < args.alpha < 1 else "the teacher" if args.alpha else "labels"
+    kept = "" if trained.is_kept else ", which made it worse on held-out rows and was undone"
     return (
-        f"{candidate.evaluated} plans evaluated; epochs: {trained.epochs:g} on {learned} at {args.learning_rate:g}, "
-        f"best after {trained.best:g}"
+        f"{candidate.evaluated} plans evaluated; {trained.epochs:g} epochs on {learned} at {args.learning_rate:g}{kept}"
     )
 
 

@@ -91,6 +91,6 @@ def describe_arguments(args: DistillationArguments) -> dict[str, Any]:
 
 def digest_call(model: PreTrainedModel, teacher: nn.Module | None, parts: Parts, settings: dict[str, Any]) -> str:
     """Name a call by all that its result depends on."""
-    found = [data_digest(model, data, settings) for data in (parts.train, parts.stop, parts.measure)]
+    found = [data_digest(model, data, settings) for data in (parts.train, parts.check, parts.measure)]
     found += [] if teacher is None else [data_digest(teacher, parts.train, settings)]
     return hashlib.sha256(" ".join(found).encode()).hexdigest()[:32]

@@ -1,8 +1,9 @@
-"""One rung is trained: distilled from the original, and stopped where held-out rows say so."""
+"""One rung is trained: distilled from the original; held-out rows say whether that is kept."""
 
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from hfcompress.losses import Problem
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.rows import Parts
 
-_PATIENCE = 4  # evaluations without a better one
-_EVALUATIONS = 2  # in an epoch
+_Z = 1.96  # standard errors by which a model is worse
+_LOOK = 50  # steps between looks of several processes at the clock
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,20 @@ class Trained:
 
     Attributes:
         epochs: How many were done.
-        best: After how many epochs the weights are that were kept; 0 for those before the training.
-        losses: On the rows that stop it, of the weights before and of those that were kept.
+        is_kept: Whether the weights are those after them, or those before.
+        scores: On the held-out rows, before and after: accuracy, or minus the mean squared error; None without rows.
     """
 
     epochs: float
-    best: float
-    losses: tuple[float, float]
+    is_kept: bool
+    scores: tuple[float, float] | None
 
 
 def default_arguments(output_dir: str, problem: Problem, *, labelled: bool, seed: int) -> DistillationArguments:
     """Return the arguments that rungs are trained with where none are given."""
     regression = problem == "regression"
-    precision = mixed_precision()
-    accelerator = current_accelerator() is not None
-    settings: dict[str, Any] = {"bf16": True} if precision.name == "bf16" and accelerator else {}
+    precision = mixed_precision().name
+    settings: dict[str, Any] = {} if precision == "no" else {precision: True}
     args = DistillationArguments(
         output_dir=output_dir,
         num_train_epochs=4,
@@ -60,7 +60,7 @@ def default_arguments(output_dir: str, problem: Problem, *, labelled: bool, seed
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
-        dataloader_pin_memory=accelerator,
+        dataloader_pin_memory=current_accelerator() is not None,
         disable_tqdm=not sys.stderr.isatty(),
         seed=seed,
         **settings,
@@ -79,7 +79,10 @@ def train_rung(
     deadline: float | None,
     tick: Callable[[float], None],
 ) -> Trained:
-    """Train a student, in place; the weights that do best on the rows that stop it are kept, at worst those it had.
+    """Train a student for the whole schedule, in place, and undo that if it is worse on held-out rows.
+
+    Nothing is chosen between the epochs: on rows as few as are held out, chance decides then, and the last epochs, at a
+    small learning rate, are the best ones.
 
     Args:
         student: In float32.
@@ -91,75 +94,66 @@ def train_rung(
         tick: Called with what share of the training is done.
     """
     own = copy.copy(args)
-    own.disable_tqdm, own.load_best_model_at_end = True, False
-    has_stop = len(parts.stop) > 0
-    own.eval_strategy, own.eval_steps = ("steps", 1.0) if has_stop else ("no", None)
-    keep = _KeepBest(deadline, tick)
+    own.disable_tqdm, own.load_best_model_at_end, own.eval_strategy = True, False, "no"
     trainer = DistillationTrainer(
         model=student,
         args=own,
         teacher=teacher,
         train_dataset=parts.train.remove_columns([n for n in ("hfcompress_unlabelled",) if n in parts.train.features]),
-        eval_dataset=parts.stop if has_stop else None,
         processing_class=tokenizer,
-        callbacks=[keep],
+        callbacks=[_Watch(deadline, tick)],
     )
     trainer.remove_callback(PrinterCallback)  # one bar shows how far it is
-    if has_stop:
-        steps = len(trainer.get_train_dataloader()) // max(1, own.gradient_accumulation_steps)
-        own.eval_steps = max(1, steps // _EVALUATIONS)
-        trainer.evaluate()
+    state = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+    before = _scores(trainer, parts)
     trainer.train()
-    keep.restore(student)
+    after = _scores(trainer, parts)
+    is_kept = not agree(is_worse(after - before))
+    if not is_kept:
+        student.load_state_dict(state)
     student.eval()
-    first, best = keep.losses
-    return Trained(round(float(trainer.state.epoch or 0), 2), round(keep.best_epoch, 2), (first, best))
+    scores = (float(before.mean()), float(after.mean())) if len(before) else None
+    return Trained(round(float(trainer.state.epoch or 0), 2), is_kept, scores)
 
 
-class _KeepBest(TrainerCallback):
-    """Keeps the weights with the least loss on held-out rows, and stops where there is no better one, or no time."""
+def is_worse(differences: Tensor) -> bool:
+    """Whether paired differences of scores, shape (rows,), are below 0 by more than chance: their 95 % interval is.
+
+    Example:
+        >>> is_worse(torch.tensor([-1.0, -1, 0, 0])), is_worse(torch.tensor([-1.0, -1, 0, 0]).repeat(5))
+        (False, True)
+    """
+    if len(differences) < 2:
+        return False
+    error = float(differences.std()) / math.sqrt(len(differences))
+    return float(differences.mean()) + _Z * error < 0
+
+
+def _scores(trainer: DistillationTrainer, parts: Parts) -> Tensor:
+    """Return a score for each held-out row: 1 if it is predicted rightly, the share of its labels, minus an error."""
+    if not len(parts.check):
+        return torch.zeros(0)
+    found: Any = trainer.predict(parts.check)
+    logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
+    logits, labels = torch.as_tensor(logits).double(), torch.as_tensor(found.label_ids)
+    if parts.problem == "single_label_classification":
+        return (logits.argmax(-1) == labels.flatten()).double()
+    logits = logits.reshape(len(logits), -1)
+    labels = labels.reshape(len(labels), -1).double()
+    if parts.problem == "regression":
+        return -(logits - labels).square().mean(-1)
+    return ((logits > 0) == (labels > 0.5)).double().mean(-1)
+
+
+class _Watch(TrainerCallback):
+    """Says how far the training is, and stops it where there is no time left."""
 
     def __init__(self, deadline: float | None, tick: Callable[[float], None]) -> None:
         self._deadline, self._tick = deadline, tick
-        self._state: dict[str, Tensor] = {}
-        self._first, self._least, self._waited = float("nan"), float("inf"), 0
-        self.best_epoch = 0.0
-
-    @property
-    def _is_late(self) -> bool:
-        return self._deadline is not None and time.monotonic() > self._deadline
-
-    @property
-    def losses(self) -> tuple[float, float]:
-        """The loss before the training, and the least."""
-        return self._first, self._least
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the weights if they are better."""
-        metrics, model = kwargs["metrics"], kwargs["model"]
-        if agree(self._is_late):  # at the same step in all processes
-            control.should_training_stop = True
-        loss = metrics.get("eval_distillation_loss", metrics.get("eval_loss", float("inf")))
-        if self._first != self._first:
-            self._first = loss
-        if loss < self._least:
-            self._least, self._waited, self.best_epoch = loss, 0, float(state.epoch or 0)
-            inner = model.module if hasattr(model, "module") else model
-            self._state = {name: value.detach().cpu().clone() for name, value in inner.state_dict().items()}
-            return
-        self._waited += 1
-        if self._waited >= _PATIENCE:
-            control.should_training_stop = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say how far it is, and stop at the deadline; of several processes at the next evaluation."""
+        """Look at the clock; several processes do so at the same steps."""
         self._tick(state.global_step / max(1, state.max_steps))
-        if self._is_late and processes().num_processes == 1:
-            control.should_training_stop = True
-            control.should_evaluate = bool(self._state)
-
-    @torch.no_grad()
-    def restore(self, model: nn.Module) -> None:
-        """Give a model the weights that were kept, in place."""
-        if self._state:
-            model.load_state_dict(self._state)
+        alone = processes().num_processes == 1
+        if self._deadline is not None and (alone or state.global_step % _LOOK == 0):
+            control.should_training_stop |= agree(time.monotonic() > self._deadline)
