@@ -14,16 +14,18 @@ from hfcompress_cli.tables import Row
 
 
 def read_parts(
-    arguments: argparse.Namespace, label: str | None, weight_column: str | None, seed: int, *, stratified: bool = False
+    arguments: argparse.Namespace, label: str | None, weight_column: str | None, seed: int
 ) -> tuple[list[Row], list[Row], list[Row], list[Row]]:
-    """Read the rows to train on and those to measure with.
+    """Read the rows to train on and those to measure with; of each label the same share is held out.
+
+    All verbs hold out the same rows of the same data, by the same fraction and seed, so that none measures with rows
+    that the model of another one was trained on.
 
     Args:
         arguments: Those of the command.
         label: Column of the labels, if they are read.
         weight_column: Column of the examples' weights, if there is one.
         seed: By which rows are drawn.
-        stratified: Whether each label is held out in the same share.
 
     Returns:
         All rows of the data that the first are in, those to train on, the same of those to measure with, and these.
@@ -34,7 +36,7 @@ def read_parts(
     if arguments.eval_data is not None:
         held_out = read_rows(arguments.eval_data, columns, label, seed=seed, **reading)
         return table, table, held_out, held_out
-    if stratified and label is not None:
+    if label is not None:
         rows, held_out = split_by_label(table, arguments.held_out, seed, label)
     else:
         rows, held_out = split_rows(table, arguments.held_out, seed)

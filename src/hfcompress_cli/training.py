@@ -68,7 +68,7 @@ class FineTuning:
         self._arguments, self._columns = arguments, options.text_columns(arguments)
         self._label, self._how = arguments.label_column, options.labels(arguments)
         self._kept_by = f"eval_{str(arguments.metric_for_best_model).removeprefix('eval_')}"
-        parts = read_parts(arguments, self._label, self.args.weight_column, self.args.seed, stratified=True)
+        parts = read_parts(arguments, self._label, self.args.weight_column, self.args.seed)
         self.table, self.rows, self._eval_table, self.held_out = parts
 
     def read_names(self) -> None:

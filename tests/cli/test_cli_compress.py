@@ -4,11 +4,13 @@ import json
 
 import pytest
 from command_line import COLUMNS, contents, load, read_reviews
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainingArguments
 
 from hfcompress.models.profiling import count_flops
 from hfcompress.search import clock as clocks
 from hfcompress.search import rungs
+from hfcompress_cli import application
+from hfcompress_cli.held_out import read_parts
 
 SHORT = ("--epochs", 1, "--speedup", "1.5,2.5", "--batch-size", 4)
 
@@ -38,7 +40,7 @@ def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):
     for name, rung in found["rungs"].items():
         folder = tmp_path / "ladder" / name
         assert rung["measured"]["parameters"] == sum(p.numel() for p in load(folder).parameters())
-        assert rung["measured"]["examples"] == len(reviews)
+        assert rung["measured"]["examples"] == len(reviews) - len(reviews) // 3
         assert AutoTokenizer.from_pretrained(folder)("good")["input_ids"]
     assert "<svg" in (tmp_path / "ladder" / "index.html").read_text()
     table = run(*command)  # of what is done
@@ -77,3 +79,17 @@ def test_a_folder_without_a_ladder_is_left_alone(run, models, data, tmp_path):
         run(*command, *more, status=2)
         assert "holds no ladder" in run.error
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_the_rows_that_measure_are_those_that_finetune_held_out(data):
+    """So that the accuracies are of rows that the model was not trained on."""
+    parts = []
+    for verb in ("finetune", "distill", "compress"):
+        more = ["--student-layers", 1] if verb == "distill" else []
+        text = [verb, "model", *more, "--data", data / "train.csv", *COLUMNS, "-o", "out"]
+        arguments = application._parser().parse_args([str(word) for word in text])
+        seed = arguments.seed if verb == "compress" else TrainingArguments.seed
+        _, rows, _, held_out = read_parts(arguments, arguments.label_column, None, seed)
+        parts.append((rows, held_out))
+    assert parts[0] == parts[1] == parts[2]
+    assert len(parts[0][1]) == round(0.2 * (len(parts[0][0]) + len(parts[0][1])))

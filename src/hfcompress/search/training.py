@@ -43,7 +43,7 @@ class Trained:
 def default_arguments(output_dir: str, problem: Problem, *, labelled: bool, seed: int) -> DistillationArguments:
     """Return the arguments that rungs are trained with where none are given."""
     regression = problem == "regression"
-    precision = mixed_precision().name
+    precision, on_cpu = mixed_precision().name, current_accelerator() is None
     settings: dict[str, Any] = {} if precision == "no" else {precision: True}
     args = DistillationArguments(
         output_dir=output_dir,
@@ -60,7 +60,8 @@ def default_arguments(output_dir: str, problem: Problem, *, labelled: bool, seed
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
-        dataloader_pin_memory=current_accelerator() is not None,
+        dataloader_pin_memory=not on_cpu,
+        use_cpu=on_cpu,  # or bf16 is refused there
         disable_tqdm=not sys.stderr.isatty(),
         seed=seed,
         **settings,

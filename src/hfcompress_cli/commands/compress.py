@@ -34,15 +34,14 @@ def add_parser(verbs: options.Verbs) -> None:
     help = "tokens of each of them (default: the median of --data)"
     add("--length", type=int, metavar="N", help=help)
     data = options.add_data(parser, "labelled texts to learn from", required=True)
-    help = "labelled texts to measure with (default: a fifth of --data, 2,000 at most)"
-    data.add_argument("--eval-data", metavar="DATA", help=help)
+    options.add_held_out(data)
     help = "texts without labels, from which the models learn the logits of MODEL"
     data.add_argument("--unlabelled", nargs="+", action="extend", default=[], metavar="DATA", help=help)
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=float, metavar="F", help="of each model at most (default: 4)")
+    add("--epochs", type=float, metavar="F", help="of each model (default: 4)")
     add("--learning-rate", type=float, metavar="F", help="its peak (default: 5e-5)")
     add("--train-batch-size", type=int, metavar="N", help="texts a step, by process (default: 16)")
-    add("--seed", type=int, default=0, metavar="N", help="of rows held out, search and training (default: 0)")
+    add("--seed", type=int, default=42, metavar="N", help="of rows held out, search and training (default: 42)")
     options.add_output(parser)
 
 
@@ -53,16 +52,14 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress.models.classifier import get_problem_type
     from hfcompress.search.training import default_arguments
     from hfcompress_cli.data import encode, read_rows
+    from hfcompress_cli.held_out import read_parts
     from hfcompress_cli.models import load
 
     output = Path(arguments.output).expanduser()
     check_output(output, arguments.overwrite)
     columns, label = options.text_columns(arguments), arguments.label_column
     reading, reads_labels = options.reading(arguments), options.labels(arguments)
-    rows = read_rows(arguments.data, columns, label, seed=arguments.seed, **reading)
-    others = None
-    if arguments.eval_data is not None:
-        others = read_rows(arguments.eval_data, columns, label, seed=arguments.seed, **reading)
+    _, rows, _, others = read_parts(arguments, label, None, arguments.seed)
     model, tokenizer = load(arguments.model, trained=True, reads_texts=True)
 
     def encoded(part: Any) -> Any:
@@ -87,7 +84,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
         model,
         learned,
         processing_class=tokenizer,
-        eval_dataset=None if others is None else encoded(others),
+        eval_dataset=encoded(others) if others else None,
         speedup=arguments.speedup,
         max_drop=arguments.max_drop,
         runtime=arguments.runtime,
