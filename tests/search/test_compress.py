@@ -336,6 +336,9 @@ def test_another_teacher_with_its_own_tokenizer_and_order_of_classes(tmp_path):
         ({"args": {}}, "must be DistillationArguments"),
         ({"teacher_processing_class": word_tokenizer()}, "pass that too"),
         ({"evaluations": 0}, "evaluations=0"),
+        ({"output_dir": ""}, "output_dir is empty"),
+        ({"device": "abacus"}, "device='abacus' is none that torch has here"),
+        ({"device": "meta"}, "the meta device runs nothing"),
     ],
     ids=str,
 )

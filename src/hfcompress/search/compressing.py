@@ -128,6 +128,8 @@ def compress(
         raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
     if teacher is None and teacher_processing_class is not None:
         raise CompressionError("teacher_processing_class= is the tokenizer of teacher=; pass that too, or leave both.")
+    if output_dir is not None and not str(output_dir):
+        raise CompressionError("output_dir is empty; name a folder, '.' for the working directory.")
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
     folder = Path(tempfile.mkdtemp(prefix="hfcompress-ladder-") if output_dir is None else output_dir).expanduser()
     folder = Path(agree(str(folder)))
