@@ -138,7 +138,7 @@ class Run:
         """Predict and measure the times of random plans, and the original's against itself."""
         structure = find_structure(self.clock.original)
         times = self.clock.tabulate(structure, 8, lambda: None)
-        choose, pairs = random.Random(self._seed), []
+        choose, pairs = random.Random(self._seed), list[list[float]]()
         groups = [group for block in structure.blocks for group in block.heads]
         share_heads = len(set(groups)) < len(groups)
         while len(pairs) < PLANS:
@@ -206,9 +206,17 @@ class Run:
 
     def _in_int8(self) -> Any:
         rows = [dict(row) for row in self.parts.check.remove_columns(["teacher_logits"])]
-        settings = {"dtype": "int8", "dataset": rows, "repeats": 0, "max_drop": 0.02}
-        hfc.export(self.clock.original, self._work / "int8", processing_class=self.pair[1], **settings)
-        return hfc.load_exported(self._work / "int8")
+        folder, tokenizer = self._work / "int8", self.pair[1]
+        hfc.export(
+            self.clock.original,
+            folder,
+            processing_class=tokenizer,
+            dtype="int8",
+            dataset=rows,
+            max_drop=0.02,
+            repeats=0,
+        )
+        return hfc.load_exported(folder)
 
     def _test(self, model: Any, *, on_cpu: bool = False) -> Result:
         """Time a model in turns with the original, and test both on the rows that nothing else has read."""
@@ -330,7 +338,7 @@ def write_report(runs: dict[str, Result], folder: Path) -> None:
 
 
 def _table(rows: list[dict[str, str]]) -> str:
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    return str(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ class System:
     @property
     def needs(self) -> list[str]:
         """Keys of the systems that it starts from or learns from."""
-        above = [one.key for one in SYSTEMS if None is not one.speedup < (self.speedup or 0)]  # of the same ladder
+        above = [one.key for one in SYSTEMS if 0 < (one.speedup or 0) < (self.speedup or 0)]  # of the same ladder
         return sorted({*["bert"] * self.starts_from_bert, *[self.teacher] * self.has_teacher, *above})
 
 
