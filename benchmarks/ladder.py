@@ -22,6 +22,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ class Run:
     def _with_fisher(self, rung: hfc.Rung) -> Any:
         """Remove heads and neurons by one ranking, as few FLOPs as make the model as fast as a rung."""
         rows = self.parts.calibration(labels=True)
-        low, high, best = 0.0, 1.0, None
+        low, high, best, fastest = 0.0, 1.0, None, (float("inf"), None)
         for _ in range(_TRIES):
             flops, student = (low + high) / 2, copy.deepcopy(self.pair[0])
             try:
@@ -197,12 +198,13 @@ class Run:
             except hfc.CompressionError:  # even the fewest heads and neurons take more
                 low = flops
                 continue
-            if self.clock.share(student) <= _SLACK / rung.speedup.ratio:
+            share = self.clock.share(student)
+            fastest = min(fastest, (share, student), key=itemgetter(0))
+            if share <= _SLACK / rung.speedup.ratio:
                 best, low = student, flops
             else:
                 high = flops
-            best = best or student
-        return best
+        return best or fastest[1]
 
     def _in_int8(self) -> Any:
         rows = [dict(row) for row in self.parts.check.remove_columns(["teacher_logits"])]
