@@ -116,11 +116,11 @@ class Run:
 
     def compute(self) -> None:
         """Test the ladder and its rivals, and predicted times; what was done before is left."""
-        self._once("plans", self._predict)
         rungs = self.ladder.rungs
         write_json(self._work / "notes.json", {"notes": list(self.ladder.notes), "machine": machine()})
         for rung in rungs:
             self._once(f"{rung.name} ladder", partial(self._test_rung, rung))
+        self._once("plans", self._predict)
         for number, rung in enumerate(rungs, 1):
             self._once(f"{rung.name} layers", partial(self._test_trained, self._with_layers, rung, number))
             self._once(f"{rung.name} fisher", partial(self._test_trained, self._with_fisher, rung, number))
