@@ -26,8 +26,8 @@ from hfcompress_cli.held_out import encode_rows, read_parts
 from hfcompress_cli.labels import name_classes, read_labels
 from hfcompress_cli.outputs import new_folder
 from hfcompress_cli.tables import Row
-from hfcompress_cli.training_arguments import choose_epochs, make_fine_tuning_arguments, note_precision
-from hfcompress_cli.training_log import HIDDEN, KEPT_BY, TrainingLog
+from hfcompress_cli.training_arguments import choose_epochs, make_fine_tuning_arguments
+from hfcompress_cli.training_log import HIDDEN, KEPT_BY, NotePrecision, TrainingLog
 
 TIMED = 16  # rows to measure speed with, where none were held out
 
@@ -168,10 +168,10 @@ def make_trainer(**settings: Any) -> hfc.DistillationTrainer:
         raise hfc.CompressionError(
             "The command does not shard models (FSDP, DeepSpeed); launch it without, or use DistillationTrainer."
         )
-    note_precision(trainer.args)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(TrainingLog())
+    trainer.add_callback(NotePrecision())
     return trainer
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import HfArgumentParser, TrainingArguments
 
 import hfcompress as hfc
-from hfcompress.compat import current_accelerator, mixed_precision
+from hfcompress.compat import current_accelerator
 
 _UPDATES = 500  # at least, where the number of epochs is not given and their number stays below
 _EPOCHS = 3, 20  # at least and at most, likewise
@@ -110,10 +110,3 @@ def choose_epochs(args: Any, rows: int) -> None:
             "--epochs sets others.",
             file=sys.stderr,
         )
-
-
-def note_precision(args: TrainingArguments) -> None:
-    """Say that the training could take less time, where it is in float32 and the device computes bfloat16 natively."""
-    found = mixed_precision(args.device.type)
-    if found.name == "bf16" and not (args.bf16 or args.fp16 or args.tf32):
-        print(f"Trains in float32; {found.reason}, so --bf16 takes less time.", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from typing_extensions import override
 
+from hfcompress.compat import mixed_precision
 from hfcompress.progress import Listener, listener
 
 KEPT_BY = "kept_by"  # a figure that the best epoch has the most of, see class_figures
@@ -95,3 +96,16 @@ def log_lines(logs: dict[str, Any], columns: int = 80) -> str:
             lines.append(" ")
         lines[-1] += f" {part}"
     return "\n".join(lines)
+
+
+class NotePrecision(TrainerCallback):
+    """Says, once a step was done, that the training could take less time: in float32, where bfloat16 is native."""
+
+    _said = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say it after the first step of this run."""
+        found = mixed_precision(args.device.type)
+        if found.name == "bf16" and not (args.bf16 or args.fp16 or args.tf32) and not self._said:
+            print(f"Trains in float32; {found.reason}, so --bf16 takes less time.", file=sys.stderr)
+        self._said = True

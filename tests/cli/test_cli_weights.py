@@ -2,7 +2,6 @@
 
 import csv
 import json
-import random
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from command_line import COLUMNS, load, read_reviews
 from transformers import AutoTokenizer
 
 import hfcompress as hfc
+from hfcompress_cli.held_out import split_by_label
 
 WEIGHTS = [round(0.1 + n % 7, 1) for n in range(25)]
 
@@ -42,10 +42,10 @@ def test_distill_weighs_as_the_trainer_does(held_out, suffix, column, given, rea
     run(*command, "--held-out", held_out / 25, "-o", tmp_path / "out")
 
     tokenizer, student = AutoTokenizer.from_pretrained(models / "bert"), load(models / "bert")
-    drawn = random.Random(5).sample([(row, weight) for row, weight in zip(rows, WEIGHTS, strict=True)], 25)[held_out:]
+    weighted = [{**row, "weight": weight} for row, weight in zip(rows, WEIGHTS, strict=True)]
+    drawn, _ = split_by_label(weighted, held_out / 25, 5, "sentiment")
     train = [
-        {**tokenizer(row["review"]), "labels": int(row["sentiment"] == "YES"), "weight": weight}
-        for row, weight in drawn
+        {**tokenizer(row["review"]), "labels": int(row["sentiment"] == "YES"), "weight": row["weight"]} for row in drawn
     ]
     args = hfc.DistillationArguments(
         tmp_path / "training",
