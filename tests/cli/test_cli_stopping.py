@@ -27,6 +27,17 @@ PLACES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_new_process():
+    """Signals do what they do in a new process, whatever the shell or a library that other tests used has set."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set by Python
+
+
 @pytest.fixture
 def stopped(monkeypatch, run):
     """Run the command, and send this process a signal where a function is called, as it begins or has returned."""
