@@ -1,6 +1,5 @@
 """Settings that must be in place before anything imports torch or transformers, and fixtures for all modules."""
 
-import functools
 import gc
 import os
 
@@ -37,19 +36,23 @@ def pytest_collection_finish():
     gc.enable()
 
 
+TOGETHER = (
+    "examples/test_imdb.py",
+    "shrink/test_plain.py",
+    "test_two_processes.py",
+    "test_without_hfcompress.py",
+)  # their tests share a preparation of many seconds
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Deal the tests out one by one, but those of a file that share a preparation in one piece, and first."""
+    """Deal the tests out one by one, but those of a file that prepares much in one piece, and first."""
     from xdist.scheduler import LoadScopeScheduling
-
-    @functools.cache
-    def shares(file):
-        return 'scope="module"' in (config.rootpath / file).read_text(encoding="utf-8")
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.partition("::")[0]
-            return file if shares(file) else nodeid
+            return file if file.endswith(TOGETHER) else nodeid
 
     return Scheduling(config, log)
 
