@@ -82,8 +82,7 @@ def train_rung(
 ) -> Trained:
     """Train a student for the whole schedule, in place, and undo that if it is worse on held-out rows.
 
-    Nothing is chosen between the epochs: on rows as few as are held out, chance decides then, and the last epochs, at a
-    small learning rate, are the best ones.
+    Nothing is chosen between the epochs: on rows as few as are held out, chance decides then.
 
     Args:
         student: In float32.
