@@ -84,9 +84,14 @@ def read_rows(
         raise CompressionError(f"The data {source} hold no row with {' and '.join(wanted)}; {count} were read.")
     if len(complete) < count:
         print(f"{source}: {count - len(complete)} of {count} rows have no text or no label.", file=sys.stderr)
-    if rows is not None and rows < len(complete):
-        complete = random.Random(seed).sample(complete, rows)
-    return complete
+    return draw(complete, rows, seed)
+
+
+def draw(rows: list[Row], most: int | None, seed: int) -> list[Row]:
+    """Return so many rows at most, drawn at random."""
+    if most is not None:
+        check_count("--rows", most)
+    return random.Random(seed).sample(rows, most) if most is not None and most < len(rows) else rows
 
 
 def read_texts(sources: Sequence[str], columns: Sequence[str], **table: Any) -> list[Any]:

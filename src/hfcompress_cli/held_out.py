@@ -36,11 +36,13 @@ def read_parts(
     if arguments.eval_data is not None:
         held_out = read_rows(arguments.eval_data, columns, label, seed=seed, **reading)
         return table, table, held_out, held_out
-    if label is not None:
-        rows, held_out = split_by_label(table, arguments.held_out, seed, label)
-    else:
-        rows, held_out = split_rows(table, arguments.held_out, seed)
+    rows, held_out = hold_out(table, arguments.held_out, seed, label)
     return table, rows, table, held_out
+
+
+def hold_out(rows: Sequence[Row], held_out: float, seed: int, label: str | None) -> tuple[list[Row], list[Row]]:
+    """Hold out a fraction of the rows; return the others and those. Of each label it is the same, if there are any."""
+    return split_rows(rows, held_out, seed) if label is None else split_by_label(rows, held_out, seed, label)
 
 
 def split_by_label(rows: Sequence[Row], held_out: float, seed: int, label: str) -> tuple[list[Row], list[Row]]:

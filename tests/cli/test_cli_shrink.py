@@ -14,6 +14,7 @@ from command_line import NUMBERS, load, make_tokenizer, read_reviews
 from transformers import AutoModel, AutoTokenizer
 
 import hfcompress as hfc
+from hfcompress_cli.held_out import split_by_label
 
 IDS = torch.tensor([[2, 3, 4]])
 
@@ -45,7 +46,7 @@ def test_shrink_ranks_by_the_loss_on_rows_drawn(models, data, tmp_path, run):
     tokenizer = AutoTokenizer.from_pretrained(models / "gpt2")
     drawn = [
         {"input_ids": tokenizer(row["review"])["input_ids"], "labels": int(row["sentiment"] == "YES")}
-        for row in random.Random(0).sample(read_reviews(data), 8)
+        for row in random.Random(42).sample(read_reviews(data), 8)  # of so few none are held out
     ]
     expected = load(models / "gpt2")
     hfc.prune_structured(expected, flops=0.7, importance="fisher", dataset=drawn)
@@ -73,15 +74,15 @@ def test_labelled_data_rank_and_say_what_it_cost(models, data, tmp_path, run):
     reviews = write_reviews(data, tmp_path / "reviews.csv")
     found = run("shrink", models / "bert", "--flops", 0.6, "--data", reviews, "-o", tmp_path / "out", "--json")
     assert found["importance"] == "obs"
-    assert found["held_out"] == 10
+    assert found["held_out"] == 8
     with reviews.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    chosen = [rows[n] for n in sorted(random.Random(0).sample(range(40), 10))]
+    _, chosen = split_by_label(rows, 0.2, 42, "label")  # those that finetune and distill hold out
     for folder, accuracy in zip((models / "bert", tmp_path / "out"), found["accuracy"], strict=True):
         model, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
         logits = [model(**tokenizer(row["text"], return_tensors="pt")).logits[0] for row in chosen]
         right = [int(one.argmax()) == int(row["label"]) for one, row in zip(logits, chosen, strict=True)]
-        assert accuracy == sum(right) / 10
+        assert accuracy == sum(right) / 8
     table = run("shrink", models / "bert", "--flops", 0.6, "--data", reviews, "-o", tmp_path / "again")
     assert "accuracy" in table
     assert "same predictions as before" in table
@@ -93,7 +94,7 @@ def test_texts_without_labels_are_not_ignored(models, data, tmp_path, run):
     found = run(*shrink, tmp_path / "out", "--json")
     assert "no labels in a column 'label'" in run.error
     assert "warning" not in run.error
-    assert (found["importance"], found["held_out"], found["accuracy"]) == ("obs", 10, None)
+    assert (found["importance"], found["held_out"], found["accuracy"]) == ("obs", 8, None)
     assert 0 <= found["agreement"] <= 1
     run(*shrink, tmp_path / "other", "--importance", "fisher", status=2)
     assert "no column 'label'" in run.error
@@ -110,7 +111,7 @@ def test_rows_without_a_label_are_left_out_where_others_have_one(cells, models, 
     labelled = bool(cells[0])
     assert found["importance"] == "obs"
     assert (found["accuracy"] is not None) == labelled
-    assert found["held_out"] == (10 if labelled else 20)
+    assert found["held_out"] == (8 if labelled else 16)
     assert ("40 of 80 rows have no text or no label" in run.error) is labelled
 
 
@@ -120,6 +121,19 @@ def test_data_beside_l1_measure_what_it_cost(models, data, tmp_path, run):
     found = run("shrink", models / "gpt2", "--heads", 0.5, *l1, "-o", tmp_path / "out", "--json")
     assert found["importance"] == "l1"
     assert len(found["accuracy"]) == 2
+
+
+@pytest.mark.parametrize(("given", "held_out"), [(("--eval-data", "other"), 7), (("--held-out", 0.4), 16), ((), 8)])
+def test_the_rows_to_measure_with_are_those_asked(given, held_out, models, data, tmp_path, run):
+    reviews = write_reviews(data, tmp_path / "reviews.csv")
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\n" + 4 * "good film,1\n" + 3 * "bad film,0\n")
+    given = [other if word == "other" else word for word in given]
+    shrink = ("shrink", models / "bert", "--flops", 0.6, "--data", reviews, *given, "-o", tmp_path / "out", "--json")
+    assert run(*shrink)["held_out"] == held_out
+    if other in given:
+        run("shrink", models / "bert", "--flops", 0.6, *given, "-o", tmp_path / "again", status=2)
+        assert "name those to rank by with --data" in run.error
 
 
 def test_without_data_a_warning_names_what_to_pass(models, tmp_path):

@@ -57,6 +57,41 @@ def test_accuracy_before_and_after_is_of_rows_held_out(architecture, form):
     assert "16 rows held out" in str(report)
 
 
+@pytest.mark.parametrize("form", [list, iter, Dataset.from_list, lambda part: tensors(part)[0]])
+def test_other_rows_measure_and_all_rows_rank(form):
+    train, other = ROWS[:40], ROWS[40:]
+    ranked, shown = (build("bert", layers=3) for _ in range(2))
+    whole = copy.deepcopy(ranked)
+    expected = prune_structured(shown, flops=0.5, dataset=train, eval_dataset=train)
+    report = prune_structured(ranked, flops=0.5, dataset=iter(train), eval_dataset=form(other))
+    assert same_bits(state_of(ranked), state_of(shown))
+    assert (expected.held_out, report.held_out) == (40, 24)
+    labels = torch.tensor([row["labels"] for row in other])
+    predicted = [outputs(one, other).argmax(-1) for one in (whole, ranked)]
+    assert report.accuracy == tuple(float((one == labels).double().mean()) for one in predicted)
+    assert not same_bits(state_of(ranked), state_of(_shrunken_by(train[:30])))  # so the last rows rank too
+
+
+def _shrunken_by(part):
+    model = build("bert", layers=3)
+    prune_structured(model, flops=0.5, dataset=part, eval_dataset=part)
+    return model
+
+
+def test_rows_measure_also_where_none_rank():
+    model = build("bert")
+    report = prune_structured(model, heads=0.5, importance="l1", eval_dataset=ROWS[:8])
+    assert (report.importance, report.held_out) == ("l1", 8)
+    assert report.accuracy is not None
+    unlabelled = prune_structured(build("bert"), heads=0.5, importance="l1", eval_dataset=UNLABELLED[:8])
+    assert (unlabelled.accuracy, unlabelled.held_out) == (None, 8)
+
+
+@pytest.mark.parametrize("wrong", [[], "imdb", [{"labels": 1}], [{"input_ids": [10_000], "labels": 1}]])
+def test_rows_to_measure_with_are_refused_by_name(wrong):
+    refused(build("bert"), "eval_dataset", heads=0.5, dataset=ROWS, eval_dataset=wrong)
+
+
 def test_of_several_labels_the_labels_are_counted():
     model = build("bert", num_labels=3, problem_type="multi_label_classification")
     before = outputs(model) > 0

@@ -60,8 +60,8 @@ class StructureReport(Report):
         asked: The arguments that state how much to remove.
         latency_ms: Milliseconds of such a text, before and after, if a latency was asked.
         importance: How heads, neurons and layers were ranked.
-        held_out: Number of rows of the dataset that ranked nothing, which the following figures are about: before and
-            after, without any training between. None without a dataset.
+        held_out: Number of rows that ranked nothing, which the following figures are about: before and after, without
+            any training between. None without a data set.
         accuracy: Fraction of correct predictions; of a multi-label model the fraction of correct labels.
         f1: F1 score of class 1 where there are two classes, else the mean over classes, or labels (macro).
         mse: Mean squared error, regression.

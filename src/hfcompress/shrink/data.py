@@ -47,16 +47,29 @@ class Data:
         return {} if self.note is None else {"held_out": 0, "note": self.note}
 
 
-def read_data(model: PreTrainedModel, dataset: Iterable[Any] | None, batch_size: int, request: Request) -> Data:
-    """Read a data set, which may be an iterator, for a model that is not shrunk yet.
+def read_data(
+    model: PreTrainedModel,
+    dataset: Iterable[Any] | None,
+    eval_dataset: Iterable[Any] | None,
+    batch_size: int,
+    request: Request,
+) -> Data:
+    """Read data sets, which may be iterators, for a model that is not shrunk yet.
+
+    Without ``eval_dataset`` some rows of ``dataset`` are held out to measure with.
 
     Raises:
         CompressionError: It has no rows, or no labels where they are needed, or the model does not read them.
     """
     check_count("batch_size", batch_size)
+    held_out = None
+    if eval_dataset is not None:
+        others = read_rows(model, eval_dataset, needs_labels=False, hold_out=False, name="eval_dataset")
+        held_out = HeldOutRows(model, others.ranking, batch_size, labelled=others.labelled, name="eval_dataset")
     if dataset is None:
-        return Data("l1")
-    rows = read_rows(model, dataset, needs_labels=request.importance in ("taylor", "fisher"))
+        return Data("l1", held_out=held_out)
+    needs_labels = request.importance in ("taylor", "fisher")
+    rows = read_rows(model, dataset, needs_labels=needs_labels, hold_out=eval_dataset is None)
     importance = _suited_to(rows, request) if request.importance == "auto" else request.importance
     calibration = batches = None
     if request.reconstruct or importance == "obs":
@@ -65,7 +78,8 @@ def read_data(model: PreTrainedModel, dataset: Iterable[Any] | None, batch_size:
         batches = [*calibration.fit, *calibration.held_out]
     elif importance != "l1":
         batches = labelled_batches(model, rows.ranking, batch_size)
-    held_out = HeldOutRows(model, rows, batch_size) if rows.held_out else None
+    if rows.held_out:
+        held_out = HeldOutRows(model, rows.held_out, batch_size, labelled=rows.labelled)
     return Data(importance, batches, calibration if request.reconstruct else None, held_out, rows.note)
 
 

@@ -44,7 +44,9 @@ class Rows:
     note: str | None = None
 
 
-def read_rows(model: nn.Module, dataset: Iterable[Any], *, needs_labels: bool) -> Rows:
+def read_rows(
+    model: nn.Module, dataset: Iterable[Any], *, needs_labels: bool, hold_out: bool = True, name: str = "dataset"
+) -> Rows:
     """Read a data set, which may be an iterator, and hold some of its rows out, the same ones in each call.
 
     Labels of None or NaN, and class indices of -1 or -100, are missing. If all are, the rows have none.
@@ -53,35 +55,39 @@ def read_rows(model: nn.Module, dataset: Iterable[Any], *, needs_labels: bool) -
         model: What reads them.
         dataset: As for `labelled_batches`.
         needs_labels: Whether rows without labels are refused.
+        hold_out: Whether rows are held out; else all of them rank.
+        name: What an error message calls the data set.
 
     Raises:
         CompressionError: There are no rows, or none with labels where they are needed, or some have a label and others
             have none; or what the model reads is no tensor in batches of tensors, or padded without an attention mask.
     """
     if not isinstance(dataset, Mapping) or "input_ids" not in dataset:
-        check_dataset(dataset)
+        check_dataset(dataset, name)
     rows: list[Any] = [dataset] if isinstance(dataset, Mapping) else list(dataset)
-    check_columns(rows, needs_labels=needs_labels)
+    check_columns(rows, name, needs_labels=needs_labels)
     batches = are_batches(rows)
     if batches:
-        rows = [_tensors(model, batch) for batch in rows]
+        rows = [_tensors(model, batch, name) for batch in rows]
     for number, row in enumerate(rows):
-        _check_lengths(model, row, number)
+        _check_lengths(model, row, f"row {number} of {name}")
     problem = get_problem_type(model, "model")
     missing = [one for row in rows for one in _are_missing(row, batches, problem)]
     if needs_labels:  # those that are none are refused by name when they are read
         missing = [False] * len(missing)
     if 0 < sum(missing) < len(missing):
         raise CompressionError(
-            f"{sum(missing)} of {len(missing)} rows of dataset have no label (none, None, NaN, -1 or -100); leave "
+            f"{sum(missing)} of {len(missing)} rows of {name} have no label (none, None, NaN, -1 or -100); leave "
             "those rows out, or the labels of all rows."
         )
     if all(missing):
         rows = [{name: value for name, value in row.items() if name not in LABELS} for row in rows]
-        check_mask("dataset", model, (one for row in rows for one in (split_rows(row) if batches else [row])))
+        check_mask(name, model, (one for row in rows for one in (split_rows(row) if batches else [row])))
+    if not hold_out:
+        return Rows(rows, [], 0, not all(missing))
     total = len(missing)
     if total < LEAST_ROWS:
-        note = f"not measured: dataset has {total} rows, and of fewer than {LEAST_ROWS} none are held out."
+        note = f"not measured: {name} has {total} rows, and of fewer than {LEAST_ROWS} none are held out."
         return Rows(rows, [], 0, not all(missing), note)
     chosen = set(random.Random(0).sample(range(total), min(MOST, total // SHARE)))
     if batches:
@@ -96,19 +102,25 @@ class HeldOutRows:
 
     Args:
         model: Before it is shrunk.
-        rows: The rows that were held out.
+        rows: Rows, or batches of tensors, that rank nothing.
+        labelled: Whether they have labels.
         batch_size: Rows in a batch.
+        name: What an error message calls the data set that they are of.
 
     Raises:
         CompressionError: The model does not read the rows.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: Rows, batch_size: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, rows: list[Any], batch_size: int, *, labelled: bool, name: str = "dataset"
+    ) -> None:
         self._problem: Problem = get_problem_type(model, "model")
-        self._batches = labelled_batches(model, rows.held_out, batch_size, needs_labels=rows.labelled)
-        self._labels = torch.cat([batch["labels"].cpu() for batch in self._batches]) if rows.labelled else None
-        self._rows, self._note, self._figures = rows.count, rows.note, dict[str, Any]()
-        self._before = _predict(model, self._batches)
+        self._batches = labelled_batches(model, rows, batch_size, needs_labels=labelled, name=name)
+        self._labels = torch.cat([batch["labels"].cpu() for batch in self._batches]) if labelled else None
+        self._note: str | None = None
+        self._figures: dict[str, Any] = {}
+        self._before = _predict(model, self._batches, name)
+        self._rows, self._name = len(self._before), name
         try:
             self._figures = self._score("the model", self._before)
         except CompressionError as error:  # labels of a kind that can rank, but not be counted
@@ -123,7 +135,7 @@ class HeldOutRows:
         Raises:
             CompressionError: Its logits are NaN or infinite where those of the original model are not.
         """
-        after = _predict(model, self._batches)
+        after = _predict(model, self._batches, self._name)
         broken = as_columns(self._before).isfinite().all(-1) & ~as_columns(after).isfinite().all(-1)
         if broken.any():
             raise CompressionError(
@@ -146,7 +158,7 @@ class HeldOutRows:
         return {name.removesuffix("_macro"): figures[name] for name in _FIGURES if name in figures}
 
 
-def _predict(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+def _predict(model: nn.Module, batches: Sequence[Batch], name: str) -> Tensor:
     """Return the logits of all rows, float64, on the CPU."""
     logits = []
     with evaluation_mode(model):
@@ -155,7 +167,7 @@ def _predict(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
             try:
                 logits.append(get_logits(model(**inputs)).cpu().double())
             except (TypeError, ValueError, IndexError, RuntimeError) as error:  # such as ids that it does not have
-                raise CompressionError(f"{type(model).__name__} does not read the rows of dataset: {error}") from error
+                raise CompressionError(f"{type(model).__name__} does not read the rows of {name}: {error}") from error
     return torch.cat(logits)
 
 
@@ -176,19 +188,19 @@ def _are_missing(row: Mapping[str, Any], batch: bool, problem: Problem) -> list[
     return [False] * count
 
 
-def _tensors(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def _tensors(model: nn.Module, batch: Mapping[str, Any], dataset: str) -> dict[str, Tensor]:
     """Return the columns of a batch that have a row for each text; those that are read must be among them."""
     texts = len(batch["input_ids"])
     found = {n: v for n, v in batch.items() if isinstance(v, Tensor) and v.dim() and len(v) == texts}
     for name in batch.keys() & (input_names(model) | set(LABELS)) - found.keys():
         if batch[name] is not None:
             raise CompressionError(
-                f"The {name} of dataset must be tensors with a row for each text, as its input_ids are."
+                f"The {name} of {dataset} must be tensors with a row for each text, as its input_ids are."
             )
     return found
 
 
-def _check_lengths(model: nn.Module, row: Mapping[str, Any], number: int) -> None:
+def _check_lengths(model: nn.Module, row: Mapping[str, Any], place: str) -> None:
     """Refuse a row, or a batch, whose attention mask or token types are not as many as its ids."""
     for name in {"attention_mask", "token_type_ids"} & row.keys() & input_names(model):
         sizes = [
@@ -197,7 +209,7 @@ def _check_lengths(model: nn.Module, row: Mapping[str, Any], number: int) -> Non
         ]
         if sizes[0] != sizes[1]:
             raise CompressionError(
-                f"The {name} of row {number} of dataset must have a number for each of its input_ids; its shape is "
+                f"The {name} of {place} must have a number for each of its input_ids; its shape is "
                 f"{sizes[0]}, and theirs is {sizes[1]}. Leave the column out, or encode the texts again."
             )
 

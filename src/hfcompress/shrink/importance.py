@@ -105,7 +105,9 @@ def importance_scores(
     return [(one.abs() if kind == "taylor" else one.square()).mean(0) for one in gradients]
 
 
-def labelled_batches(model: nn.Module, dataset: Any, batch_size: int, *, needs_labels: bool = True) -> list[Batch]:
+def labelled_batches(
+    model: nn.Module, dataset: Any, batch_size: int, *, needs_labels: bool = True, name: str = "dataset"
+) -> list[Batch]:
     """Put the rows of a data set into batches on the model's device, those of one length together.
 
     Args:
@@ -114,19 +116,20 @@ def labelled_batches(model: nn.Module, dataset: Any, batch_size: int, *, needs_l
             already.
         batch_size: Rows in a batch.
         needs_labels: Whether rows without labels are refused; otherwise the batches have none.
+        name: What an error message calls the data set.
 
     Raises:
         CompressionError: There are no rows, or no labels, or a row is longer than the model reads.
     """
     check_count("batch_size", batch_size)
     rows = [dataset] if isinstance(dataset, Mapping) else list(dataset)
-    check_columns(rows, needs_labels=needs_labels)
+    check_columns(rows, name, needs_labels=needs_labels)
     can_pad = getattr(get_config(model), "pad_token_id", None) is not None  # else some models read one text at a time
     batches = []
     for part in rows if are_batches(rows) else [rows]:
-        examples = read_examples("dataset", model, part)
+        examples = read_examples(name, model, part)
         if examples.labels is None and needs_labels:
-            raise CompressionError("The labels of dataset must be tensors, as its input_ids are.")
+            raise CompressionError(f"The labels of {name} must be tensors, as its input_ids are.")
         count = len(examples.lengths)
         size = 1 if not can_pad else count if are_batches(rows) else batch_size
         for indices, batch in examples.batches(size):
@@ -134,21 +137,21 @@ def labelled_batches(model: nn.Module, dataset: Any, batch_size: int, *, needs_l
     return batches
 
 
-def check_columns(rows: Sequence[Any], *, needs_labels: bool) -> None:
+def check_columns(rows: Sequence[Any], name: str, *, needs_labels: bool) -> None:
     """Refuse rows, or batches, that do not all have token ids, of one text a row, or labels if those are needed."""
     names = [set(row) if isinstance(row, Mapping) else set() for row in rows]
     shared = set.intersection(*names) if rows else set()
     if "input_ids" not in shared or (needs_labels and not shared & set(LABELS)):
         wanted = "'input_ids' and 'labels'" if needs_labels else "'input_ids'"
         raise CompressionError(
-            f"dataset must hold rows with {wanted}, as a Trainer takes them; found {len(rows)} rows "
+            f"{name} must hold rows with {wanted}, as a Trainer takes them; found {len(rows)} rows "
             f"with {', '.join(sorted(map(str, set().union(*names)))) or 'nothing'}."
         )
     is_right = _is_batch if are_batches(rows) else _is_text
     wrong = next((n for n, row in enumerate(rows) if not is_right(row["input_ids"])), None)
     if wrong is not None:
         raise CompressionError(
-            f"dataset must hold rows with the token ids of one text each, or only batches of tensors, and row {wrong} "
+            f"{name} must hold rows with the token ids of one text each, or only batches of tensors, and row {wrong} "
             "does not: pass one row a text, as a Trainer takes them, or tensors (return_tensors='pt', padding=True)."
         )
 

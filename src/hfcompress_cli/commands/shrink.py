@@ -21,6 +21,9 @@ from hfcompress_cli.messages import name_options
 # Settings and their defaults: of heads, neurons and layers, and of the vocabulary.
 _AMOUNTS = {"heads": 0.0, "neurons": 0.0, "flops": None, "parameters": None, "latency": None, "drop_layers": None}
 _VOCABULARY = {"min_count": 1, "keep": [], "alphabet": "all"}
+# Rows that rank and that are measured with, at most, of those that other verbs train on and hold out by default; and of
+# how few in all the library decides by itself.
+RANKED_BY, MEASURED_WITH, LEAST, SEED = 384, 300, 32, 42
 
 
 def add_parser(verbs: options.Verbs) -> None:
@@ -50,8 +53,8 @@ def add_parser(verbs: options.Verbs) -> None:
     help = "remove only so that the folder loads without hfcompress: the same number in all layers, and whole layers"
     add("--plain", action="store_true", help=help)
     _add_vocabulary(parser)
-    help = "texts to rank by, a fourth of which are held out to measure before and after; best with labels"
-    options.add_data(parser, help, rows=512)
+    help = "texts to rank by, best with labels; some are held out to measure before and after"
+    options.add_held_out(options.add_data(parser, help, rows=RANKED_BY))
     help = "leave the weights of what stays as they were; else they are solved for with --data, so that outputs stay"
     parser.add_argument("--no-reconstruct", dest="reconstruct", action="store_false", help=help)
     parser.add_argument("--device", **options.DEVICE)
@@ -76,7 +79,6 @@ def run(arguments: argparse.Namespace) -> options.Results:
     import hfcompress as hfc
     from hfcompress.models.new_head import new_head
     from hfcompress.progress import stage
-    from hfcompress_cli.data import encode, read_rows
     from hfcompress_cli.models import find_device, load
     from hfcompress_cli.outputs import new_folder, save
 
@@ -84,6 +86,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
     if arguments.importance not in ("auto", "l1") and arguments.data is None:
         needed = "labelled texts" if by_loss else "texts"
         raise hfc.CompressionError(f"--importance {arguments.importance} needs {needed}: name them with --data.")
+    if arguments.eval_data is not None and arguments.data is None:
+        raise hfc.CompressionError("--eval-data names the texts to measure with; name those to rank by with --data.")
     has_vocabulary = arguments.vocabulary is not None
     if not has_vocabulary and (unused := _changed(arguments, _VOCABULARY)):
         raise hfc.CompressionError(f"--{unused[0].replace('_', '-')} needs texts whose tokens are kept: --vocabulary.")
@@ -101,17 +105,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
         if reads or arguments.latency is not None:
             model.to(find_device(arguments.device))
         if reads:
-            columns, label = options.text_columns(arguments), arguments.label_column
-            may_lack = not by_loss and label == options.LABEL_COLUMN
-            reading = options.reading(arguments) | {"label_if_any": may_lack}
-            rows = read_rows(arguments.data, columns, label, seed=0, **reading)
-            if label not in rows[0]:
-                print(f"{arguments.data} has no labels in a column {label!r} (see --label-column).", file=sys.stderr)
-                label = None
-            length, labels = arguments.max_length, options.labels(arguments)
-            with stage("encoding the texts"):
-                asked["dataset"] = encode(rows, columns, label, model, tokenizer, length, **labels)
-            has_labels = label is not None
+            has_labels = _read_data(arguments, asked, model, tokenizer, needs_labels=by_loss)
         if not has_vocabulary or arguments.data is not None or _changed(arguments, _AMOUNTS):
             reports["structure"] = hfc.prune_structured(model, **asked)
         save(folder, model, tokenizer)
@@ -123,6 +117,42 @@ def run(arguments: argparse.Namespace) -> options.Results:
     if "structure" not in reports:  # the texts get the same results as before
         return text, values
     return f"{text}\n\n{_following(arguments, bool(new_head(model)), has_labels)}", values
+
+
+def _read_data(
+    arguments: argparse.Namespace, asked: dict[str, Any], model: Any, tokenizer: Any, *, needs_labels: bool
+) -> bool:
+    """Encode the rows that rank and those that are measured with; return whether the first have labels."""
+    from hfcompress.progress import stage
+    from hfcompress_cli.data import draw, encode, read_rows
+    from hfcompress_cli.held_out import hold_out
+
+    columns, wanted = options.text_columns(arguments), arguments.label_column
+    reading = options.reading(arguments) | {"rows": None}
+    reading["label_if_any"] = not needs_labels and wanted == options.LABEL_COLUMN
+
+    def read(source: str) -> tuple[list[Any], str | None]:
+        rows = read_rows(source, columns, wanted, seed=SEED, **reading)
+        if wanted in rows[0]:
+            return rows, wanted
+        print(f"{source} has no labels in a column {wanted!r} (see --label-column).", file=sys.stderr)
+        return rows, None
+
+    table, label = read(arguments.data)
+    rows, others, table_of_others, label_of_others = table, list[Any](), table, label
+    if arguments.eval_data is not None:
+        others, label_of_others = read(arguments.eval_data)
+        table_of_others = others
+    elif arguments.held_out > 0 and len(table) >= LEAST:
+        rows, others = hold_out(table, arguments.held_out, SEED, label)
+    length, labels = arguments.max_length, options.labels(arguments)
+    with stage("encoding the texts"):
+        ranked_by, measured_with = draw(rows, arguments.rows, SEED), draw(others, MEASURED_WITH, SEED)
+        asked["dataset"] = encode(ranked_by, columns, label, model, tokenizer, length, table=table, **labels)
+        if others:
+            how = labels | {"table": table_of_others}
+            asked["eval_dataset"] = encode(measured_with, columns, label_of_others, model, tokenizer, length, **how)
+    return label is not None
 
 
 def _following(arguments: argparse.Namespace, is_new: bool, has_labels: bool) -> str:
