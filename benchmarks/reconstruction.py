@@ -2,11 +2,12 @@
 
 Models from their configs, random weights; texts of 128 tokens, as of long reviews, or of 27, as of sentences. Each call
 runs in a process of its own, so that the peak of its resident memory is its own. CPU-s is the time of the processor on
-all threads, which other processes lengthen less than s. Memory that is freed goes back to the system at once (two
-settings of glibc), so that the peak is what is held, not what the allocator keeps for later. Beside it stands what is
-kept: first the Gram matrices of all projections, by which heads and neurons are ranked, and then the activations of one
-layer for all texts that are read: its inputs in both models, a target, the hidden states between its halves, and what
-the second half's projection reads if no neuron is removed.
+all threads, which other processes lengthen less than s. Memory is measured once more in another process, in which what
+is freed goes back to the system at once (two settings of glibc, which make it slower), so that the peak is what is
+held, not what the allocator keeps for later. Beside it stands what is kept: first the Gram matrices of all projections,
+by which heads and neurons are ranked, and then the activations of one layer for all texts that are read: its inputs in
+both models, a target, the hidden states between its halves, and what the second half's projection reads if no neuron is
+removed.
 
     python -m benchmarks.reconstruction > benchmarks/results/reconstruction.md
 """
@@ -55,11 +56,7 @@ def main() -> None:
         for tokens in (27, 128):
             for reconstruct in (False, True):
                 case = {"model": model, "texts": arguments.texts, "tokens": tokens, "reconstruct": reconstruct}
-                command = [sys.executable, "-m", "benchmarks.reconstruction", "--case", json.dumps(case)]
-                output = subprocess.run(
-                    command, check=True, capture_output=True, text=True, env=os.environ | FREED
-                ).stdout
-                found = json.loads(output.splitlines()[-1])
+                found, held = (_run(case, environment) for environment in ({}, FREED))
                 rows.append(
                     {
                         "model": model,
@@ -69,6 +66,7 @@ def main() -> None:
                         "CPU-s": f"{found['cpu']:.1f}",
                         "MB of the model": f"{found['model']:.0f}",
                         "MB above it": f"{found['peak']:.0f}",
+                        "MB held": f"{held['peak']:.0f}",
                         "Gram matrices, MB": f"{found['gram']:.0f}" if reconstruct else "",
                         "a layer's activations, MB": f"{found['states']:.0f}" if reconstruct else "",
                         "sum, MB": f"{found['gram'] + found['states']:.0f}" if reconstruct else "",
@@ -77,8 +75,15 @@ def main() -> None:
                 print(rows[-1], file=sys.stderr)
     print("# Time and memory of reconstruction\n")
     print(f"`prune_structured(flops=0.5)` with and without. {machine()}. Where other processes")
-    print("run, CPU-s tells more than s; freed memory goes back to the system at once.\n")
+    print("run, CPU-s tells more than s. MB held is the same where freed memory goes back to the system at once.\n")
     print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
+
+
+def _run(case: dict[str, Any], environment: dict[str, str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.reconstruction", "--case", json.dumps(case)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _shrink(model: str, texts: int, tokens: int, reconstruct: bool) -> dict[str, float]:

@@ -38,6 +38,8 @@ def pytest_collection_finish():
 
 TOGETHER = (
     "examples/test_imdb.py",
+    "prune/test_sharded.py",
+    "search/test_compress.py",
     "shrink/test_plain.py",
     "test_two_processes.py",
     "test_without_hfcompress.py",
