@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """Run the command as a program, which ends with its exit status."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that has no such letter gets its code, as on standard error
+        sys.stdout.reconfigure(errors="backslashreplace")
     status = main()
     end_without_traceback()
     raise SystemExit(status)
