@@ -60,7 +60,8 @@ def program() -> NoReturn:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    arguments, before = argparse.Namespace(), None
+    arguments = argparse.Namespace()
+    before: int | None = None
     with stopped_by_signals() if launch.is_main() else nullcontext(Signals()) as signals:
         try:
             with showing("importing torch and transformers") as display:
@@ -141,7 +142,8 @@ def _identity(arguments: argparse.Namespace) -> int | None:
 
 def _output(arguments: argparse.Namespace) -> str | None:
     """Return the name of the folder or file that a verb writes; None if it writes none."""
-    return getattr(arguments, "output", None) or getattr(arguments, "html", None)
+    name: str | None = getattr(arguments, "output", None) or getattr(arguments, "html", None)
+    return name
 
 
 @contextmanager
