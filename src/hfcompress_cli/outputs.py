@@ -118,9 +118,10 @@ def next_command(verb: str, *words: Sequence[str]) -> str:
 
 def free_name(name: str, suffix: str) -> str:
     """Return the name of a folder beside another, which does not exist yet, such as ``half-distilled/``."""
+    name = os.path.normpath(name)
     if Path(name).name in ("", ".."):  # the working directory, or another whose name is not in its path
         name = os.path.abspath(name)
-    base = f"{name.rstrip('/')}-{suffix}"
+    base = f"{name}-{suffix}"
     names = (base, *(f"{base}-{number}" for number in range(2, 100)))
     return next((one for one in names if not Path(one).expanduser().exists()), base) + "/"
 

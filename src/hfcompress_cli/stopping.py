@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 # Of those that the system has; Windows has no SIGHUP.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _CLEANING = 10.0  # seconds after a signal in which others are ignored, so that nothing is left behind
+_AGAIN = 0.05  # seconds after which a process is asked again that could not stop where the signal came
 
 
 class Stopped(KeyboardInterrupt):
@@ -57,13 +59,27 @@ def stopped_by_signals() -> Iterator[Signals]:
             last = time.monotonic()
             raise Stopped(number)
 
+    def stop_again(unraisable: Any) -> None:
+        """Stop a moment later where Python cannot raise what it was asked to, as in a ``__del__``."""
+        nonlocal last
+        if not isinstance(unraisable.exc_value, Stopped):
+            hook(unraisable)
+            return
+        last = None
+        timer = threading.Timer(_AGAIN, signal.raise_signal, [signals.received])
+        timer.daemon = True
+        timer.start()
+
+    hook = sys.unraisablehook
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     changed = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     for number in changed:
         signal.signal(number, stop)
+    sys.unraisablehook = stop_again
     try:
         yield signals
     finally:
+        sys.unraisablehook = hook
         for number in changed:
             signal.signal(number, before[number])
 

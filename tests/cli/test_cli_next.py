@@ -88,4 +88,4 @@ def test_a_name_that_is_free_is_proposed(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert free_name(".", "half") == free_name("./", "half") == f"{tmp_path}/here-half/"
-    assert free_name("../here", "half") == "../here-half/"
+    assert free_name("../here", "half") == free_name("../here/.", "half") == "../here-half/"

@@ -138,6 +138,24 @@ def test_a_library_that_makes_another_error_of_the_signal(kind, models, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_comes_where_nothing_can_be_raised(name, models, tmp_path, run, monkeypatch):
+    class Removed:
+        def __del__(self):
+            signal.raise_signal(getattr(signal, name))
+
+    def count(*_, **__):
+        Removed()
+        time.sleep(20)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr("hfcompress.prune.magnitude.compute_masks", count)
+    status = 128 + getattr(signal, name)
+    run("prune", models / "bert", "--amount", 0.5, "-o", tmp_path / "out", status=status)
+    assert run.error == "\nhfcompress: interrupted; nothing was written.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_ladder_that_is_stopped_says_what_goes_on(models, data, tmp_path, run, monkeypatch):
     def begin(*_, output_dir, **__):
         output_dir.mkdir()
