@@ -1,4 +1,7 @@
-"""Adds the pages of the site that are elsewhere in the repository; nothing is copied, so nothing can differ."""
+"""Adds the pages of the site that are elsewhere in the repository; nothing is copied, so nothing can differ.
+
+Cells of wide tables get the heads of their columns, for screens on which a row is shown as a card (style.css).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "examples" / "imdb" / "results"
+WIDE = 6  # columns that do not fit a telephone
 PAGES = (
     {
         "contributing.md": ROOT / "CONTRIBUTING.md",
@@ -46,3 +50,26 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             text = "---\nhide:\n  - toc\n---\n\n" + text
         files.append(File.generated(config, where, content=text))
     return files
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Mark the wide tables of a page."""
+    return re.sub("<table>.*?</table>", _mark_wide, html, flags=re.DOTALL)
+
+
+def _mark_wide(found: re.Match[str]) -> str:
+    table = found[0]
+    heads = re.findall("<th(?: [^>]*)?>(.*?)</th>", table, re.DOTALL)
+    if len(heads) < WIDE:
+        return table
+    plain = [re.sub("<[^>]+>", "", one).replace('"', "&quot;") for one in heads]
+    rows = [row.split("<td") for row in table.split("<tr>")]
+    marked = (
+        before
+        + "".join(
+            f'<td data-head="{name}"{cell}'
+            for name, cell in zip(plain, cells, strict=False)
+        )
+        for before, *cells in rows  # the row of heads has none
+    )
+    return "<tr>".join(marked).replace("<table>", "<table data-wide>", 1)

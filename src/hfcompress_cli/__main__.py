@@ -1,5 +1,5 @@
 """``python -m hfcompress_cli``: the command ``hfcompress``."""
 
-from hfcompress_cli.application import main
+from hfcompress_cli.application import program
 
-raise SystemExit(main())
+program()

@@ -9,14 +9,15 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hfcompress_cli import launch, options
 from hfcompress_cli.commands import compare, compress, distill, export, finetune, pack, prune, report, shrink
 from hfcompress_cli.display import Display, showing
 from hfcompress_cli.messages import name_options
-from hfcompress_cli.stopping import status, stopped_by_signals
+from hfcompress_cli.stopping import Signals, end_without_traceback, stopped_by_signals
 
 _EXAMPLES = """\
 MODEL is a folder that save_pretrained wrote, or the id of a model on the hub.
@@ -49,16 +50,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return launch.run(lambda: _main(argv))
 
 
+def program() -> NoReturn:
+    """Run the command as a program, which ends with its exit status."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that has no such letter gets its code, as on standard error
+        sys.stdout.reconfigure(errors="backslashreplace")
+    status = main()
+    end_without_traceback()
+    raise SystemExit(status)
+
+
 def _main(argv: Sequence[str] | None) -> int:
-    with stopped_by_signals() if launch.is_main() else nullcontext():
+    arguments = argparse.Namespace()
+    before: int | None = None
+    with stopped_by_signals() if launch.is_main() else nullcontext(Signals()) as signals:
         try:
             with showing("importing torch and transformers") as display:
                 arguments = _parser().parse_args(argv)
+                before = _identity(arguments)
                 results = _run(arguments, display)
-            return results if isinstance(results, int) else _print(arguments, *results)
-        except KeyboardInterrupt as error:
-            print("\nhfcompress: interrupted; nothing was written.", file=sys.stderr)
-            return status(error)
+            if not isinstance(results, int):
+                return _print(arguments, *results)
+            if signals.received is None:
+                return results
+        except KeyboardInterrupt:
+            pass
+        except Exception:  # such as a library makes of the signal
+            if signals.received is None:
+                raise
+        print(f"\nhfcompress: interrupted; {_what_was_written(arguments, before)}.", file=sys.stderr)
+        return signals.status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,23 +98,16 @@ def _run(arguments: argparse.Namespace, display: Display) -> options.Results | i
     if launch.is_launched() and arguments.verb not in ("distill", "finetune", "compress"):
         print(f"{verb}: runs in one process; start it without accelerate launch or torchrun.", file=sys.stderr)
         return 2
-    before = _folder(arguments)
-    try:
-        from hfcompress.errors import CompressionError
-        from hfcompress.progress import listening, stage
+    from hfcompress.errors import CompressionError
+    from hfcompress.progress import listening, stage
 
-        try:
-            with _quiet(arguments), redirect_stdout(sys.stderr), listening(display), stage(verb):
-                results: options.Results = arguments.run(arguments)
-                return results
-        except (CompressionError, OSError, ImportError) as error:
-            print(f"{verb}: {name_options(' '.join(str(error).split()), arguments)}", file=sys.stderr)
-            return 2
-    except KeyboardInterrupt as error:
-        if _folder(arguments) == before:
-            raise
-        print(f"\nhfcompress: interrupted; {arguments.output} was written.", file=sys.stderr)
-        return status(error)
+    try:
+        with _quiet(arguments), redirect_stdout(sys.stderr), listening(display), stage(verb):
+            results: options.Results = arguments.run(arguments)
+            return results
+    except (CompressionError, OSError, ImportError) as error:
+        print(f"{verb}: {name_options(' '.join(str(error).split()), arguments)}", file=sys.stderr)
+        return 2
 
 
 def _print(arguments: argparse.Namespace, text: str, values: dict[str, Any]) -> int:
@@ -110,12 +123,27 @@ def _print(arguments: argparse.Namespace, text: str, values: dict[str, Any]) -> 
     return 0
 
 
-def _folder(arguments: argparse.Namespace) -> int | None:
-    """Return what tells the folder that is written from the one that was there before."""
+def _what_was_written(arguments: argparse.Namespace, before: int | None) -> str:
+    """Say what an interrupted verb has written, if anything."""
+    name = _output(arguments)
+    if name is not None and arguments.verb == "compress" and (Path(name).expanduser() / "ladder.json").is_file():
+        return f"what is done of the ladder is in {name}, and the same command goes on from there"
+    return "nothing was written" if _identity(arguments) == before else f"{name} was written"
+
+
+def _identity(arguments: argparse.Namespace) -> int | None:
+    """Return what tells the folder or file that is written from the one that was there before."""
+    name = _output(arguments)
     try:
-        return Path(arguments.output).expanduser().stat().st_ino
-    except (AttributeError, OSError):  # a verb that writes none, or there is none
+        return None if name is None else Path(name).expanduser().stat().st_ino
+    except OSError:  # there is none
         return None
+
+
+def _output(arguments: argparse.Namespace) -> str | None:
+    """Return the name of the folder or file that a verb writes; None if it writes none."""
+    name: str | None = getattr(arguments, "output", None) or getattr(arguments, "html", None)
+    return name
 
 
 @contextmanager

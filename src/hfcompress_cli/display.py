@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TextIO
@@ -73,7 +74,7 @@ class Display:
 
     def write(self, text: str) -> int:
         """Write to standard error, in place of what was drawn."""
-        columns = shutil.get_terminal_size().columns
+        columns = self._columns()
         lines = [textwrap.fill(line, columns, **_WRAP) if len(line) > columns else line for line in text.split("\n")]
         with self._lock:
             self._clear()
@@ -88,11 +89,19 @@ class Display:
         wait = _PATIENCE if self._terminal else _EVERY
         while not self._closed.wait(wait):
             wait = _REDRAWN if self._terminal else _EVERY
-            columns = shutil.get_terminal_size().columns - 1 if self._terminal else 80
+            columns = self._columns() - 1 if self._terminal else 80
             line = describe(self._stages[-1], time.monotonic(), columns)  # imports, which must not wait for the lock
             with self._lock:
                 if not self._closed.is_set():
                     self._show(line)
+
+    def _columns(self) -> int:
+        """Return how wide this terminal is: standard output may be a file, or another one."""
+        columns = shutil.get_terminal_size().columns  # COLUMNS, or of standard output, or 80
+        if not os.environ.get("COLUMNS"):
+            with suppress(OSError, ValueError):  # a stream that is no file
+                columns = os.get_terminal_size(self._stream.fileno()).columns or columns
+        return columns
 
     def _show(self, line: str) -> None:
         try:

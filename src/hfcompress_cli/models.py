@@ -177,6 +177,10 @@ def find_model(name: str) -> str:
             f"{name} holds an exported model, which only runs; name the folder that it was exported from. Of exported "
             "ones there is hfcompress report and hfcompress compare."
         )
+    if (folder / "ladder.json").is_file() and not (folder / "config.json").exists():
+        made = sorted(one.parent.name for one in folder.glob("*/config.json"))
+        which = f"; name one of them: {', '.join(str(folder / one) for one in made)}" if made else ", none of them done"
+        raise CompressionError(f"{name} holds a ladder of models{which}.")
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1):
         raise CompressionError(f"There is no directory {name}.")
     return str(folder) if folder.is_dir() else name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -27,6 +28,10 @@ class VerbParser(argparse.ArgumentParser):
     complete: Callable[[argparse.ArgumentParser], argparse.ArgumentParser] | None = None
     completed_for: frozenset[str] = frozenset()  # options that need the others; any command does if there are none
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        read_percentages(self)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse with all options, unless only the help is asked for."""
         given = {one.partition("=")[0] for one in args}
@@ -34,6 +39,11 @@ class VerbParser(argparse.ArgumentParser):
         if self.complete is None or given & {"-h", "--help"} or is_light:
             return super().parse_known_args(args, namespace)
         return self.complete(self).parse_known_args(args, namespace)
+
+
+def read_percentages(parser: argparse.ArgumentParser) -> None:
+    """Take ``-5%`` for the value of an option, as from Python 3.14 on, so that it is refused with its reason."""
+    parser._negative_number_matcher = re.compile(r"-\.?\d")
 
 
 Verbs: TypeAlias = "argparse._SubParsersAction[VerbParser]"

@@ -7,10 +7,12 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -49,6 +51,11 @@ def new_folder(name: str, overwrite: bool) -> Iterator[Path]:
     say_written(name)
 
 
+def seen_before(model: str) -> str:
+    """Return what is to be said of figures on held-out rows, as nobody knows what a model was trained on before."""
+    return f"(if {model} was trained on these before, its accuracy on others is lower)"
+
+
 def say_written(name: str) -> None:
     """Say on one line where a model was written, and whether it loads without hfcompress."""
     try:
@@ -61,7 +68,7 @@ def say_written(name: str) -> None:
         print(f"Written to {name}; it loads without hfcompress.", file=sys.stderr)
         return
     uneven = " and ".join(kind for kind in KINDS if kind in plan)
-    why, remedy = "its weights are packed", f"write a plain one with: hfcompress unpack {name} OUT"
+    why, remedy = "its weights are packed", f"write a plain one with: hfcompress unpack {shlex.quote(name)} OUT"
     if uneven:
         why, remedy = f"no plain config states its {uneven}", "shrink the original model with --plain"
     needs = f"it does not load without hfcompress, because {why}: import hfcompress before, or {remedy}"
@@ -111,7 +118,10 @@ def next_command(verb: str, *words: Sequence[str]) -> str:
 
 def free_name(name: str, suffix: str) -> str:
     """Return the name of a folder beside another, which does not exist yet, such as ``half-distilled/``."""
-    base = f"{name.rstrip('/') or 'out'}-{suffix}"
+    name = os.path.normpath(name)
+    if Path(name).name in ("", ".."):  # the working directory, or another whose name is not in its path
+        name = os.path.abspath(name)
+    base = f"{name}-{suffix}"
     names = (base, *(f"{base}-{number}" for number in range(2, 100)))
     return next((one for one in names if not Path(one).expanduser().exists()), base) + "/"
 
@@ -171,7 +181,14 @@ def to_lines(report: SparsityReport, **values: str) -> str:
     values["prunable"] = f"{report.weights:,} weights, {report.zeros:,} of them zero ({report.sparsity:.2%})"
     if report.not_covered:
         values["not covered"] = ", ".join(report.not_covered)
-    return "\n".join(f"{name:<11}  {value}" for name, value in values.items())
+    return as_lines(values)
+
+
+def as_lines(values: Mapping[str, str]) -> str:
+    """Return values as lines that fit the terminal, each behind its name."""
+    width, indent = terminal_width(), " " * 13
+    how: dict[str, Any] = {"subsequent_indent": indent, "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(textwrap.fill(f"{name:<11}  {value}", width, **how) for name, value in values.items())
 
 
 def _belongs_to_a_model(name: str) -> bool:

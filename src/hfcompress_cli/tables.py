@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -212,9 +213,9 @@ def _say_utf16(path: Path, encoding: str) -> str:
 def _or_convert(path: Path, encoding: str) -> str:
     names = {"latin-1": "ISO-8859-1", "cp1252": "WINDOWS-1252"}
     called = names.get(encoding, encoding.upper())
-    return (
-        "" if path.suffix.lower() == ".gz" else f", or convert it: iconv -f {called} -t UTF-8 {path} > NEW{path.suffix}"
-    )
+    if path.suffix.lower() == ".gz":
+        return ""
+    return f", or convert it: iconv -f {called} -t UTF-8 {shlex.quote(str(path))} > NEW{path.suffix}"
 
 
 # Cells
@@ -302,6 +303,11 @@ def _has_stray_quote(line: str, cells: Sequence[str]) -> bool:
 def _check_header(path: Path, number: int, header: list[str], wanted: Sequence[str], delimiter: str) -> int:
     """Refuse a header with missing or doubled columns; return how many there are before those without a name."""
     names = [name.strip() for name in header]
+    if len(line := delimiter.join(names)) <= 5 and line.lower().startswith("sep="):
+        raise CompressionError(
+            f"Line {number} of {path} is no header, but says to a spreadsheet what separates the cells; remove that "
+            f"line, and name the same with --delimiter {line[4:]!r}."
+        )
     named = max((place + 1 for place, name in enumerate(names) if name), default=0)
     for place, name in enumerate(names[:named]):
         if name in names[:place]:

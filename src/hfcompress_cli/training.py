@@ -24,7 +24,7 @@ from hfcompress_cli import launch, options
 from hfcompress_cli.data import encode, token_limit
 from hfcompress_cli.held_out import encode_rows, read_parts
 from hfcompress_cli.labels import name_classes, read_labels
-from hfcompress_cli.outputs import new_folder
+from hfcompress_cli.outputs import new_folder, seen_before
 from hfcompress_cli.tables import Row
 from hfcompress_cli.training_arguments import choose_epochs, make_fine_tuning_arguments
 from hfcompress_cli.training_log import HIDDEN, KEPT_BY, NotePrecision, TrainingLog
@@ -142,12 +142,19 @@ class FineTuning:
                 f"{', '.join(figures)}."
             )
 
-    def summary(self, trainer: hfc.DistillationTrainer) -> tuple[str, dict[str, Any]]:
-        """Return what was trained, as text and as values: how many rows, and which epoch was kept."""
+    def summary(self, trainer: hfc.DistillationTrainer, *, was_trained: bool) -> tuple[str, dict[str, Any]]:
+        """Return what was trained, as text and as values: how many rows, and which epoch was kept.
+
+        Args:
+            trainer: After the training.
+            was_trained: Whether the model was a trained classifier before, perhaps trained on these rows.
+        """
         state, best = trainer.state, self._kept_by
         counts = {"train": len(self.rows), "held_out": len(self.held_out)}
         text = f"trained on {len(self.rows):,} rows"
         text += f", measured on {len(self.held_out):,} others" if self.held_out else ""
+        if was_trained and self._eval_table is self.table and self.held_out:
+            text += f"\n{seen_before('the model')}"
         epochs = round(state.epoch or 0.0, 3)
         values: dict[str, Any] = {"examples": counts, "epochs": epochs}
         logs = [log for log in state.log_history if log.get("step") == state.best_global_step and best in log]

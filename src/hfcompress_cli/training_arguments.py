@@ -13,6 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 import hfcompress as hfc
 from hfcompress.compat import current_accelerator
+from hfcompress_cli.options import read_percentages
 
 _UPDATES = 500  # at least, where the number of epochs is not given and their number stays below
 _EPOCHS = 3, 20  # at least and at most, likewise
@@ -45,6 +46,7 @@ def complete(
         allow_abbrev=False,
         conflict_handler="resolve",  # columns of the text are in both; the fields win
     )
+    read_percentages(parser)
     pin = current_accelerator() is not None  # otherwise pinning memory only brings a warning
     unset = dict.fromkeys(("output_dir", "logging_strategy", "logging_steps"))
     parser.set_defaults(dataloader_pin_memory=pin, disable_tqdm=True, **unset, **defaults)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 import time
 
@@ -74,6 +75,22 @@ def test_a_terminal_gets_one_line_that_is_removed(monkeypatch):
     assert "\n" not in printed
     assert max(len(one.removesuffix("\x1b[K")) for one in drawn) < 60
     assert printed.endswith("\r\x1b[K")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_the_line_fits_the_terminal_where_the_results_go_elsewhere(monkeypatch):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+    primary, secondary = pty.openpty()
+    with open(secondary, "w") as stream:
+        for given in (50, 0):  # 0: a terminal that does not say
+            fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 24, given, 0, 0))
+            assert display.Display("beginning", stream)._columns() == (given or shutil.get_terminal_size().columns)
+    os.close(primary)
 
 
 def test_a_note_takes_the_place_of_the_line(monkeypatch):

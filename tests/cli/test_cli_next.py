@@ -54,6 +54,10 @@ def test_after_pruning_comes_a_training_and_then_packing(here, models, data, run
     following = next_of(run(*following, *COLUMNS))
     assert following == ["pack", "p-trained/", "p-trained-packed/"]
     run(*following)
+    (here / "my copy").symlink_to("p-trained")
+    run("pack", "my copy", "my packed")
+    command = run.error.rstrip(".\n").partition("with: hfcompress ")[2]
+    assert shlex.split(command) == ["unpack", "my packed", "OUT"]
     zeros = [(load(here / name).bert.encoder.layer[0].output.dense.weight == 0).sum() for name in ("p", "p-trained")]
     assert zeros[0] == zeros[1] > 0
 
@@ -77,7 +81,11 @@ def test_long_and_odd_names_stay_in_one_piece():
     assert all(len(line) <= 80 or line.count(" ") > 4 for line in command.splitlines())
 
 
-def test_a_name_that_is_free_is_proposed(tmp_path):
+def test_a_name_that_is_free_is_proposed(tmp_path, monkeypatch):
     (tmp_path / "a-half").mkdir()
     assert free_name(f"{tmp_path}/a/", "half") == f"{tmp_path}/a-half-2/"
     assert free_name(f"{tmp_path}/b", "half") == f"{tmp_path}/b-half/"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert free_name(".", "half") == free_name("./", "half") == f"{tmp_path}/here-half/"
+    assert free_name("../here", "half") == free_name("../here/.", "half") == "../here-half/"

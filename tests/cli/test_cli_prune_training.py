@@ -56,9 +56,24 @@ def test_a_small_number_of_weights_is_asked_about(amount, models, tmp_path, run)
     assert f"Did you mean {amount} per cent? That is --amount {amount}%." in run.error
 
 
+def test_a_small_number_is_asked_about_in_a_small_model_too(models, tmp_path, run):
+    asked = ["--include", "bert.pooler.dense", "--amount"]  # 1,024 weights
+    run("prune", models / "bert", *asked, 20, "-o", tmp_path / "out")
+    assert "warning: --amount 20 is 20 of 1,024 weights. Did you mean 20 per cent?" in run.error
+
+
 def test_a_large_number_of_weights_is_not_asked_about(models, tmp_path, run):
     run("prune", models / "bert", "--amount", 1000, "-o", tmp_path / "out")
     assert "warning" not in run.error
+
+
+@pytest.mark.parametrize("amount", ["20.0", "-5%", "-.5"])
+@pytest.mark.parametrize("trains", [False, True])
+def test_an_amount_that_is_no_share_says_how_one_is_written(amount, trains, models, data, tmp_path, run):
+    training = ["--data", data / "train.csv", *COLUMNS] if trains else []
+    run("prune", models / "bert", "--amount", amount, *training, "-o", tmp_path / "out", status=2)
+    assert "must be in [0, 1): the fraction of weights that is zero afterwards, as 0.2 or 20%" in run.error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("amount", ["100%", "150%", "-1", "1.5"])

@@ -82,7 +82,7 @@ def test_report_counts_flops(models, found):
     assert (found["flops"], found["tokens"]) == (total + attention, 64)
 
 
-def test_report_tells_what_the_plan_says_and_how_it_loads(models, tmp_path, run):
+def test_report_tells_what_the_plan_says_and_how_it_loads(models, tmp_path, run, monkeypatch):
     assert "loads        without hfcompress" in run("report", models / "bert")
     run("shrink", models / "bert", "--heads", 0.4, "--neurons", 0.4, "-o", tmp_path / "uneven")
     run("pack", tmp_path / "uneven", tmp_path / "packed")
@@ -91,9 +91,20 @@ def test_report_tells_what_the_plan_says_and_how_it_loads(models, tmp_path, run)
     assert uneven["plan"] == packed["plan"] == plan
     assert (uneven["heads"], uneven["neurons"]) == (plan["heads"], plan["neurons"])
     assert (uneven["packed"], uneven["needs_hfcompress"]) == (False, True)
+    monkeypatch.setenv("COLUMNS", "200")
     text = run("report", tmp_path / "uneven")
     assert "plan         heads and neurons of each layer, which no plain config states (version 1)" in text
     assert "loads        after import hfcompress, because it has a plan" in text
+
+
+def test_report_fits_the_terminal(models, tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("shrink", models / "bert", "--heads", 0.4, "--neurons", 0.4, "-o", "uneven")
+    for columns in (60, 80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = run("report", "uneven").splitlines()
+        assert max(map(len, lines)) <= columns
+        assert any(line.startswith(" " * 13) for line in lines)  # what does not fit is below
 
 
 def test_report_tells_packed_weights(models, tmp_path, run):

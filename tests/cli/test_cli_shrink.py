@@ -86,6 +86,7 @@ def test_labelled_data_rank_and_say_what_it_cost(models, data, tmp_path, run):
     table = run("shrink", models / "bert", "--flops", 0.6, "--data", reviews, "-o", tmp_path / "again")
     assert "accuracy" in table
     assert "same predictions as before" in table
+    assert "\n(if the model was trained on these before, its accuracy on others is lower)\n" in table
 
 
 def test_texts_without_labels_are_not_ignored(models, data, tmp_path, run):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 
 import pytest
 from architectures import build
@@ -151,6 +152,14 @@ def test_another_encoding_is_named_with_what_to_do(case, ending, tmp_path):
     assert f"--encoding {encoding}" in message
     assert ("iconv" in message) is (not ending)
     assert list(read_table(path, ["text", "label"], encoding=encoding))[-1]["label"] == "1"
+
+
+def test_the_command_that_converts_a_file_can_be_typed(tmp_path):
+    (tmp_path / "my films.csv").write_bytes(TEXT.encode("latin-1"))
+    with pytest.raises(CompressionError) as error:
+        list(read_table(tmp_path / "my films.csv", ["text", "label"]))
+    command = str(error.value).partition("or convert it: ")[2].removesuffix(".")
+    assert shlex.split(command)[5:] == [str(tmp_path / "my films.csv"), ">", "NEW.csv"]
 
 
 def test_a_broken_line_among_utf8_is_to_be_corrected(tmp_path):

@@ -10,6 +10,7 @@ import time
 import pytest
 from command_line import COLUMNS, contents
 
+import hfcompress as hfc
 from hfcompress_cli.stopping import stopped_by_signals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
@@ -112,6 +113,59 @@ def test_a_training_that_is_stopped_keeps_what_was_asked(verb, models, data, tmp
     assert "nothing was written" in rest
     assert [one.name for one in tmp_path.iterdir()] == (["kept"] if kept else [])
     assert not kept or any(one.name.startswith("checkpoint-") for one in (tmp_path / "kept").iterdir())
+
+
+def test_a_signal_while_results_are_printed_says_what_was_written(models, tmp_path, run, stopped):
+    command = ["prune", models / "bert", "--amount", 0.5, "-o", tmp_path / "out"]
+    stopped("hfcompress_cli.application:_print", "SIGINT", *command, status=130)
+    assert run.error.endswith(f"\nhfcompress: interrupted; {tmp_path / 'out'} was written.\n")
+    stopped("hfcompress_cli.application:_print", "SIGTERM", "report", tmp_path / "out", status=143)
+    assert run.error.endswith("interrupted; nothing was written.\n")
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, ImportError])
+def test_a_library_that_makes_another_error_of_the_signal(kind, models, tmp_path, run, monkeypatch):
+    def count(*_, **__):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise kind("the callback failed") from error
+
+    monkeypatch.setattr("hfcompress.prune.magnitude.compute_masks", count)
+    run("prune", models / "bert", "--amount", 0.5, "-o", tmp_path / "out", status=143)
+    assert run.error.endswith("\nhfcompress: interrupted; nothing was written.\n")
+    assert "Traceback" not in run.error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_comes_where_nothing_can_be_raised(name, models, tmp_path, run, monkeypatch):
+    class Removed:
+        def __del__(self):
+            signal.raise_signal(getattr(signal, name))
+
+    def count(*_, **__):
+        Removed()
+        time.sleep(20)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr("hfcompress.prune.magnitude.compute_masks", count)
+    status = 128 + getattr(signal, name)
+    run("prune", models / "bert", "--amount", 0.5, "-o", tmp_path / "out", status=status)
+    assert run.error == "\nhfcompress: interrupted; nothing was written.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ladder_that_is_stopped_says_what_goes_on(models, data, tmp_path, run, monkeypatch):
+    def begin(*_, output_dir, **__):
+        output_dir.mkdir()
+        (output_dir / "ladder.json").write_text("{}")
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(hfc, "compress", begin)
+    run("compress", models / "bert", "--data", data / "train.csv", *COLUMNS, "-o", tmp_path / "ladder", status=143)
+    place = tmp_path / "ladder"
+    assert f"what is done of the ladder is in {place}, and the same command goes on from there." in run.error
 
 
 def test_a_signal_that_is_ignored_stays_so(models, tmp_path, stopped, monkeypatch):

@@ -43,6 +43,7 @@ def test_rows_come_out_of_each_kind_as_they_went_in(kind, encoding, ending, tmp_
 
 
 REFUSED = {
+    "a line for spreadsheets": ("sep=;\ntext;label\na;1\n", "Line 1 of .* is no header, .* with --delimiter ';'"),
     "an unquoted comma": ("text,label\ngood,1\nbad, dull,0\n", "Line 3 of .* has 3 cells and the header 2"),
     "too few cells": ("text,label\ngood,1\nbad\n", "Line 3 of .* has 1 cells and the header 2"),
     "a trailing comma": ("text,label\ngood,1,\n", "Line 2 of .* has 3 cells"),

@@ -38,7 +38,7 @@ def page(models: Mapping[str, Measurement], title: str) -> str:
         "comparison.html.j2",
         title=title,
         summary=main_figures(models),
-        pictures=_draw_apart(models, panels) if panels else [],
+        pictures=_draw_apart(models, panels),
         fronts={panel.cost: panel.front for panel in panels},
         quality=main_quality(list(models.values()))[0],
         all_figures=all_figures(models).split(_MODELS_A_TABLE),
@@ -63,8 +63,14 @@ def draw(models: Mapping[str, Measurement]) -> tuple[Figure, tuple[Axes, ...]]:
     return figure, tuple(grid[0])
 
 
+def draw_apart(models: Mapping[str, Measurement]) -> list[str]:
+    """Return each picture, and the legend, as SVG, so small that a telephone shows them in full size."""
+    return _draw_apart(models, _panels(models))
+
+
 def _draw_apart(models: Mapping[str, Measurement], panels: list[_Panel]) -> list[str]:
-    """Draw each picture, and the legend, so small that a telephone shows them in full size."""
+    if not panels:
+        return []
     pictures = []
     for panel in panels:
         figure, axes = pyplot().subplots(figsize=(4.5, 3.6), layout="constrained")

@@ -181,10 +181,10 @@ class Ladder(Report):
         Raises:
             ImportError: matplotlib is not installed; see `plot`.
         """
-        from hfcompress.report.plots import svg
+        from hfcompress.report.rendering import draw_apart
 
-        picture = svg(self.plot()[0]) if self.rungs else None
-        return render("ladder.html.j2", title=title, table=self._table(), left=self._layers(), picture=picture)
+        pictures = draw_apart(self._models()) if self.rungs else []
+        return render("ladder.html.j2", title=title, table=self._table(), left=self._layers(), pictures=pictures)
 
     def _models(self) -> dict[str, Measurement]:
         if not self.rungs:

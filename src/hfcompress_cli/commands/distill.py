@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress_cli.data import check_labels, encode, token_limit
     from hfcompress_cli.held_out import encode_rows, read_parts
     from hfcompress_cli.models import load
-    from hfcompress_cli.outputs import fit, save, terminal_width
+    from hfcompress_cli.outputs import fit, save, seen_before, terminal_width
     from hfcompress_cli.training_arguments import make_arguments
 
     with training.output_folders(arguments) as (folder, checkpoints):
@@ -114,6 +114,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
     text = f"trained on {len(rows):,} rows, measured on {len(held_out):,} others"
     if (agreement := metrics.get("eval_agreement")) is not None:
         text += f"; student and teacher agree on {agreement:.1%} of these"
+    if held_out and arguments.eval_data is None:
+        text += f" {seen_before('the teacher')}"
     text = f"{fit(comparison.rows)}\n{textwrap.fill(text, terminal_width())}"
     values = {"models": comparison.to_dict(), "examples": {"train": len(rows), "held_out": len(held_out)}}
     return text, values | {"evaluation": metrics, "output": arguments.output}

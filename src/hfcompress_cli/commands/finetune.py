@@ -8,6 +8,7 @@ is kept.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from hfcompress_cli import options
@@ -64,10 +65,10 @@ def run(arguments: argparse.Namespace) -> options.Results:
         metrics = training.run_training(trainer)
         if folder is None:
             return "", {}
-        name = Path(arguments.output).name
+        name = Path(os.path.abspath(arguments.output)).name
         comparison = hfc.compare({name: model}, inputs, processing_class={name: tokenizer})
         save(folder, model, tokenizer)
-    text, values = tuning.summary(trainer)
+    text, values = tuning.summary(trainer, was_trained=not is_new)
     text = f"{fit(comparison.rows)}\n{text}{tuning.largest_class(model)}"
     data = options.words_of_data(arguments)
     half = ["-o", free_name(arguments.output, "half")]

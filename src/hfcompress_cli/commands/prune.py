@@ -80,11 +80,11 @@ def _prune(model: PreTrainedModel, arguments: argparse.Namespace) -> SparsityRep
 
 
 def check_small_number(amount: float | int, weights: int) -> None:
-    """Ask back about a number of weights that looks like a percentage."""
-    if isinstance(amount, int) and 1 <= amount <= 100 and amount < 0.01 * weights:
+    """Ask back about a number of weights that looks like a percentage, and is a smaller share."""
+    if isinstance(amount, int) and 1 <= amount <= 100 < weights:
         print(
-            f"warning: --amount {amount} is {amount} of {weights:,} weights ({amount / weights:.2g} of them). Did you "
-            f"mean {amount} per cent? That is --amount {amount}%.",
+            f"warning: --amount {amount} is {amount} of {weights:,} weights. Did you mean {amount} per cent? That is "
+            f"--amount {amount}%.",
             file=sys.stderr,
         )
 
@@ -95,7 +95,7 @@ def _prune_and_train(arguments: argparse.Namespace) -> options.Results:
     from hfcompress.progress import stage
     from hfcompress_cli import training
     from hfcompress_cli.models import load
-    from hfcompress_cli.outputs import next_command, save, to_lines
+    from hfcompress_cli.outputs import free_name, next_command, save, to_lines
 
     chosen = {"include": arguments.include, "exclude": arguments.exclude}
     with training.output_folders(arguments) as (folder, checkpoints):
@@ -118,9 +118,9 @@ def _prune_and_train(arguments: argparse.Namespace) -> options.Results:
         found["trained"] = training.run_training(trainer)
         report = hfc.sparsity_report(model, **chosen)
         save(folder, model, tokenizer)
-    text, values = tuning.summary(trainer)
+    text, values = tuning.summary(trainer, was_trained=True)
     lines = [str(report) if arguments.verbose else to_lines(report), "", *_figures(found), text]
-    following = next_command("pack", [arguments.output], [f"{arguments.output.rstrip('/')}-packed/"])
+    following = next_command("pack", [arguments.output], [free_name(arguments.output, "packed")])
     values = report.to_dict() | {"evaluation": found, "training": values, "output": arguments.output}
     return "\n".join([*lines, "", "next, make its file smaller:", following]), values
 

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress.progress import stage
     from hfcompress_cli.contents import describe_adapter, describe_exported, describe_loading, describe_shape
     from hfcompress_cli.models import find_model, load
-    from hfcompress_cli.outputs import stored_bytes, to_lines
+    from hfcompress_cli.outputs import as_lines, stored_bytes, to_lines
 
     folder = Path(arguments.model).expanduser()
     if (found := describe_exported(folder) or describe_adapter(folder)) is not None:
@@ -38,8 +38,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
                 f"{option} is about weight matrices, and {arguments.model} holds no model of torch."
             )
         lines, values = found
-        text = "\n".join(f"{name:<11}  {value}" for name, value in ({"model": arguments.model} | lines).items())
-        return text, {"model": arguments.model} | values
+        return as_lines({"model": arguments.model} | lines), {"model": arguments.model} | values
     with stage(f"loading {arguments.model}"):
         model, _ = load(arguments.model, needs_names=False)
     sparsity, reason = None, ""
@@ -59,11 +58,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     lines |= {"parameters": f"{size.parameters:,}", "weights": f"{size.bytes / 1e6:,.1f} MB{in_files}"}
     lines |= shape_lines | loading_lines
     lines["head"] = f"new, not trained: {', '.join(head)}" if head else "trained, or nothing says otherwise"
-    text = (
-        to_lines(sparsity, **lines)
-        if sparsity is not None
-        else "\n".join(f"{name:<11}  {value}" for name, value in (lines | {"prunable": f"none: {reason}"}).items())
-    )
+    text = to_lines(sparsity, **lines) if sparsity is not None else as_lines(lines | {"prunable": f"none: {reason}"})
     values = {"model": arguments.model, "class": type(model).__name__, "kind": "model"}
     values |= {"parameters": size.parameters, "bytes": size.bytes, "bytes_in_files": stored} | shape | loading
     values |= {"new_head": head, "sparsity": None if sparsity is None else sparsity.to_dict()}

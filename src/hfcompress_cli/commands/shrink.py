@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress.models.new_head import new_head
     from hfcompress.progress import stage
     from hfcompress_cli.models import find_device, load
-    from hfcompress_cli.outputs import new_folder, save
+    from hfcompress_cli.outputs import new_folder, save, seen_before
 
     by_loss = arguments.importance in ("taylor", "fisher")
     if arguments.importance not in ("auto", "l1") and arguments.data is None:
@@ -114,6 +114,9 @@ def run(arguments: argparse.Namespace) -> options.Results:
         values |= reports["structure"].to_dict()
     width = shutil.get_terminal_size((80, 24)).columns
     text = "\n\n".join(name_options(report.to_text(width=width), arguments) for report in reports.values())
+    measured = "structure" in reports and has_labels and reports["structure"].held_out
+    if measured and arguments.eval_data is None:
+        text += f"\n{seen_before('the model')}"
     if "structure" not in reports:  # the texts get the same results as before
         return text, values
     return f"{text}\n\n{_following(arguments, bool(new_head(model)), has_labels)}", values
