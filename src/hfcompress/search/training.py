@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from hfcompress.compat import current_accelerator, mixed_precision
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.distill.trainer import DistillationTrainer
 from hfcompress.losses import Problem
+from hfcompress.report.intervals import paired_interval
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.rows import Parts
 
-_Z = 1.96  # standard errors by which a model is worse
 _LOOK = 50  # steps between looks of several processes at the clock
 
 
@@ -108,7 +107,7 @@ def train_rung(
     before = _scores(trainer, parts)
     trainer.train()
     after = _scores(trainer, parts)
-    is_kept = not agree(is_worse(after - before))
+    is_kept = not agree(is_worse(after - before, parts.problem))
     if not is_kept:
         student.load_state_dict(state)
     student.eval()
@@ -116,17 +115,16 @@ def train_rung(
     return Trained(round(float(trainer.state.epoch or 0), 2), is_kept, scores)
 
 
-def is_worse(differences: Tensor) -> bool:
+def is_worse(differences: Tensor, problem: Problem) -> bool:
     """Whether paired differences of scores, shape (rows,), are below 0 by more than chance: their 95 % interval is.
 
     Example:
-        >>> is_worse(torch.tensor([-1.0, -1, 0, 0])), is_worse(torch.tensor([-1.0, -1, 0, 0]).repeat(5))
-        (False, True)
+        >>> losses = torch.tensor([-1.0, -1, 0, 0])
+        >>> [is_worse(losses.repeat(times), "single_label_classification") for times in (1, 5)]
+        [False, True]
     """
-    if len(differences) < 2:
-        return False
-    error = float(differences.std()) / math.sqrt(len(differences))
-    return float(differences.mean()) + _Z * error < 0
+    largest = None if problem == "regression" else 1.0
+    return len(differences) > 1 and paired_interval(differences, largest=largest)[1] < 0
 
 
 def _scores(trainer: DistillationTrainer, parts: Parts) -> Tensor:
