@@ -1,7 +1,9 @@
 """`compress` end to end on tiny models: what it writes, says, refuses and resumes."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from architectures import WORDS, arguments, build, same_bits, state_of, texts, word_tokenizer
@@ -15,7 +17,7 @@ from hfcompress.report import benchmark
 from hfcompress.search import clock as clocks
 from hfcompress.search import compressing, rungs, training
 from hfcompress.search.compressing import compress
-from hfcompress.search.ladder import Ladder, Rung
+from hfcompress.search.ladder import Ladder, Rung, describe_choice, describe_test
 from hfcompress.search.rows import read_parts, readable, with_logits
 
 ROWS = texts(240)
@@ -131,6 +133,37 @@ def test_a_rung_by_name_and_the_best(made):
         Ladder((), (), "").best(0.0)
 
 
+def fast_and_lossy(made, *losses):
+    """Rungs that are faster one by one, with these losses and ends of their intervals."""
+    rung, found = made[0].rungs[0], []
+    for number, (drop, most) in enumerate(losses, 1):
+        passes = (replace(rung.measured.passes[0], times_ms=(1 / number,) * 8),)
+        measured = replace(rung.measured, passes=passes, examples=1000)
+        interval = {"drop": drop, "drop_interval": (2 * drop - most, most)}
+        found.append(replace(rung, name=f"{number}x", measured=measured, **interval))
+    return found
+
+
+def test_the_best_is_shown_to_lose_so_little(made):
+    rungs = fast_and_lossy(made, (0.0, 0.02), (0.002, 0.009), (0.006, 0.016), (0.03, 0.04))
+    ladder = Ladder(tuple(rungs), (), "")
+    assert ladder.best(0.01).name == "2x"
+    assert ladder.best(0.016).name == "3x"
+    assert describe_choice(rungs, 0.01) == ["2x is the fastest that loses at most 1 point by the paired test."]
+    assert describe_test(rungs[1], 0.01) == "The paired test of 1,000 rows shows that it loses at most 1 point."
+    text = describe_test(rungs[2], 0.01)
+    assert "loses 0.60 points as measured, but 1,000 rows are too few" in text
+    assert text.endswith("ends at 1.60; at this loss about 6,300 would do.")  # 1,000 times (1 / 0.4) squared
+
+
+def test_too_few_rows_for_the_paired_test_are_warned_of(made):
+    rungs = fast_and_lossy(made, (0.0, 0.02), (0.01, 0.03), (0.03, 0.05))
+    with pytest.warns(UserWarning, match="not shown of any model: 1,000 rows are too few"):
+        assert Ladder(tuple(rungs), (), "").best(0.01).name == "2x"
+    assert describe_test(rungs[1], 0.01).endswith("more than 1,000 times as many would be needed.")
+    assert describe_choice(rungs[2:], 0.01) == []
+
+
 def test_called_again_it_returns_what_is_done(made, monkeypatch):
     ladder, model, folder = made
     monkeypatch.setattr(compressing, "make_candidate", lambda *args: pytest.fail("made again"))
@@ -177,11 +210,15 @@ def test_what_is_out_of_reach_is_said(tmp_path):
 
 
 def test_the_last_that_loses_little_ends_the_ladder(tmp_path, monkeypatch):
-    drops = iter([0.001, 0.004, 0.03, 0.005])
-    monkeypatch.setattr(rungs, "_drop", lambda *args: next(drops))
+    drops = iter([(0.001, 0.008), (0.004, 0.02), (0.03, 0.04), (0.005, 0.02)])
+    monkeypatch.setattr(rungs, "_drop", lambda *args: ((drop := next(drops))[0], (-0.01, drop[1])))
     ladder = compress(small(), ROWS, **settings(tmp_path, speedup=None, max_drop=0.01))
     assert [rung.name for rung in ladder.rungs] == ["1.5x", "2x", "2.4x"]
-    assert all("rows are too few to confirm that it loses at most 1 points" in rung.notes[-1] for rung in ladder.rungs)
+    assert [rung.confirms(0.01) for rung in ladder.rungs] == [True, False, False]
+    assert "The paired test of 32 rows shows that it loses at most 1 point." in ladder["1.5x"].notes
+    assert "32 rows are too few to show that it loses at most 1 point" in ladder["2x"].notes[0]
+    assert ladder.best(0.01).name == "1.5x"
+    assert ladder.notes[-1] == "1.5x is the fastest that loses at most 1 point by the paired test."
     assert "3x: left out, as it loses 3.00 points" in ladder.notes[0]
     assert not (tmp_path / "ladder" / "3x").exists()
 
@@ -193,6 +230,27 @@ def test_no_time_is_no_rung(tmp_path):
     assert "none" in str(ladder)
 
 
+def paired_by_hand(model, rung, rows, args):
+    """The interval of the loss of a rung, row by row in NumPy."""
+    measured = read_parts(model, word_tokenizer(), rows, None, args, None, 0).measure
+    labels = np.array(measured["labels"]).reshape(len(measured), -1)
+    found = []
+    for one in (model.eval(), rung.model):
+        with torch.no_grad():
+            logits = np.array([one(torch.tensor([ids])).logits[0].numpy() for ids in measured["input_ids"]])
+        if model.config.problem_type == "regression":
+            found.append(-((logits - labels) ** 2).mean(1) / labels.var())
+        else:
+            found.append(((logits > 0) == (labels > 0.5)).mean(1))
+    losses = found[0] - found[1]
+    if model.config.problem_type == "regression":
+        error = 1.96 * losses.std(ddof=1) / len(losses) ** 0.5
+    else:
+        losses = np.array([*losses, 1, -1])
+        error = 1.96 * losses.std() / len(losses) ** 0.5
+    return losses.mean() - error, losses.mean() + error
+
+
 @pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
 def test_other_problems(problem, tmp_path):
     outputs = 1 if problem == "regression" else 3
@@ -201,10 +259,13 @@ def test_other_problems(problem, tmp_path):
     labels = values[:, 0].tolist() if outputs == 1 else (values > 0.5).float().tolist()
     rows = [{"text": row["text"], "labels": label} for row, label in zip(ROWS, labels, strict=True)]
     args = arguments(DistillationArguments, tmp_path / "args", num_train_epochs=1)
-    ladder = compress(small(num_labels=outputs, problem_type=problem), rows, **settings(tmp_path, speedup=2, args=args))
+    made = small(num_labels=outputs, problem_type=problem)
+    ladder = compress(made, rows, **settings(tmp_path, speedup=2, args=args))
     rung = ladder["2x"]
     assert rung.measured.problem_type == problem
     assert rung.measured.sign_flip is not None
+    assert rung.drop_interval == pytest.approx(paired_by_hand(made, rung, rows, args), rel=1e-4, abs=1e-6)
+    assert Rung.from_dict(json.loads(json.dumps(rung.to_dict()))) == rung
     assert "2x" in str(ladder)
     if problem == "regression":
         assert rung.kept is None

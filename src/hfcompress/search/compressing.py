@@ -23,7 +23,7 @@ from hfcompress.models.classifier import max_tokens
 from hfcompress.models.profiling import TimeTable
 from hfcompress.search.candidates import Search, TooFastError, make_candidate
 from hfcompress.search.clock import RUNTIMES, Clock, Runtime, typical_length
-from hfcompress.search.ladder import FULL, Ladder
+from hfcompress.search.ladder import FULL, Ladder, describe_choice
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.progress import Progress
 from hfcompress.search.rows import read_parts, readable, with_logits
@@ -85,8 +85,10 @@ def compress(
         speedup: How many times as fast, above 1, or several such numbers. If None: 2, 4 and 10, or with ``max_drop``
             1.5, 2, 3, 4 and so on until more is lost, and one between the last two.
         max_drop: The loss of accuracy allowed, such as 0.01 (label accuracy of several labels; R2 of a regression). A
-            model that loses more, as measured, is the end of the ladder, and not in it. Of the others the notes say
-            whether the rows suffice to confirm it, by the 95 % interval of the paired difference.
+            model that loses more, as measured, is the end of the ladder, and not in it. Of the others
+            ``ladder.best(max_drop)`` is the fastest that is shown to lose at most that: the 95 % interval of its
+            paired difference ends there or before. The notes name it, say of each model whether that is shown, and if
+            not how many rows it would take.
         runtime: What serves: ``"torch"``; or ``"onnx"`` and ``"onnx-int8"``, ONNX Runtime, for which each model is also
             exported, into the folder ``onnx`` beside it. Speed-ups are against the original in torch.
         device: Where torch runs the models that are timed and measured, such as ``"cpu"`` for models that are trained
@@ -170,7 +172,8 @@ def compress(
         _climb(job, state, targets, refine=speedup is None and max_drop is not None)
     if processes().is_main_process:
         shutil.rmtree(folder / WORK, ignore_errors=True)
-    return Ladder(tuple(state.rungs), tuple(state.notes), str(folder))
+    chosen = [] if max_drop is None else describe_choice(state.rungs, max_drop)
+    return Ladder(tuple(state.rungs), (*state.notes, *chosen), str(folder))
 
 
 def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) -> None:
