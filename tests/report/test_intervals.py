@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hfcompress.metrics import multi_label_figures, regression_figures
-from hfcompress.report.intervals import bootstrap_intervals, mcnemar, median_interval, sign_flip, wilson_interval
+from hfcompress.report.intervals import (
+    bootstrap_intervals,
+    mcnemar,
+    median_interval,
+    paired_interval,
+    sign_flip,
+    wilson_interval,
+)
 
 
 @given(st.data())
@@ -135,6 +142,31 @@ def test_the_permutation_test_is_wrong_no_more_often_than_it_says():
         differences = torch.from_numpy(random.standard_t(2, 20))
         false += sign_flip(torch.zeros(20), differences, "score", lower_is_better=True).p_value < 0.05
     assert false <= stats.binom.ppf(0.999, 200, 0.05)
+
+
+# Paired differences
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0]), min_size=1, max_size=30), st.sampled_from([0.1, 1.0, 7.0]))
+def test_the_paired_interval_adds_the_largest_difference_twice(differences, largest):
+    values = largest * np.array([*differences, 1, -1])
+    wanted = stats.norm.interval(0.95, values.mean(), values.std() / np.sqrt(len(values)))
+    assert paired_interval(torch.tensor(largest * np.array(differences)), largest=largest) == pytest.approx(wanted)
+
+
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=30))
+def test_without_a_largest_difference_the_paired_interval_is_walds(differences):
+    values = np.array(differences)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    wanted = values.mean() - 1.959964 * error, values.mean() + 1.959964 * error
+    assert paired_interval(torch.tensor(values), largest=None) == pytest.approx(wanted, rel=1e-5, abs=1e-9)
+    found = sign_flip(torch.zeros(len(values)), torch.tensor(values), "squared error", lower_is_better=True)
+    assert found.interval == pytest.approx(wanted, rel=1e-5, abs=1e-9)
+
+
+def test_one_difference_has_no_interval_without_a_largest():
+    assert paired_interval(torch.tensor([0.3]), largest=None) == (-np.inf, np.inf)
+    assert sign_flip(torch.zeros(1), torch.ones(1), "score", lower_is_better=True).interval is None
 
 
 # Bootstrap

@@ -1,22 +1,31 @@
 """`compress` end to end on tiny models: what it writes, says, refuses and resumes."""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from architectures import WORDS, arguments, build, same_bits, state_of, texts, word_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hfcompress import CompressionError, DistillationArguments, DistillationTrainer
+from hfcompress.distill.layer_losses import LayerLosses
 from hfcompress.metrics import predict
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.profiling import count_flops
 from hfcompress.report import benchmark
+from hfcompress.search import candidates, compressing, rungs, training
 from hfcompress.search import clock as clocks
-from hfcompress.search import compressing, rungs, training
 from hfcompress.search.compressing import compress
-from hfcompress.search.ladder import Ladder, Rung
+from hfcompress.search.ladder import Ladder, Rung, describe_choice, describe_test
 from hfcompress.search.rows import read_parts, readable, with_logits
+from hfcompress.search.state import State
 
 ROWS = texts(240)
 
@@ -43,7 +52,9 @@ def stopwatch(monkeypatch):
 
 
 def settings(tmp_path, **overrides):
-    args = arguments(DistillationArguments, tmp_path / "args", num_train_epochs=1, per_device_train_batch_size=32)
+    args = arguments(  # by SGD, since Adam turns differences by rounding into steps
+        DistillationArguments, tmp_path / "args", num_train_epochs=1, per_device_train_batch_size=32, optim="sgd"
+    )
     defaults = {"processing_class": word_tokenizer(), "speedup": (1.5, 3), "output_dir": tmp_path / "ladder"}
     return defaults | {"args": args, "batch_size": 4, "evaluations": 3} | overrides
 
@@ -59,7 +70,10 @@ def made(tmp_path_factory):
         time_by_flops(patch)
         model, folder = small(), tmp_path_factory.mktemp("made")
         before, gradients = state_of(model), [p.requires_grad for p in model.parameters()]
-        ladder = compress(model, ROWS, **settings(folder))
+        config, given = model.config.to_dict(), settings(folder)
+        arguments_before = given["args"].to_dict()
+        ladder = compress(model, ROWS, **given)
+        assert (model.config.to_dict(), given["args"].to_dict()) == (config, arguments_before)
         assert same_bits(state_of(model), before)
         assert model.training
         assert [p.requires_grad for p in model.parameters()] == gradients
@@ -131,6 +145,37 @@ def test_a_rung_by_name_and_the_best(made):
         Ladder((), (), "").best(0.0)
 
 
+def fast_and_lossy(made, *losses):
+    """Rungs that are faster one by one, with these losses and ends of their intervals."""
+    rung, found = made[0].rungs[0], []
+    for number, (drop, most) in enumerate(losses, 1):
+        passes = (replace(rung.measured.passes[0], times_ms=(1 / number,) * 8),)
+        measured = replace(rung.measured, passes=passes, examples=1000)
+        interval = {"drop": drop, "drop_interval": (2 * drop - most, most)}
+        found.append(replace(rung, name=f"{number}x", measured=measured, **interval))
+    return found
+
+
+def test_the_best_is_shown_to_lose_so_little(made):
+    rungs = fast_and_lossy(made, (0.0, 0.02), (0.002, 0.009), (0.006, 0.016), (0.03, 0.04))
+    ladder = Ladder(tuple(rungs), (), "")
+    assert ladder.best(0.01).name == "2x"
+    assert ladder.best(0.016).name == "3x"
+    assert describe_choice(rungs, 0.01) == ["2x is the fastest that loses at most 1 point by the paired test."]
+    assert describe_test(rungs[1], 0.01) == "The paired test of 1,000 rows shows that it loses at most 1 point."
+    text = describe_test(rungs[2], 0.01)
+    assert "loses 0.60 points as measured, but 1,000 rows are too few" in text
+    assert text.endswith("ends at 1.60; at this loss about 6,300 would do.")  # 1,000 times (1 / 0.4) squared
+
+
+def test_too_few_rows_for_the_paired_test_are_warned_of(made):
+    rungs = fast_and_lossy(made, (0.0, 0.02), (0.01, 0.03), (0.03, 0.05))
+    with pytest.warns(UserWarning, match="not shown of any model: 1,000 rows are too few"):
+        assert Ladder(tuple(rungs), (), "").best(0.01).name == "2x"
+    assert describe_test(rungs[1], 0.01).endswith("more than 1,000 times as many would be needed.")
+    assert describe_choice(rungs[2:], 0.01) == []
+
+
 def test_called_again_it_returns_what_is_done(made, monkeypatch):
     ladder, model, folder = made
     monkeypatch.setattr(compressing, "make_candidate", lambda *args: pytest.fail("made again"))
@@ -168,6 +213,24 @@ def test_interrupted_it_goes_on_to_the_same_ladder(made, tmp_path, monkeypatch):
         assert same_bits(state_of(one.model), state_of(other.model))
 
 
+def test_two_processes_make_the_ladder_that_one_does(made, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    more = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    script = Path(__file__).with_name("two_processes_compress.py")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [*launch, *more, str(script), str(tmp_path)], capture_output=True, text=True, timeout=600, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["ladder"] == second["ladder"]
+    assert done.stderr.count("1.5x: ") == 1
+    rung = made[0].rungs[0]
+    assert [list(shape) for shape in rung.shapes] == first["ladder"]["rungs"]["1.5x"]["shapes"]
+    for name, value in state_of(rung.model).items():
+        torch.testing.assert_close(first["weights"][name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_out_of_reach_is_said(tmp_path):
     ladder = compress(small(), ROWS, **settings(tmp_path, speedup=(1.5, 900)))
     assert [rung.name for rung in ladder.rungs] == ["1.5x"]
@@ -177,13 +240,55 @@ def test_what_is_out_of_reach_is_said(tmp_path):
 
 
 def test_the_last_that_loses_little_ends_the_ladder(tmp_path, monkeypatch):
-    drops = iter([0.001, 0.004, 0.03, 0.005])
-    monkeypatch.setattr(rungs, "_drop", lambda *args: next(drops))
+    drops = iter([(0.001, 0.008), (0.004, 0.02), (0.03, 0.04), (0.005, 0.02)])
+    monkeypatch.setattr(rungs, "_drop", lambda *args: ((drop := next(drops))[0], (-0.01, drop[1])))
     ladder = compress(small(), ROWS, **settings(tmp_path, speedup=None, max_drop=0.01))
     assert [rung.name for rung in ladder.rungs] == ["1.5x", "2x", "2.4x"]
-    assert all("rows are too few to confirm that it loses at most 1 points" in rung.notes[-1] for rung in ladder.rungs)
+    assert [rung.confirms(0.01) for rung in ladder.rungs] == [True, False, False]
+    assert "The paired test of 32 rows shows that it loses at most 1 point." in ladder["1.5x"].notes
+    assert "32 rows are too few to show that it loses at most 1 point" in ladder["2x"].notes[0]
+    assert ladder.best(0.01).name == "1.5x"
+    assert ladder.notes[-1] == "1.5x is the fastest that loses at most 1 point by the paired test."
     assert "3x: left out, as it loses 3.00 points" in ladder.notes[0]
     assert not (tmp_path / "ladder" / "3x").exists()
+
+
+def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False):
+    """Climb with rungs of these speed-ups and losses, by what was asked, and without training any."""
+    first = made[0].rungs[0]
+    own = replace(first.original, passes=(replace(first.original.passes[0], times_ms=(100.0,) * 8),))
+
+    def make(job, candidate, name, target, begin):
+        ratio, drop = found[target]
+        passes = (replace(first.measured.passes[0], times_ms=(100.0 / ratio,) * 8),)
+        measured = replace(first.measured, passes=passes)
+        folder = str(tmp_path / name)
+        return replace(first, name=name, target=target, original=own, measured=measured, drop=drop, folder=folder), None
+
+    patch.setattr(compressing, "make_candidate", lambda *args: None)
+    patch.setattr(compressing, "make_rung", make)
+    progress = SimpleNamespace(at=lambda *args: None, say=lambda line: None)
+    job = SimpleNamespace(
+        original=None, is_late=False, progress=progress, search=None, parts=None, max_drop=max_drop, args=None
+    )
+    state = State(tmp_path / "ladder.json", "", [], [], None)
+    compressing._climb(job, state, list(found), refine=refine)
+    return [rung.name for rung in state.rungs], state.notes
+
+
+def test_a_rung_is_faster_or_better_than_the_one_above(made, tmp_path, monkeypatch):
+    found = {2: (2.1, 0.01), 3: (2.0, 0.02), 4: (4.1, 0.03), 5: (4.0, 0.02)}
+    names, notes = climbed(made, tmp_path, monkeypatch, found)
+    assert names == ["2x", "4x", "5x"]
+    assert notes == ["3x: left out, as it is neither faster nor better than 2x; the nearest is 2x."]
+
+
+def test_those_beyond_max_drop_are_named(made, tmp_path, monkeypatch):
+    found = {2: (2.1, 0.0), 3: (3.1, 0.02), 4: (4.1, 0.0), 5: (5, 0.0)}
+    names, notes = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01)
+    assert names == ["2x"]
+    assert "3x: left out, as it loses 2.00 points, more than max_drop allows (1); the nearest is 2x." in notes
+    assert notes[-1] == "4x, 5x: not tried, as 3x loses too much already."
 
 
 def test_no_time_is_no_rung(tmp_path):
@@ -191,6 +296,27 @@ def test_no_time_is_no_rung(tmp_path):
     assert len(ladder) == 0
     assert "1.5x, 3x: not begun within time_limit." in ladder.notes
     assert "none" in str(ladder)
+
+
+def paired_by_hand(model, rung, rows, args):
+    """The interval of the loss of a rung, row by row in NumPy."""
+    measured = read_parts(model, word_tokenizer(), rows, None, args, None, 0).measure
+    labels = np.array(measured["labels"]).reshape(len(measured), -1)
+    found = []
+    for one in (model.eval(), rung.model):
+        with torch.no_grad():
+            logits = np.array([one(torch.tensor([ids])).logits[0].numpy() for ids in measured["input_ids"]])
+        if model.config.problem_type == "regression":
+            found.append(-((logits - labels) ** 2).mean(1) / labels.var())
+        else:
+            found.append(((logits > 0) == (labels > 0.5)).mean(1))
+    losses = found[0] - found[1]
+    if model.config.problem_type == "regression":
+        error = 1.96 * losses.std(ddof=1) / len(losses) ** 0.5
+    else:
+        losses = np.array([*losses, 1, -1])
+        error = 1.96 * losses.std() / len(losses) ** 0.5
+    return losses.mean() - error, losses.mean() + error
 
 
 @pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
@@ -201,10 +327,13 @@ def test_other_problems(problem, tmp_path):
     labels = values[:, 0].tolist() if outputs == 1 else (values > 0.5).float().tolist()
     rows = [{"text": row["text"], "labels": label} for row, label in zip(ROWS, labels, strict=True)]
     args = arguments(DistillationArguments, tmp_path / "args", num_train_epochs=1)
-    ladder = compress(small(num_labels=outputs, problem_type=problem), rows, **settings(tmp_path, speedup=2, args=args))
+    made = small(num_labels=outputs, problem_type=problem)
+    ladder = compress(made, rows, **settings(tmp_path, speedup=2, args=args))
     rung = ladder["2x"]
     assert rung.measured.problem_type == problem
     assert rung.measured.sign_flip is not None
+    assert rung.drop_interval == pytest.approx(paired_by_hand(made, rung, rows, args), rel=1e-4, abs=1e-6)
+    assert Rung.from_dict(json.loads(json.dumps(rung.to_dict()))) == rung
     assert "2x" in str(ladder)
     if problem == "regression":
         assert rung.kept is None
@@ -264,6 +393,78 @@ def test_a_training_that_does_harm_is_undone(after, tmp_path, monkeypatch):
     assert (trained.epochs, trained.scores) == (1, (0.5, after))
 
 
+def test_layers_are_compared_with_those_of_the_original(tmp_path, monkeypatch):
+    """Also where a rung has fewer layers, and each of these its own number of heads."""
+    call, seen = LayerLosses.__call__, []
+
+    def watch(self, student, teacher, mask):
+        terms = call(self, student, teacher, mask)
+        seen.append((len(student.hidden), len(teacher.hidden), {name: loss for name, (_, loss) in terms.items()}))
+        return terms
+
+    monkeypatch.setattr(LayerLosses, "__call__", watch)
+    weights = {"hidden_weight": 0.1, "relation_weight": 0.1}
+    args = arguments(DistillationArguments, tmp_path / "args", per_device_train_batch_size=32, **weights)
+    plan = ((1, 24), None, (3, 64))
+    monkeypatch.setattr(candidates, "improve", lambda *args, **kwargs: (plan, np.ones((3, 3)), [0.0]))
+    rung = compress(small(), ROWS, **settings(tmp_path, speedup=1.1, args=args))["1.1x"]
+    assert rung.shapes == ((1, 24), (3, 64))
+    assert {(ours, theirs) for ours, theirs, _ in seen} == {(3, 4)}  # of two and three layers, and the embeddings
+    for *_, terms in seen:
+        assert set(terms) == {"hidden_term", "relation_term"}
+        assert all(0 < loss.mean().item() < 100 for loss in terms.values())
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"hidden_weight": 1.0, "layer_map": {0: 0, 3: 3}}, "the search decides which are left out"),
+        ({"relation_weight": 1.0, "relation_heads": 3}, "relation_heads=3 must divide the width of a head, 8"),
+        ({"class_weights": [1.0, 2.0, 3.0]}, "3 weights; the student has 2 classes"),
+    ],
+    ids=str,
+)
+def test_what_no_rung_can_be_trained_by_is_refused(asked, message, tmp_path):
+    args = arguments(DistillationArguments, tmp_path / "args", **asked)
+    with pytest.raises(CompressionError, match=message):
+        compress(small(), ROWS, **settings(tmp_path, args=args))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_are_not_compared_with_those_of_other_tokens(tmp_path):
+    args = arguments(DistillationArguments, tmp_path / "args", hidden_weight=1.0)
+    teacher = {"teacher": small(seed=3), "teacher_processing_class": word_tokenizer(tuple(reversed(WORDS)))}
+    with pytest.raises(CompressionError, match="reads other tokens than the model"):
+        compress(small(), ROWS, **settings(tmp_path, args=args, **teacher))
+
+
+def test_balanced_class_weights_do_not_count_rows_without_a_label(tmp_path):
+    rows = [dict(row) | ({"labels": None} if n % 3 else {}) for n, row in enumerate(ROWS)]
+    args = arguments(DistillationArguments, tmp_path / "args", class_weights="balanced")
+    parts = read_parts(small(), word_tokenizer(), rows, None, args, None, 0)
+    trainer = training._make_trainer(small(), None, parts, args, word_tokenizer(), [])
+    known = [label for label in parts.train["labels"] if label >= 0]
+    assert len(known) < len(parts.train)
+    expected = [len(known) / (2 * known.count(label)) for label in (0, 1)]
+    assert trainer._label_weights.by_class.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:bf16=True on the processor")
+def test_mixed_precision_ends_with_the_training(tmp_path):
+    """Else a rung would be timed, and exported, in another precision than it is saved in."""
+    model, tokenizer = small(), word_tokenizer()
+    args = arguments(DistillationArguments, tmp_path / "args", max_steps=2, bf16=True)
+    parts = read_parts(model, tokenizer, ROWS, None, args, None, 0)
+    parts = readable(with_logits(model, model, parts, None, args, tmp_path), model, args)
+    student = small()
+    training.train_rung(student, None, parts, args, tokenizer, deadline=None, tick=lambda done: None)
+    assert vars(student).keys().isdisjoint({"forward", "_is_accelerate_prepared"})
+    loaded = small().eval()
+    loaded.load_state_dict(student.state_dict())
+    text = dummy_inputs(model, 9, 2)
+    assert torch.equal(student(**text).logits, loaded(**text).logits)
+
+
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
 def test_held_out_rows_are_scored_by_hand(problem, tmp_path):
     outputs = 1 if problem == "regression" else 2
@@ -287,6 +488,18 @@ def test_held_out_rows_are_scored_by_hand(problem, tmp_path):
         else:
             expected.append(sum((one > 0) == (label == 1) for one, label in zip(found, row["labels"], strict=True)) / 2)
     assert training._scores(trainer, parts).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("missing", [None, -1, -100, float("nan")], ids=str)
+def test_rows_without_a_label_are_read(missing, tmp_path):
+    """NaN turns the others into floats, as in a table of pandas."""
+    kind = float if missing != missing else int
+    rows = [dict(row) | {"labels": missing if n % 3 else kind(row["labels"])} for n, row in enumerate(ROWS)]
+    parts = read_parts(small(), word_tokenizer(), rows, None, settings(tmp_path)["args"], None, 0)
+    assert (len(parts.train), len(parts.check), len(parts.measure)) == (224, 5, 11)
+    assert {type(row["labels"]) for row in [*parts.check, *parts.measure]} == {int}
+    assert sum(label >= 0 for label in parts.train["labels"]) == 64
+    assert sum(weight == 1 for weight in parts.train["weight"]) == 64
 
 
 def test_rows_without_a_label_learn_from_the_teacher(tmp_path):
@@ -339,6 +552,16 @@ def test_another_teacher_with_its_own_tokenizer_and_order_of_classes(tmp_path):
         ({"output_dir": ""}, "output_dir is empty"),
         ({"device": "abacus"}, "device='abacus' is none that torch has here"),
         ({"device": "meta"}, "the meta device runs nothing"),
+        ({"speedup": {2: 4}}, "speedup=.* must be a number above 1"),
+        ({"speedup": torch.tensor(2.0)}, "speedup=.* must be a number above 1"),
+        ({"output_dir": 5}, "output_dir=5 is no path"),
+        ({"seed": None}, "seed=None must be a whole number"),
+        ({"teacher": "bert"}, "teacher must be a model, not str"),
+        ({"teacher": build("bert")}, "the teacher's 100, so the teacher cannot read"),
+        ({"eval_dataset": "rows"}, "eval_dataset must be a data set with rows"),
+        ({"eval_dataset": [{"text": "good", "labels": 2}] * 5}, "eval_dataset has the label 2"),
+        ({"eval_dataset": [{"text": "", "labels": 0}] * 5}, "A row of eval_dataset has 0 tokens"),
+        ({"eval_dataset": [{"input_ids": [99], "labels": 0}] * 5}, "has the token 99, and"),
     ],
     ids=str,
 )
@@ -357,8 +580,11 @@ def test_what_cannot_be_asked_is_refused(asked, message, tmp_path):
         ([{"text": "good"}] * 50, "0 rows with a label"),
         ([{"text": "good", "labels": "yes"}] * 50, "The label 'yes' is no number"),
         ([{"text": "good", "labels": 0}] * 30, "30 rows with a label"),
+        (["good"] * 50, "Row 0 of train_dataset is 'good', not a dict"),
+        ([{"text": "good", "labels": -5}] * 50, "Row 0 of train_dataset has the label -5"),
+        ([{"text": "good", "labels": 0.5}] * 50, "Row 0 of train_dataset has the label 0.5"),
     ],
-    ids=["empty", "splits", "columns", "unlabelled", "names", "few"],
+    ids=["empty", "splits", "columns", "unlabelled", "names", "few", "texts", "no class", "half a class"],
 )
 def test_rows_that_do_not_do_are_refused(rows, message, tmp_path):
     with pytest.raises(CompressionError, match=message):

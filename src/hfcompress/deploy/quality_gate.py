@@ -343,6 +343,7 @@ def choose(
     _check_labels(rows, expected)
     before = rows.scores(expected)
     tried: list[QualityGate] = []
+    largest = None if rows.problem == "regression" else 1.0  # difference of two scores
     kinds = {"multi_label_classification": "label accuracy", "regression": "R2"}
     equalization = None if paths is None else candidates.equalize(float32, rows, paths)
     for number, left in enumerate(candidates.sets(float32, rows), 1):
@@ -358,7 +359,7 @@ def choose(
             score=kinds.get(rows.problem, "accuracy"),
             float32=float(before.mean()),
             int8=float(after.mean()),
-            interval=paired_interval(before - after, 1 - _ERROR / (number * (number + 1))),
+            interval=paired_interval(before - after, 1 - _ERROR / (number * (number + 1)), largest=largest),
             max_drop=max_drop,
             test=compared.get("mcnemar") or compared["sign_flip"],
             tried=number,

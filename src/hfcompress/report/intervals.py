@@ -84,6 +84,7 @@ class SignFlip:
         p_value: Probability of a mean difference at least as large, two-sided; not corrected for several comparisons.
         exact: Whether all signs were tried, otherwise 9999 random ones.
         lower_is_better: Whether a lower score is a better one.
+        interval: 95 % interval of the difference, paired by examples; None of fewer than two examples.
     """
 
     score: str
@@ -91,6 +92,7 @@ class SignFlip:
     p_value: float
     exact: bool
     lower_is_better: bool
+    interval: tuple[float, float] | None = None
 
     @property
     def verdict(self) -> str:
@@ -100,7 +102,9 @@ class SignFlip:
         return "better" if (self.difference < 0) == self.lower_is_better else "worse"
 
 
-def sign_flip(first: Tensor, this: Tensor, score: str, *, lower_is_better: bool) -> SignFlip:
+def sign_flip(
+    first: Tensor, this: Tensor, score: str, *, lower_is_better: bool, largest: float | None = None
+) -> SignFlip:
     """Test whether the mean scores of two models for the same examples differ, by a paired permutation test.
 
     All signs of the differences are tried where at most 13 are not 0, and otherwise 9999 random ones, the same in each
@@ -111,6 +115,7 @@ def sign_flip(first: Tensor, this: Tensor, score: str, *, lower_is_better: bool)
         this: The same of the other model.
         score: What the scores are, in words.
         lower_is_better: Whether a lower score is a better one.
+        largest: The largest difference of two scores, as for `paired_interval`.
 
     Example:
         >>> first, this = torch.zeros(6), torch.tensor([1.0, 2.0, 1.0, 3.0, 2.0, 1.0])
@@ -135,7 +140,8 @@ def sign_flip(first: Tensor, this: Tensor, score: str, *, lower_is_better: bool)
             flipped = np.unpackbits(octets, axis=1, count=len(changed))
         count += int((np.abs((1.0 - 2.0 * flipped) @ changed) >= least).sum())
         tried += number
-    return SignFlip(score, float(differences.mean()), count / total, exact, lower_is_better)
+    interval = paired_interval(torch.from_numpy(differences), largest=largest) if len(differences) > 1 else None
+    return SignFlip(score, float(differences.mean()), count / total, exact, lower_is_better, interval)
 
 
 def bootstrap_intervals(
@@ -202,14 +208,19 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, min(p, (centre - spread) / scale)), min(1.0, max(p, (centre + spread) / scale))
 
 
-def paired_interval(differences: Tensor, confidence: float = 0.95) -> tuple[float, float]:
+def paired_interval(
+    differences: Tensor, confidence: float = 0.95, *, largest: float | None = 1.0
+) -> tuple[float, float]:
     """Return a confidence interval of a mean of paired differences (Bonett and Price 2012).
 
-    It is Wald's with one difference of 1 and one of -1 added, so that it has a width where no two scores differ.
+    It is Wald's with the largest difference added once as a gain and once as a loss, so that it has a width where no
+    two scores differ.
 
     Args:
-        differences: Of the scores of two models for each example, between -1 and 1, shape (examples,).
+        differences: Of the scores of two models for each example, shape (examples,).
         confidence: Of the interval.
+        largest: The largest difference of two scores: 1 of what is right or wrong. None where there is none, as of
+            squared errors: nothing is added then, and of fewer than two differences the interval has no ends.
 
     Example:
         >>> import torch
@@ -217,10 +228,14 @@ def paired_interval(differences: Tensor, confidence: float = 0.95) -> tuple[floa
         >>> round(low, 3), round(high, 3)
         (-0.014, 0.044)
     """
-    count, z = len(differences) + 2, statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
-    mean = float(differences.double().sum()) / count
-    variance = (float(differences.double().square().sum()) + 2) / count - mean * mean
-    return mean - z * math.sqrt(variance / count), mean + z * math.sqrt(variance / count)
+    values = differences.double()
+    if largest is not None:
+        values = torch.cat([values, values.new_tensor([largest, -largest])])
+    elif len(values) < 2:
+        return -math.inf, math.inf
+    z, variance = statistics.NormalDist().inv_cdf(0.5 + confidence / 2), values.var(correction=int(largest is None))
+    mean, error = float(values.mean()), math.sqrt(float(variance) / len(values))
+    return mean - z * error, mean + z * error
 
 
 def difference_interval(

@@ -119,7 +119,8 @@ def compare_with_reference(
         test = sign_flip(*scores, "squared error", lower_is_better=True)
         return {"reference_difference": float((logits - reference).abs().mean()), "sign_flip": test}
     agreement = float(example_scores(logits, predict(reference, problem), problem).mean())
-    return {"agreement": agreement, "sign_flip": sign_flip(*scores, "label accuracy", lower_is_better=False)}
+    test = sign_flip(*scores, "label accuracy", lower_is_better=False, largest=1.0)
+    return {"agreement": agreement, "sign_flip": test}
 
 
 def compare_outputs(reference: Tensor, logits: Tensor, problem: Problem) -> dict[str, float]:

@@ -8,33 +8,34 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import max_tokens
+from hfcompress.models.classifier import check_model_kind, max_tokens
 from hfcompress.models.profiling import TimeTable
+from hfcompress.models.tokenizers import check_tokenizer
 from hfcompress.search.candidates import Search, TooFastError, make_candidate
 from hfcompress.search.clock import RUNTIMES, Clock, Runtime, typical_length
-from hfcompress.search.ladder import FULL, Ladder
+from hfcompress.search.ladder import FULL, Ladder, describe_choice
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.progress import Progress
-from hfcompress.search.rows import read_parts, readable, with_logits
+from hfcompress.search.rows import check_teacher, read_parts, readable, with_logits
 from hfcompress.search.rungs import WORK, Job, describe_rung, make_rung
 from hfcompress.search.state import State, describe_arguments, digest_call
 from hfcompress.search.structure import find_structure
-from hfcompress.search.training import default_arguments
+from hfcompress.search.training import check_training, default_arguments
 from hfcompress.shrink.importance import Importance
 from hfcompress.shrink.request import check_model
 from hfcompress.storage.load import load_compressed
-from hfcompress.validation import check_choice, check_count, check_fraction, check_number, is_number
+from hfcompress.validation import check_choice, check_count, check_fraction, check_number, is_integer, is_number
 
 SPEEDUPS = (2.0, 4.0, 10.0)
 _STEPS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0)  # tried in turn where only max_drop is given
@@ -85,8 +86,10 @@ def compress(
         speedup: How many times as fast, above 1, or several such numbers. If None: 2, 4 and 10, or with ``max_drop``
             1.5, 2, 3, 4 and so on until more is lost, and one between the last two.
         max_drop: The loss of accuracy allowed, such as 0.01 (label accuracy of several labels; R2 of a regression). A
-            model that loses more, as measured, is the end of the ladder, and not in it. Of the others the notes say
-            whether the rows suffice to confirm it, by the 95 % interval of the paired difference.
+            model that loses more, as measured, is the end of the ladder, and not in it. Of the others
+            ``ladder.best(max_drop)`` is the fastest that is shown to lose at most that: the 95 % interval of its
+            paired difference ends there or before. The notes name it, say of each model whether that is shown, and if
+            not how many rows it would take.
         runtime: What serves: ``"torch"``; or ``"onnx"`` and ``"onnx-int8"``, ONNX Runtime, for which each model is also
             exported, into the folder ``onnx`` beside it. Speed-ups are against the original in torch.
         device: Where torch runs the models that are timed and measured, such as ``"cpu"`` for models that are trained
@@ -104,7 +107,7 @@ def compress(
         max_length: Tokens of a text at most; if None, as many as the model reads.
         round_to: Neurons stay in multiples of this.
         evaluations: Plans that are evaluated on calibration rows, at most, for each model.
-        seed: Of the rows held out, the search and the training.
+        seed: Of the rows held out, the search and, where ``args`` is None, the training.
 
     Returns:
         The models, from the slowest to the fastest, and what could not be reached.
@@ -119,7 +122,7 @@ def compress(
     """
     check_model(model)
     targets = _read_speedups(speedup, max_drop)
-    _check(runtime, time_limit, importance, reconstruct, batch_size, length, max_length, round_to, evaluations)
+    _check(runtime, time_limit, importance, reconstruct, batch_size, length, max_length, round_to, evaluations, seed)
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         raise CompressionError(
             f"processing_class={processing_class!r:.60} is not a tokenizer; pass the model's, which is saved beside it."
@@ -128,17 +131,29 @@ def compress(
         raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
     if teacher is None and teacher_processing_class is not None:
         raise CompressionError("teacher_processing_class= is the tokenizer of teacher=; pass that too, or leave both.")
+    if teacher is not None:
+        check_model_kind(teacher, "teacher")
+        check_tokenizer(teacher_processing_class, "teacher_processing_class")
+    if not isinstance(output_dir, str | os.PathLike | None):
+        raise CompressionError(f"output_dir={output_dir!r} is no path; name a folder.")
     if output_dir is not None and not str(output_dir):
         raise CompressionError("output_dir is empty; name a folder, '.' for the working directory.")
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
-    folder = Path(tempfile.mkdtemp(prefix="hfcompress-ladder-") if output_dir is None else output_dir).expanduser()
-    folder = Path(agree(str(folder)))
-    reading = args or DistillationArguments(output_dir=str(folder / WORK), report_to="none")
+    reading = args or DistillationArguments(output_dir=WORK, report_to="none")
+    original = copy.deepcopy(model).to(reading.device).eval()
+    structure = find_structure(original)
     parts = read_parts(model, processing_class, train_dataset, eval_dataset, reading, max_length, seed)
-    if args is None:
-        args = default_arguments(str(folder / WORK), parts.problem, labelled=parts.labelled, seed=seed)
+    reads_ids = check_teacher(model, processing_class, teacher, teacher_processing_class, parts, reading)
+    reconstructs = reconstruct is not False
+    ranking: Importance = ("obs" if reconstructs else "fisher") if importance == "auto" else importance
+    if ranking in ("fisher", "taylor") and not parts.labelled:
+        raise CompressionError(f"importance={ranking!r} needs labels, and train_dataset has none; choose 'obs'.")
+    own = args or default_arguments(WORK, parts.problem, labelled=parts.labelled, seed=seed)
+    check_training(
+        original, (teacher or model) if own.compares_layers else None, parts, own, processing_class, structure
+    )
+    served_on = _device(device, runtime, own.device)
     settings: dict[str, Any] = {"targets": targets, "max_drop": max_drop, "runtime": runtime, "importance": importance}
-    served_on = _device(device, runtime, args.device)
     settings |= {
         "device": str(served_on),
         "reconstruct": reconstruct,
@@ -146,20 +161,20 @@ def compress(
         "length": length,
         "round_to": round_to,
     }
-    settings |= {"evaluations": evaluations, "seed": seed, "args": describe_arguments(args)}
+    settings |= {"evaluations": evaluations, "seed": seed, "args": describe_arguments(own)}
+    folder = _folder(output_dir)
+    if args is None:
+        own.output_dir = str(folder / WORK)
+    args = own
     state = State.open(folder, digest_call(model, teacher, parts, settings))
-    original = copy.deepcopy(model).to(args.device).eval()
     with _progress(args, len(targets)) as progress:
         progress.at("the teacher's logits", 0)
-        parts = with_logits(original, teacher or original, parts, teacher_processing_class, reading, folder / WORK)
+        tokenizer = None if reads_ids else teacher_processing_class
+        parts = with_logits(original, teacher or original, parts, tokenizer, reading, folder / WORK)
         parts = readable(parts, model, args)
         lengths = [len(ids) for ids in parts.train["input_ids"][:5000]]
         tokens = typical_length(model, lengths) if length is None else min(length, max_tokens(model) or length)
         clock = Clock(original, processing_class, runtime, batch_size, tokens, served_on)
-        reconstructs = reconstruct is not False
-        ranking: Importance = ("obs" if reconstructs else "fisher") if importance == "auto" else importance
-        if ranking in ("fisher", "taylor") and not parts.labelled:
-            raise CompressionError(f"importance={ranking!r} needs labels, and train_dataset has none; choose 'obs'.")
         times = state.times or _tabulate(clock, original, round_to, progress)
         state.times = times
         state.write()
@@ -170,7 +185,8 @@ def compress(
         _climb(job, state, targets, refine=speedup is None and max_drop is not None)
     if processes().is_main_process:
         shutil.rmtree(folder / WORK, ignore_errors=True)
-    return Ladder(tuple(state.rungs), tuple(state.notes), str(folder))
+    chosen = [] if max_drop is None else describe_choice(state.rungs, max_drop)
+    return Ladder(tuple(state.rungs), (*state.notes, *chosen), str(folder))
 
 
 def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) -> None:
@@ -182,7 +198,7 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
         targets: The speed-ups.
         refine: Whether one between the last that loses little and the first that loses more is tried.
     """
-    above, left, number = job.original, list(targets), 0
+    above, left, number, asked = job.original, list(targets), 0, not refine
     while left and not state.ended:
         target, name = left[0], f"{left[0]:g}x"
         done = next((rung for rung in state.rungs if rung.name == name), None)
@@ -191,7 +207,7 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
             left, number = left[1:], number + 1
             continue
         if job.is_late:
-            state.notes.append(f"{', '.join(f'{one:g}x' for one in left)}: not begun within time_limit.")
+            state.notes.append(f"{_names(left)}: not begun within time_limit.")
             return
         base = _OF_TABLE + number * _OF_RUNG
 
@@ -205,7 +221,7 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
         except TooFastError as error:
             reached = f" The nearest is {last.name}, {last.speedup.ratio:.2f} times." if last else ""
             state.notes.append(
-                f"{name}: cannot be reached; even the fewest heads, neurons and layers are predicted to be "
+                f"{_names(left)}: cannot be reached; even the fewest heads, neurons and layers are predicted to be "
                 f"{1 / error.share:.1f} times as fast.{reached}"
             )
             break
@@ -221,8 +237,13 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
             state.notes.append(f"{name}: left out, as it {reason}; the nearest is {best}.")
             if processes().is_main_process:
                 shutil.rmtree(rung.folder, ignore_errors=True)
+            if not loses_more:
+                left, number = left[1:], number + 1
+                continue
+            if asked and left[1:]:
+                state.notes.append(f"{_names(left[1:])}: not tried, as {name} loses too much already.")
             between = round(math.sqrt(target * (last.target if last else 1.0)), 1)
-            left = [between] if refine and loses_more and (last.target if last else 1.0) < between < target else []
+            left = [between] if refine and (last.target if last else 1.0) < between < target else []
             refine = False
             continue
         state.rungs.append(rung)
@@ -233,12 +254,17 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
     state.write()
 
 
+def _names(targets: Sequence[float]) -> str:
+    return ", ".join(f"{target:g}x" for target in targets)
+
+
 def _read_speedups(speedup: Any, max_drop: float | None) -> list[float]:
     if max_drop is not None:
         check_fraction("max_drop", max_drop, "the loss of accuracy that is allowed")
     if speedup is None:
         return list(SPEEDUPS if max_drop is None else _STEPS)
-    given = list(speedup) if isinstance(speedup, Iterable) and not isinstance(speedup, str) else [speedup]
+    several = isinstance(speedup, Iterable) and not isinstance(speedup, str | Mapping | Tensor)
+    given = list(speedup) if several else [speedup]
     if not given or not all(is_number(one) and 1 < one < 1000 for one in given):
         raise CompressionError(
             f"speedup={speedup!r} must be a number above 1, how many times as fast, or several, such as (2, 4)."
@@ -256,6 +282,7 @@ def _check(
     max_length: Any,
     round_to: Any,
     evaluations: Any,
+    seed: Any,
 ) -> None:
     check_choice("runtime", runtime, RUNTIMES)
     if runtime != "torch":
@@ -270,6 +297,15 @@ def _check(
     counts |= {name: value for name, value in (("length", length), ("max_length", max_length)) if value is not None}
     for name, value in counts.items():
         check_count(name, value)
+    if not is_integer(seed) or not 0 <= seed < 2**32:
+        raise CompressionError(f"seed={seed!r} must be a whole number from 0 to {2**32 - 1}.")
+
+
+def _folder(output_dir: str | os.PathLike[str] | None) -> Path:
+    """Return the ladder's folder; a temporary one, of the first process, if none is named."""
+    if output_dir is not None:
+        return Path(agree(str(Path(output_dir).expanduser())))
+    return Path(agree(tempfile.mkdtemp(prefix="hfcompress-ladder-") if processes().is_main_process else ""))
 
 
 def _device(device: Any, runtime: Runtime, trained_on: torch.device) -> torch.device:

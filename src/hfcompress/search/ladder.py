@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hfcompress.errors import CompressionError
-from hfcompress.report.intervals import McNemar, SignFlip, paired_interval
+from hfcompress.report.intervals import McNemar, SignFlip
 from hfcompress.report.measurements import MB, ForwardPass, Measurement, Speedup, main_quality, speedup
 from hfcompress.report.rendering import draw
 from hfcompress.report.tables import Report, Row, Table, render
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FULL = "original"
+_ROUNDING = 1e-9
+_MOST_ROWS = 1000  # times those that there are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class Rung:
         shapes: Of each layer that is left, how many heads and neurons; 0 of what has no known layout.
         layers: How many layers there are, of how many.
         drop: The loss of accuracy (label accuracy of several labels; R2 of a regression).
+        drop_interval: Its 95 % interval, paired by rows.
         recipe: How it was trained, in words.
         notes: What else is to say about it.
     """
@@ -53,6 +56,7 @@ class Rung:
     shapes: Plan
     layers: tuple[int, int]
     drop: float
+    drop_interval: tuple[float, float]
     recipe: str
     notes: tuple[str, ...] = ()
 
@@ -69,15 +73,9 @@ class Rung:
         before, after = self.original.accuracy, self.measured.accuracy
         return None if not before or after is None else after / before
 
-    @property
-    def drop_interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the loss of accuracy, paired by rows; None for several labels and in regression."""
-        test, examples = self.measured.mcnemar, self.measured.examples
-        if test is None or examples is None:
-            return None
-        same = examples - test.only_first - test.only_this
-        signs = [1.0] * test.only_first + [-1.0] * test.only_this + [0.0] * same
-        return paired_interval(torch.tensor(signs))
+    def confirms(self, max_drop: float) -> bool:
+        """Whether the paired test shows that it loses at most so much: ``drop_interval`` ends there or before."""
+        return self.drop_interval[1] <= max_drop + _ROUNDING
 
     @cached_property
     def model(self) -> Any:
@@ -93,10 +91,10 @@ class Rung:
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain Python values that JSON can hold."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        lists = {name: list(plain[name]) for name in ("layers", "notes")}
+        lists = {name: list(plain[name]) for name in ("layers", "notes", "drop_interval")}
         lists["shapes"] = [None if shape is None else list(shape) for shape in self.shapes]
         measured = {name: plain[name].to_dict() for name in ("original", "measured")}
-        derived = {"speedup": self.speedup.to_dict(), "kept": self.kept, "drop_interval": self.drop_interval}
+        derived = {"speedup": self.speedup.to_dict(), "kept": self.kept}
         return plain | lists | measured | derived
 
     @classmethod
@@ -104,7 +102,7 @@ class Rung:
         """Make it again from what `to_dict` returned."""
         own = {one.name: values[one.name] for one in fields(cls)}
         own |= {name: _read_measurement(values[name]) for name in ("original", "measured")}
-        own |= {name: tuple(values[name]) for name in ("layers", "notes")}
+        own |= {name: tuple(values[name]) for name in ("layers", "notes", "drop_interval")}
         own["shapes"] = tuple(None if shape is None else tuple(shape) for shape in values["shapes"])
         return cls(**own)
 
@@ -140,20 +138,25 @@ class Ladder(Report):
         return len(self.rungs)
 
     def best(self, max_drop: float = 0.01) -> Rung:
-        """Return the fastest model that loses at most so much accuracy, as measured.
+        """Return the fastest model that loses at most so much accuracy by the paired test: see `Rung.confirms`.
+
+        If the rows are too few to show that of any model, a warning says so, and it is the fastest that loses at most
+        so much as measured.
 
         Args:
-            max_drop: Such as 0.01, a point. Whether the rows suffice to confirm it says `Rung.drop_interval`.
+            max_drop: Such as 0.01, a point.
 
         Raises:
             CompressionError: All lose more.
         """
-        within = [rung for rung in self.rungs if rung.drop <= max_drop + 1e-9]
-        if not within:
+        found = fastest_within(self.rungs, max_drop)
+        if found is None:
             least = min(self.rungs, key=lambda rung: rung.drop, default=None)
             nearest = "" if least is None else f"; {least.name} loses least, {least.drop:.4f}"
             raise CompressionError(f"No rung loses at most max_drop={max_drop:g}{nearest}.")
-        return max(within, key=lambda rung: rung.speedup.ratio)
+        if not found.confirms(max_drop):
+            warnings.warn(describe_choice(self.rungs, max_drop)[0], UserWarning, stacklevel=2)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain Python values that JSON can hold."""
@@ -205,6 +208,48 @@ class Ladder(Report):
         return Table(rows, "<><<><")
 
 
+def fastest_within(rungs: Sequence[Rung], max_drop: float) -> Rung | None:
+    """Return the fastest model that is shown to lose at most so much; if none is, the fastest that does as measured."""
+    within = [rung for rung in rungs if rung.drop <= max_drop + _ROUNDING]
+    shown = [rung for rung in within if rung.confirms(max_drop)]
+    return max(shown or within, key=lambda rung: rung.speedup.ratio, default=None)
+
+
+def describe_choice(rungs: Sequence[Rung], max_drop: float) -> list[str]:
+    """Say which model is the fastest that loses at most so much, and whether that is shown; nothing if none does."""
+    chosen = fastest_within(rungs, max_drop)
+    if chosen is None:
+        return []
+    points = _points(max_drop)
+    if chosen.confirms(max_drop):
+        return [f"{chosen.name} is the fastest that loses at most {points} by the paired test."]
+    return [
+        f"{chosen.name} is the fastest that loses at most {points} as measured, which is not shown of any model: "
+        f"{chosen.measured.examples:,} rows are too few for the paired test."
+    ]
+
+
+def describe_test(rung: Rung, max_drop: float) -> str:
+    """Say whether the paired test shows that a model loses at most so much, and if not how many rows it would take."""
+    (low, high), examples, points = rung.drop_interval, rung.measured.examples or 0, _points(max_drop)
+    if rung.confirms(max_drop):
+        return f"The paired test of {examples:,} rows shows that it loses at most {points}."
+    text = (
+        f"It loses {100 * rung.drop:.2f} points as measured, but {examples:,} rows are too few to show that it loses "
+        f"at most {points}: the 95 % interval of the paired difference ends at {100 * high:.2f}"
+    )
+    room = max_drop - (low + high) / 2
+    factor = math.inf if room <= 0 else ((high - low) / 2 / room) ** 2  # the width falls with the square root of rows
+    if factor > _MOST_ROWS:
+        return f"{text}; at this loss more than {_MOST_ROWS:,} times as many would be needed."
+    unit = 10 ** max(0, len(str(int(factor * examples))) - 2)
+    return f"{text}; at this loss about {unit * math.ceil(factor * examples / unit):,} would do."
+
+
+def _points(loss: float) -> str:
+    return f"{100 * loss:g} point{'' if loss == 0.01 else 's'}"
+
+
 def rung_table(rungs: Sequence[Rung], notes: Sequence[str] = ()) -> Table:
     """Return the table of a ladder, the original first."""
     if not rungs:
@@ -252,5 +297,5 @@ def _read_measurement(values: Mapping[str, Any]) -> Measurement:
 
 
 def _record(kind: Any, values: Mapping[str, Any]) -> Any:
-    own = {one.name: values[one.name] for one in fields(kind)}
+    own = {one.name: values[one.name] for one in fields(kind) if one.name in values}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.distill.logits_cache import cache_teacher_logits
+from hfcompress.distill.teacher_inputs import choose_teacher_input
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
@@ -81,20 +83,23 @@ def read_parts(
         ImportError: `datasets` is not installed.
     """
     problem = get_problem_type(model, "model")
-    train = _read("train_dataset", model, tokenizer, train_dataset, args, max_length)
+    train = _with_classes(_read("train_dataset", model, tokenizer, train_dataset, args, max_length), problem)
     missing = [True] * len(train)
+    outputs = count_outputs(model.config) or 1
     if "labels" in train.column_names:
         missing = [_is_missing(value, problem) for value in train["labels"]]
+        _check_labels("train_dataset", train["labels"], missing, problem, outputs)
     labelled = [n for n, unknown in enumerate(missing) if not unknown]
     order = random.Random(seed).sample(labelled, len(labelled))
     if eval_dataset is not None:
-        others = _read("eval_dataset", model, tokenizer, eval_dataset, args, max_length)
+        others = _with_classes(_read("eval_dataset", model, tokenizer, eval_dataset, args, max_length), problem)
         known = others["labels"] if "labels" in others.column_names else [None] * len(others)
         if len(others) < 2 or any(_is_missing(value, problem) for value in known):
             raise CompressionError(
                 "eval_dataset must hold two rows or more that all have a label, by which models are measured; of its "
                 f"{len(others)} rows {sum(_is_missing(value, problem) for value in known)} have none."
             )
+        _check_labels("eval_dataset", known, [False] * len(others), problem, outputs)
         order = random.Random(seed).sample(range(len(others)), len(others))
         used: set[int] = set()
     elif len(order) < 2 * _LEAST:
@@ -115,10 +120,36 @@ def read_parts(
     rows = train.select(left)
     unknown = [missing[n] for n in left]
     if any(unknown) and not all(unknown):
-        rows = _fill_labels(rows, unknown, problem, count_outputs(model.config) or 1, args)
+        rows = _fill_labels(rows, unknown, problem, args)
     elif all(unknown) and "labels" in rows.column_names:
         rows = rows.remove_columns("labels")
     return Parts(rows, check, measure, not all(unknown), problem)
+
+
+def check_teacher(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: nn.Module | None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    parts: Parts,
+    args: DistillationArguments,
+) -> bool:
+    """Return whether a teacher reads the model's ids; otherwise it reads the texts with its own tokenizer.
+
+    Raises:
+        CompressionError: It cannot read the ids, and there are no texts, or layers are compared token by token.
+    """
+    if teacher is None:
+        return True
+    texts = [name for name in (args.text_column, args.text_pair_column) if name is not None]
+    sources = model, teacher, tokenizer, teacher_tokenizer
+    reads_ids = all(choose_teacher_input(*sources, part, texts) == "ids" for part in (parts.train, parts.check))
+    if args.compares_layers and not reads_ids:
+        raise CompressionError(
+            f"hidden_weight={args.hidden_weight}, relation_weight={args.relation_weight} compare layers token by "
+            "token, but teacher= reads other tokens than the model; set both to 0, or pass one with its tokenizer."
+        )
+    return reads_ids
 
 
 def with_logits(
@@ -183,13 +214,18 @@ def _read(
     except ImportError as error:
         raise ImportError("compress needs the package datasets: pip install datasets") from error
     data = given
-    if isinstance(given, Mapping) or not (hasattr(given, "__iter__") and hasattr(given, "__len__")):
+    if isinstance(given, Mapping | str) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
         raise CompressionError(
             f"{owner} must be a data set with rows, such as datasets.Dataset or a list of dicts, not "
             f"{type(given).__name__}; of several splits pass one, such as data['train']."
         )
     if not isinstance(given, datasets.Dataset):
-        rows = [dict(row) for row in given]
+        rows = [given[index] for index in range(len(given))]
+        wrong = next((index for index, row in enumerate(rows) if not isinstance(row, Mapping)), None)
+        if wrong is not None:
+            raise CompressionError(
+                f"Row {wrong} of {owner} is {rows[wrong]!r:.60}, not a dict such as {{'text': 'good', 'labels': 1}}."
+            )
         data = datasets.Dataset.from_list([{n: _plain(value) for n, value in row.items()} for row in rows])
     data = data.with_format(None)
     label = next((name for name in LABELS if name in data.column_names), None)
@@ -197,8 +233,7 @@ def _read(
         data = data.rename_column(label, "labels")
     if "input_ids" in data.column_names:
         check_mask(owner, model, data, tokenizer)
-        check_lengths(owner, model, map(len, data["input_ids"]))
-        return data
+        return _with_known_ids(owner, model, data)
     texts = [name for name in (args.text_column, args.text_pair_column) if name is not None]
     lacking = [name for name in texts if name not in data.column_names]
     if lacking or not len(data):
@@ -211,24 +246,84 @@ def _read(
         check_texts(f"{owner}[{name!r}]", data[name])
     limit = token_limit(tokenizer, model)
     if max_length is not None:
+        least = tokenizer.num_special_tokens_to_add(pair=len(texts) > 1) + 1
+        if max_length < least:
+            raise CompressionError(f"max_length={max_length} must be at least {least}, special tokens included.")
         limit = max_length if limit is None else min(limit, max_length)
     clash = [name for name in data.column_names if name in tokenizer.model_input_names]
-    return data.remove_columns(clash).map(
+    encoded = data.remove_columns(clash).map(
         lambda batch: dict(tokenizer(*(list(batch[name]) for name in texts), **truncation(limit))), batched=True
     )
+    return _with_known_ids(owner, model, encoded)
 
 
-def _fill_labels(
-    rows: Dataset, unknown: Sequence[bool], problem: Problem, outputs: int, args: DistillationArguments
-) -> Dataset:
-    """Give rows without a label one that counts nothing: its weight in the label term is 0."""
+def _with_known_ids(owner: str, model: PreTrainedModel, data: Dataset) -> Dataset:
+    """Return data whose texts are as long as the model reads, and hold none but its tokens."""
+    texts = data["input_ids"]
+    check_lengths(owner, model, map(len, texts))
+    embeddings: Any = model.get_input_embeddings()
+    tokens = len(embeddings.weight)
+    wrong = next((index for ids in texts for index in (min(ids), max(ids)) if not 0 <= index < tokens), None)
+    if wrong is not None:
+        raise CompressionError(
+            f"A row of {owner} has the token {wrong}, and {type(model).__name__} has those from 0 to {tokens - 1}; "
+            "pass the model's own tokenizer, or rows that it encoded."
+        )
+    return data
+
+
+def _with_classes(data: Dataset, problem: Problem) -> Dataset:
+    """Turn classes that are floats, as pandas makes them where some are missing, into whole numbers."""
+    if problem != "single_label_classification" or "labels" not in data.column_names:
+        return data
+    labels = [None if value != value else value for value in data["labels"]]
+    floats = [value for value in labels if isinstance(value, float)]
+    if not floats or not all(value.is_integer() for value in floats):
+        return data
+    whole = [None if value is None else int(value) for value in labels]
+    return data.remove_columns("labels").add_column("labels", whole)
+
+
+def _check_labels(owner: str, labels: Sequence[Any], missing: Sequence[bool], problem: Problem, outputs: int) -> None:
+    """Refuse labels that are not of the kind that the model has."""
+
+    def fits(value: Any) -> bool:
+        if problem == "single_label_classification":
+            return isinstance(value, int) and 0 <= value < outputs
+        numbers = value if isinstance(value, list) else [value]
+        if problem == "regression":
+            return len(numbers) == outputs and all(isinstance(one, int | float) and isfinite(one) for one in numbers)
+        return len(numbers) == outputs and all(one in (0, 1) for one in numbers)
+
+    pairs = enumerate(zip(labels, missing, strict=True))
+    wrong = next((n for n, (value, unknown) in pairs if not unknown and not fits(value)), None)
+    if wrong is not None:
+        needed = {
+            "single_label_classification": f"a class index from 0 to {outputs - 1}, or None, -1 or -100 for no label",
+            "multi_label_classification": f"a list of {outputs} numbers, 1 or 0 for each label",
+            "regression": "a finite number" if outputs == 1 else f"a list of {outputs} finite numbers",
+        }
+        raise CompressionError(
+            f"Row {wrong} of {owner} has the label {labels[wrong]!r:.80}, but the model's problem_type is {problem!r}: "
+            f"give each row {needed[problem]}."
+        )
+
+
+def _fill_labels(rows: Dataset, unknown: Sequence[bool], problem: Problem, args: DistillationArguments) -> Dataset:
+    """Give rows without a label one that counts nothing: its weight in the label term is 0.
+
+    With one label a row it is -100, which class weights that are balanced do not count.
+    """
     column = args.weight_column
     if column is None:
         raise CompressionError(
             f"{sum(unknown)} of {len(unknown)} rows of train_dataset have no label, which is said by their weight; "
             "leave weight_column as it is, or leave out those rows."
         )
-    blank: Any = {"single_label_classification": 0, "regression": 0.0}.get(problem, [0.0] * outputs)
+    known = rows["labels"][unknown.index(False)]
+    blank: Any = [0.0] * len(known) if isinstance(known, list) else 0.0
+    if problem == "single_label_classification":
+        blank = -100
     labels = [blank if missing else value for value, missing in zip(rows["labels"], unknown, strict=True)]
     given = rows[column] if column in rows.column_names else [1.0] * len(rows)
     weights = [0.0 if missing else float(value) for value, missing in zip(given, unknown, strict=True)]

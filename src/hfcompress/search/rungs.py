@@ -18,9 +18,10 @@ from hfcompress.errors import CompressionError
 from hfcompress.models.exported import ExportedClassifier
 from hfcompress.report.benchmark import compare
 from hfcompress.report.comparison import Comparison
+from hfcompress.report.intervals import paired_interval
 from hfcompress.search.candidates import Candidate, Search
 from hfcompress.search.clock import Runtime, on_device
-from hfcompress.search.ladder import FULL, Ladder, Rung
+from hfcompress.search.ladder import FULL, Ladder, Rung, describe_test
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.progress import Progress
 from hfcompress.search.rows import Parts
@@ -84,6 +85,7 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
         found = _measure(job, name, served)
         left = find_structure(student).blocks
         layers = len(find_structure(job.original).blocks)
+        drop, interval = _drop(found, name, job.parts)
         rung = Rung(
             name=name,
             target=target,
@@ -94,12 +96,13 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
             predicted=1 / candidate.predicted,
             shapes=tuple(block.shape for block in left),
             layers=(len(left), layers),
-            drop=_drop(found, name, job.parts),
+            drop=drop,
+            drop_interval=interval,
             recipe=_recipe(job.args, candidate, trained),
             notes=tuple(notes),
         )
-        if job.max_drop is not None and rung.drop <= job.max_drop:
-            rung = replace(rung, notes=(*rung.notes, *confirm(rung, job.max_drop)))
+        if job.max_drop is not None:
+            rung = replace(rung, notes=(*rung.notes, describe_test(rung, job.max_drop)))
         save_compressed(student, folder, processing_class=job.tokenizer, results=Ladder((rung,), (), str(folder)))
         if job.runtime != "torch":
             shutil.rmtree(folder / "onnx", ignore_errors=True)
@@ -139,14 +142,23 @@ def _measure(job: Job, name: str, served: Any) -> Comparison:
     )
 
 
-def _drop(found: Comparison, name: str, parts: Parts) -> float:
-    """Return the loss of accuracy; in regression of R2."""
+def _drop(found: Comparison, name: str, parts: Parts) -> tuple[float, tuple[float, float]]:
+    """Return the loss of accuracy, in regression of R2, and its 95 % interval, paired by rows."""
     before, after = found.rows[FULL], found.rows[name]
+    if (test := after.mcnemar) is not None:
+        assert after.examples is not None
+        signs = torch.zeros(after.examples)
+        signs[: test.only_first] = 1
+        signs[len(signs) - test.only_this :] = -1
+        return (test.only_first - test.only_this) / len(signs), paired_interval(signs)
+    assert after.sign_flip is not None
+    assert after.sign_flip.interval is not None
+    low, high = after.sign_flip.interval
     if before.accuracy is not None and after.accuracy is not None:
-        return before.accuracy - after.accuracy
+        return before.accuracy - after.accuracy, (-high, -low)
     labels = torch.tensor(parts.measure["labels"], dtype=torch.float64).reshape(len(parts.measure), -1)
     variance = max(1e-12, float(labels.var(0, correction=0).mean()))
-    return ((after.mse or 0.0) - (before.mse or 0.0)) / variance
+    return after.sign_flip.difference / variance, (low / variance, high / variance)
 
 
 def _recipe(args: DistillationArguments, candidate: Candidate, trained: Trained) -> str:
@@ -155,19 +167,6 @@ def _recipe(args: DistillationArguments, candidate: Candidate, trained: Trained)
     return (
         f"{candidate.evaluated} plans evaluated; {trained.epochs:g} epochs on {learned} at {args.learning_rate:g}{kept}"
     )
-
-
-def confirm(rung: Rung, max_drop: float) -> list[str]:
-    """Say whether the rows confirm that a model loses at most so much, by the paired interval."""
-    if rung.drop_interval is None:
-        return []
-    examples, most = rung.measured.examples, rung.drop_interval[1]
-    if most <= max_drop:
-        return [f"{examples:,} rows confirm that it loses at most {100 * max_drop:g} points."]
-    return [
-        f"{examples:,} rows are too few to confirm that it loses at most {100 * max_drop:g} points; the interval of "
-        f"the paired difference reaches {100 * most:.1f}."
-    ]
 
 
 def describe_rung(rung: Rung) -> str:

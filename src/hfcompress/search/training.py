@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from hfcompress.compat import current_accelerator, mixed_precision
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.distill.trainer import DistillationTrainer
+from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
+from hfcompress.report.intervals import paired_interval
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.rows import Parts
+from hfcompress.search.structure import Structure
 
-_Z = 1.96  # standard errors by which a model is worse
 _LOOK = 50  # steps between looks of several processes at the clock
 
 
@@ -70,6 +73,45 @@ def default_arguments(output_dir: str, problem: Problem, *, labelled: bool, seed
     return args
 
 
+def check_training(
+    original: PreTrainedModel,
+    teacher: nn.Module | None,
+    parts: Parts,
+    args: DistillationArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    structure: Structure,
+) -> None:
+    """Refuse arguments by which no rung can be trained, before anything is searched for or written.
+
+    Args:
+        original: The original.
+        teacher: Where layers are compared; it is left as it was.
+        parts: The rows.
+        args: Of each rung.
+        tokenizer: Pads.
+        structure: The blocks of the original.
+
+    Raises:
+        CompressionError: They fit no rung, or only rungs that have a number of layers or heads that is not known yet.
+    """
+    if args.alpha < 1 and not parts.labelled:
+        raise CompressionError(f"alpha={args.alpha:g} needs labels, and train_dataset has none; set alpha=1 in args.")
+    if args.hidden_weight and args.layer_map is not None and any(structure.removable):
+        raise CompressionError(
+            f"layer_map={args.layer_map!r} is of a student with a known number of layers, but the search decides which "
+            "are left out; leave layer_map=None, by which they are compared at even spaces."
+        )
+    widths = {part.size for group in structure.groups if group.kind == "heads" for part in group.consumers}
+    if args.relation_weight and args.relation_heads and any(width % args.relation_heads for width in widths):
+        raise CompressionError(
+            f"relation_heads={args.relation_heads} must divide the width of a head, {max(widths)}, so that it divides "
+            "that of any number of them; leave relation_heads=None."
+        )
+    own = copy.copy(args)
+    with tempfile.TemporaryDirectory() as own.output_dir:  # which a Trainer makes
+        _make_trainer(original, copy.deepcopy(teacher), parts, own, tokenizer, [])
+
+
 def train_rung(
     student: PreTrainedModel,
     teacher: nn.Module | None,
@@ -93,6 +135,47 @@ def train_rung(
         deadline: By `time.monotonic`, when to stop; None for no such time.
         tick: Called with what share of the training is done.
     """
+    trainer = _make_trainer(student, teacher, parts, args, tokenizer, [_Watch(deadline, tick)])
+    state = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+    with _unchanged_forward(student):
+        before = _scores(trainer, parts)
+    with _unchanged_forward(student):
+        trainer.train()
+        after = _scores(trainer, parts)
+    is_kept = not agree(is_worse(after - before, parts.problem))
+    if not is_kept:
+        student.load_state_dict(state)
+    student.eval()
+    scores = (float(before.mean()), float(after.mean())) if len(before) else None
+    return Trained(round(float(trainer.state.epoch or 0), 2), is_kept, scores)
+
+
+@contextmanager
+def _unchanged_forward(model: PreTrainedModel) -> Iterator[None]:
+    """Take off a model what accelerate puts on it, and otherwise leaves there.
+
+    Under autocast, which replaces ``forward``, a model would be timed and exported in another precision than it is
+    saved in. And what is marked as prepared, by a prediction before the training too, is not wrapped to be trained by
+    several processes: each would train alone.
+    """
+    names = ("forward", "_original_forward", "_is_accelerate_prepared")
+    held = {name: vars(model)[name] for name in names if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(model).pop(name, None)
+        vars(model).update(held)
+
+
+def _make_trainer(
+    student: PreTrainedModel,
+    teacher: nn.Module | None,
+    parts: Parts,
+    args: DistillationArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    callbacks: list[TrainerCallback],
+) -> DistillationTrainer:
     own = copy.copy(args)
     own.disable_tqdm, own.load_best_model_at_end, own.eval_strategy = True, False, "no"
     trainer = DistillationTrainer(
@@ -101,32 +184,22 @@ def train_rung(
         teacher=teacher,
         train_dataset=parts.train.remove_columns([n for n in ("hfcompress_unlabelled",) if n in parts.train.features]),
         processing_class=tokenizer,
-        callbacks=[_Watch(deadline, tick)],
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # one bar shows how far it is
-    state = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
-    before = _scores(trainer, parts)
-    trainer.train()
-    after = _scores(trainer, parts)
-    is_kept = not agree(is_worse(after - before))
-    if not is_kept:
-        student.load_state_dict(state)
-    student.eval()
-    scores = (float(before.mean()), float(after.mean())) if len(before) else None
-    return Trained(round(float(trainer.state.epoch or 0), 2), is_kept, scores)
+    return trainer
 
 
-def is_worse(differences: Tensor) -> bool:
+def is_worse(differences: Tensor, problem: Problem) -> bool:
     """Whether paired differences of scores, shape (rows,), are below 0 by more than chance: their 95 % interval is.
 
     Example:
-        >>> is_worse(torch.tensor([-1.0, -1, 0, 0])), is_worse(torch.tensor([-1.0, -1, 0, 0]).repeat(5))
-        (False, True)
+        >>> losses = torch.tensor([-1.0, -1, 0, 0])
+        >>> [is_worse(losses.repeat(times), "single_label_classification") for times in (1, 5)]
+        [False, True]
     """
-    if len(differences) < 2:
-        return False
-    error = float(differences.std()) / math.sqrt(len(differences))
-    return float(differences.mean()) + _Z * error < 0
+    largest = None if problem == "regression" else 1.0
+    return len(differences) > 1 and paired_interval(differences, largest=largest)[1] < 0
 
 
 def _scores(trainer: DistillationTrainer, parts: Parts) -> Tensor:

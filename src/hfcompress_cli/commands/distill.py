@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     text = f"trained on {len(rows):,} rows, measured on {len(held_out):,} others"
     if (agreement := metrics.get("eval_agreement")) is not None:
         text += f"; student and teacher agree on {agreement:.1%} of these"
-    if held_out and arguments.eval_data is None:
+    if held_out and known_label is not None and arguments.eval_data is None:
         text += f" {seen_before('the teacher')}"
     text = f"{fit(comparison.rows)}\n{textwrap.fill(text, terminal_width())}"
     values = {"models": comparison.to_dict(), "examples": {"train": len(rows), "held_out": len(held_out)}}
