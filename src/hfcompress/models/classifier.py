@@ -104,6 +104,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             return cast(nn.Module, inner)
 
 
+def get_name(model: nn.Module) -> str:
+    """Return what messages call a model, wrapped or not: its class, or the file of an exported one."""
+    inner = unwrap(model)
+    return inner.name if isinstance(inner, ExportedModule) else type(inner).__name__
+
+
 def get_config(model: nn.Module) -> Any:
     """Return the config of a model, wrapped or not; None if it has none."""
     return getattr(unwrap(model), "config", None)
