@@ -46,5 +46,5 @@ def read_weights(tensor: Any, folder: Path) -> Any:
 
 
 def _count_bytes(tensor: Any) -> int:
-    kind = import_exporter().helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return math.prod(tensor.dims) * int(kind.itemsize)
+    size: int = import_exporter().helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return size * math.prod(tensor.dims)
