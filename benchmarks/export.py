@@ -11,14 +11,8 @@ process, which others disturb little; the median of all rounds. With ``--classif
 or reviews as by `examples.imdb.reconstruction`, its accuracy on texts that no training has seen is measured too, each
 read alone, and half of its FLOPs are removed with its outputs reconstructed. ``--repeats 0`` measures that alone.
 
-``--avx2`` tells how fast they are without AVX-512 and VNNI, on a processor that has them: variables of the environment
-keep torch (its kernels, oneDNN, FBGEMM) and oneDNN in OpenVINO from using them. ONNX Runtime has no such setting, nor
-has its library in OpenVINO, which multiplies in float32 there: these are left out. oneMKL, by which torch multiplies in
-float32, obeys on processors of Intel alone.
-
     python -m benchmarks.export --classifier FOLDER --output benchmarks/results --page docs/serve.md
     python -m benchmarks.export --classifier FOLDER --texts reviews --models MiniLM --repeats 0 --output FOLDER
-    python -m benchmarks.export --classifier FOLDER --avx2 --output benchmarks/results
 """
 
 from __future__ import annotations
@@ -26,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -62,12 +55,6 @@ from hfcompress.models.tensors import stored_bytes
 SHAPES = ((1, 32), (1, 128), (16, 32), (16, 128))  # texts and their tokens
 REFERENCE = "torch float32"
 MARKS = "<!-- written by benchmarks/export.py -->", "<!-- until here -->"
-AVX2_ALONE = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
-    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-}
 GOALS = {True: 5.0, False: 2.8}  # times as fast with one text of 128 tokens, with VNNI and without
 Batch = dict[str, Tensor]
 Run = Callable[[Batch], Any]
@@ -85,12 +72,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=8, help="rounds of one text; 16 have a quarter (default: 8)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="gets a .json and a .md file")
     parser.add_argument("--page", type=Path, metavar="FILE", help="gets the tables, between its two marks")
-    parser.add_argument("--avx2", action="store_true", help="as without AVX-512 and VNNI, in torch and OpenVINO alone")
     arguments = parser.parse_args()
-    if arguments.avx2 and arguments.page is not None:
-        parser.error("--page is for the tables of the whole processor; leave out --avx2")
-    if arguments.avx2 and not AVX2_ALONE.items() <= os.environ.items():  # they are read when torch is imported
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.export", *sys.argv[1:]], os.environ | AVX2_ALONE)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # torch announces that its dynamic int8 will move to another package
     packaged, tokenizer = starting_models("packaged", {}, [], 512)["bert"].make()
@@ -109,14 +91,13 @@ def main() -> None:
                 how: Any = {"importance": "l1", "scope": "layer"} if train is None else {"importance": "obs"}
                 hfc.prune_structured(model, flops=0.5, dataset=train, **how)
             with tempfile.TemporaryDirectory() as folder:
-                systems = make_systems(model.float().eval(), tokenizer, Path(folder), train, avx2=arguments.avx2)
+                systems = make_systems(model.float().eval(), tokenizer, Path(folder), train)
             for row in measure(systems, arguments.repeats, test):
                 rows.append({"model": name, "share": share, **row})
             print(f"{name}, {share}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     packages = [name for name in ("torch", "transformers", "onnxruntime", "openvino") if find_spec(name)]
     result: Row = {"machine": machine(), "versions": {name: version(name) for name in packages}}
-    features = ["AVX2"] if arguments.avx2 else processor_features()
-    result |= {"avx2": arguments.avx2, "features": features, "repeats": arguments.repeats, "rows": rows}
+    result |= {"features": processor_features(), "repeats": arguments.repeats, "rows": rows}
     result["texts"] = f"{arguments.count} {arguments.texts}"
     print(render(result))
     write(result, arguments.output, arguments.page)
@@ -126,7 +107,7 @@ def write(result: Row, output: Path | None, page: Path | None) -> None:
     """Write the figures and the tables to a folder, and the tables into a page."""
     text = render(result)
     if output is not None:
-        name = "export_avx2" if result["avx2"] else "export" if result["repeats"] else "export_accuracy"
+        name = "export" if result["repeats"] else "export_accuracy"
         (output / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (output / f"{name}.md").write_text(f"# What serves a classifier\n\n{text}\n", encoding="utf-8")
     if page is not None:
@@ -153,7 +134,7 @@ def _text_batches(data: Dataset) -> list[Batch]:
 
 
 def make_systems(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, data: Dataset | None, *, avx2: bool
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, data: Dataset | None
 ) -> dict[str, tuple[Run, int]]:
     """Return by name what runs the model, and the bytes of its file.
 
@@ -162,11 +143,9 @@ def make_systems(
         tokenizer: Makes its inputs.
         folder: For files, which need not stay.
         data: Texts that set static scales; random ids if None.
-        avx2: Whether the processor is to be used as one with AVX2 alone.
     """
-    bits, bfloat16 = weight_bits("any" if avx2 else "this"), mixed_precision("cpu").name == "bf16" and not avx2
     made = {REFERENCE: (_run_torch(model), stored_bytes(model))}
-    if bfloat16:
+    if mixed_precision("cpu").name == "bf16":
         half = copy.deepcopy(model).bfloat16()
         made["torch bfloat16"] = _run_torch(half), stored_bytes(half)
     int8 = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})  # type: ignore[no-untyped-call]
@@ -179,20 +158,19 @@ def make_systems(
     onnx.save(graph, files["float32"])
     save_for_quantizer(graph, files["source"])
     batches = [_random_batch(1, 128)] if data is None else _text_batches(data)[:64]
-    quantize(files["source"], files["int8"], bits=bits)
-    quantize(files["source"], files["static"], bits=bits, calibration=batches)
-    for name, kind in {} if avx2 else {"float32": "float32", "int8": "int8", "static": "int8 static"}.items():
+    quantize(files["source"], files["int8"], bits=weight_bits("this"))
+    quantize(files["source"], files["static"], bits=weight_bits("this"), calibration=batches)
+    for name, kind in {"float32": "float32", "int8": "int8", "static": "int8 static"}.items():
         made[f"ONNX Runtime {kind}"] = _run_session(files[name]), files[name].stat().st_size
     if find_spec("openvino"):
-        if not avx2:
-            made["OpenVINO float32"] = _run_openvino(files["float32"], "f32"), files["float32"].stat().st_size
-        if bfloat16:
+        made["OpenVINO float32"] = _run_openvino(files["float32"], "f32"), files["float32"].stat().st_size
+        if mixed_precision("cpu").name == "bf16":
             made["OpenVINO bfloat16"] = _run_openvino(files["float32"], "bf16"), files["float32"].stat().st_size
         if find_spec("nncf"):
             source, dynamic, static = (folder / f"{name}.xml" for name in ("converted", "compressed", "scaled"))
             convert(files["float32"], source)
             compress_weights(source, dynamic)
-            scales: Any = {"bits": bits, "int8": find_operators(graph), "calibration": batches}
+            scales: Any = {"bits": weight_bits("this"), "int8": find_operators(graph), "calibration": batches}
             quantize_static(source, static, **scales)
             for name, file in {"OpenVINO int8": dynamic, "OpenVINO int8 static by NNCF": static}.items():
                 made[name] = _run_openvino(file, "f32"), count_bytes(file)
@@ -245,15 +223,14 @@ def measure(systems: dict[str, tuple[Run, int]], repeats: int, test: Dataset | N
 def render(result: Row) -> str:
     """Return a table a model, and whether the goals are reached."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    processor = f"{result['machine']}{', used as one with AVX2 alone' if result['avx2'] else ''}"
     alike = f"the agreement is with torch float32 of the same model, on {result['texts']} that no training has seen.\n"
     lines = [
-        f"{processor}; {versions}. One thread; CPU-milliseconds, medians of {result['repeats']} rounds in turn",
+        f"{result['machine']}; {versions}. One thread; CPU-milliseconds, medians of {result['repeats']} rounds in turn",
         f"of one text, {max(1, result['repeats'] // 4)} of 16. The speed-up is against all FLOPs in torch float32;",
         alike,
     ]
     if not result["repeats"]:
-        lines = [f"{processor}; {versions}.", f"{alike[0].upper()}{alike[1:]}"]
+        lines = [f"{result['machine']}; {versions}.", f"{alike[0].upper()}{alike[1:]}"]
     for model in dict.fromkeys(row["model"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["model"] == model]
         lines += [
