@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from transformers.utils import logging
 
 import hfcompress as hfc
 import hfcompress.atomic_folder
+from hfcompress.atomic_folder import replacing
 from hfcompress.storage.convert import pack_folder
 
 
@@ -145,6 +147,18 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, previous)
     assert file_bytes(tmp_path) == before
+
+
+def test_a_full_disk_that_a_tokenizer_meets_is_told_in_a_sentence(tmp_path):
+    folder = tmp_path / "model"
+    for message, kind in (
+        ("No space left on device (os error 28)", hfc.CompressionError),
+        ("its own fault", Exception),
+    ):
+        with pytest.raises(kind, match=re.escape(message)) as refused, replacing(folder, lambda name: True):
+            raise Exception(message)  # a plain one, as tokenizers raises
+        assert type(refused.value) is kind
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_needs_a_name(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
         for parent in missing:
             with suppress(OSError):  # something else is in it by now
                 parent.rmdir()
-        if not isinstance(error, (OSError, SafetensorError)):
+        if not _is_of_the_disk(error):
             raise
         raise CompressionError(f"{str(directory)!r} cannot be written, it is as it was before: {error}") from error
 
@@ -95,6 +95,12 @@ def flushing(files: Iterable[Path]) -> Iterator[None]:
         flushed = pool.map(_flush_path, files)
         yield
         list(flushed)
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Whether an error says that something cannot be written; tokenizers has a plain Exception for that."""
+    plain = type(error) is Exception and "(os error " in str(error)
+    return plain or isinstance(error, OSError | SafetensorError)
 
 
 def _check_writable(target: Path, name: str) -> None:

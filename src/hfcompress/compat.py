@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import platform
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ class MixedPrecision(NamedTuple):
     """``"bf16"``, ``"fp16"`` or ``"no"``, as accelerate calls them."""
     reason: str
     """Why, as the end of a sentence."""
+
+
+def package_version(name: str) -> str:
+    """Return the version of a package that can be imported, as it says itself, without what a build appends.
+
+    It is for records, and decides nothing. Metadata of an installation is not asked: that of ``onnxruntime-gpu`` has
+    another name, and a package that is imported from its source has none.
+    """
+    return str(getattr(import_module(name), "__version__", "unknown")).partition("-")[0]
 
 
 def current_accelerator() -> torch.device | None:

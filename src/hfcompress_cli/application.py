@@ -174,7 +174,13 @@ def _quiet(arguments: argparse.Namespace) -> Iterator[None]:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        print(f"hfcompress {version('hfcompress')}")
+        try:
+            found = version("hfcompress")  # without the seconds that importing it takes
+        except PackageNotFoundError:  # it is run from its source
+            import hfcompress
+
+            found = hfcompress.__version__
+        print(f"hfcompress {found}")
         parser.exit()

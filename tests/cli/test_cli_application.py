@@ -5,12 +5,14 @@ import runpy
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from importlib.metadata import PackageNotFoundError
 
 import datasets
 import pytest
 import transformers
 from command_line import COLUMNS, VERBS, load
 
+import hfcompress as hfc
 from hfcompress_cli import main
 
 
@@ -152,6 +154,16 @@ def test_help_imports_neither_torch_nor_transformers(words):
     assert done.returncode == 0, done.stderr
     printed = done.stderr if words in MISTYPED else done.stdout
     assert printed.startswith("hfcompress 0." if words == "--version" else "usage: hfcompress")
+
+
+def test_the_version_needs_no_metadata(monkeypatch, capsys):
+    def version(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"hfcompress {hfc.__version__}\n"
 
 
 def test_the_program_exits_with_its_status(monkeypatch, capsys):

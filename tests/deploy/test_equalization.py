@@ -68,7 +68,7 @@ def test_the_logits_stay(architecture, whole, tmp_path):
     model = build(architecture).eval() if whole else shrunken(architecture, **heads)
     graph = export(model)
     before = graph.SerializeToString()
-    made, found = equalize(graph, find_linear_paths(model), measured(graph, tmp_path), residuals=True)
+    made, found = equalize(graph, find_linear_paths(model), measured(graph, tmp_path), residuals=True, folder=tmp_path)
     assert graph.SerializeToString() == before
     assert made.SerializeToString() != before
     assert found == FOUND.get(architecture, found)
@@ -88,7 +88,7 @@ def test_one_multiplication_undoes_the_factors_of_a_norm(bert, tmp_path):
     largest = measured(graph, tmp_path)
     counts = []
     for residuals in (False, True):
-        made, found = equalize(graph, find_linear_paths(model), largest, residuals=residuals)
+        made, found = equalize(graph, find_linear_paths(model), largest, residuals=residuals, folder=tmp_path)
         same(graph, made, tmp_path)
         assert ("residuals" in found) == residuals
         counts.append(len(made.graph.node) - len(graph.graph.node))
@@ -110,7 +110,7 @@ def test_a_planted_outlier_becomes_like_the_others(tmp_path):
     (name,) = (n.input[0] for n in graph.graph.node if n.name.startswith("transformer.h.0.attn.c_attn#"))
     largest = measured(graph, tmp_path)
     assert spread(largest[name]) > 100
-    made, _ = equalize(graph, find_linear_paths(model), largest, residuals=False)
+    made, _ = equalize(graph, find_linear_paths(model), largest, residuals=False, folder=tmp_path)
     assert spread(measured(made, tmp_path)[name]) < 20
     same(graph, made, tmp_path)
 
@@ -119,7 +119,7 @@ def test_a_path_that_is_not_linear_changes_the_logits(bert, tmp_path):
     """What the gate finds before it uses a model."""
     graph, layer = bert[1], "bert.encoder.layer.0"
     path = LinearPath("neurons", 64, Slice(f"{layer}.intermediate.dense", True), Slice(f"{layer}.output.dense", False))
-    made, _ = equalize(graph, [path], measured(graph, tmp_path), residuals=False)
+    made, _ = equalize(graph, [path], measured(graph, tmp_path), residuals=False, folder=tmp_path)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         same(graph, made, tmp_path)
 

@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from architectures import PAD, WITH_NEURONS, build, same_bits, state_of, word_tokenizer
@@ -24,7 +26,7 @@ from transformers import (
 )
 
 import hfcompress as hfc
-from hfcompress.deploy import exporting, onnx_graph
+from hfcompress.deploy import exporting
 
 pytestmark = needs_torch_export
 ALL = os.environ.get("HYPOTHESIS_PROFILE") == "long"
@@ -168,12 +170,20 @@ def damage(name, change):
 DAMAGED = {
     "truncated": (damage("model.onnx", lambda content: content[: len(content) // 2]), "truncated"),
     "no graph": (damage("model.onnx", lambda content: bytes(len(content))), "cannot be run by ONNX Runtime"),
+    "an operator that it lacks": (
+        damage("model.onnx", lambda content: content.replace(b"LayerNormalization", b"LayerNormalizatiox")),
+        "cannot be run by ONNX Runtime .*LayerNormalizatiox",
+    ),
     "no model": (damage("model.onnx", lambda content: None), "model.onnx is missing"),
     "no config": (damage("config.json", lambda content: None), "config.json is missing"),
     "no json": (damage("config.json", lambda content: content[:20]), "config.json cannot be read"),
     "of a list": (damage("config.json", lambda content: b"[]"), "config.json cannot be read"),
     "of another type": (damage("config.json", lambda c: c.replace(b'"bert"', b'"roberta"')), "of another model"),
     "of other words": (damage("config.json", lambda c: c.replace(b'size": 100', b'size": 99')), "of another model"),
+    "of other layers": (
+        damage("config.json", lambda c: c.replace(b'num_hidden_layers": 3', b'num_hidden_layers": 4')),
+        "of another model: its num_hidden_layers is 4",
+    ),
     "of other classes": (
         damage("config.json", lambda c: c.replace(b'"1": "LABEL_1"', b'"1": "LABEL_1", "2": "x"')),
         "of another model",
@@ -217,7 +227,7 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 
 INPUTS = {
-    "too long": (lambda: inputs(2, 65), "65 tokens, and the exported model reads 64"),
+    "too long": (lambda: inputs(2, 65), r"65 tokens, and .*model\.onnx reads 1 to 64; truncate"),
     "no ids": (lambda: {"attention_mask": torch.ones(1, 4)}, "input_ids must be among them"),
     "unknown": (lambda: inputs() | {"labels": torch.zeros(4, 9)}, "not labels"),
     "other shapes": (lambda: inputs() | {"attention_mask": torch.ones(4, 8)}, "must be of one shape"),
@@ -247,6 +257,16 @@ def test_a_refused_export_names_the_model_and_writes_nothing(folder):
     assert len(str(refused.value)) < 600
     assert contents(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == ["onnx"]
+
+
+def test_an_operator_that_the_runtime_lacks_is_refused(half, folder, monkeypatch):
+    before, graph = contents(folder), onnx.load(half[3] / "model.onnx")
+    next(node for node in graph.graph.node if node.op_type == "LayerNormalization").op_type = "Gulp"
+    monkeypatch.setattr(exporting, "build_graph", lambda *arguments: graph)
+    with pytest.raises(hfc.CompressionError, match=r"BertFor.* cannot be exported: .*ONNX Runtime .*Gulp") as refused:
+        export(half[0], folder)
+    assert "work-" not in str(refused.value)
+    assert contents(folder) == before
 
 
 def test_a_folder_of_a_torch_model_is_not_replaced(tmp_path):
@@ -330,13 +350,6 @@ def test_what_is_no_sequence_classifier_is_refused(case, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_no_onnx_file_holds_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_graph, "_LARGEST", 60_000)
-    with pytest.raises(hfc.CompressionError, match=r"has .* bytes in float32; an ONNX file holds 60,000 at most"):
-        export(build(layers=1), tmp_path / "onnx")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_an_empty_name_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(hfc.CompressionError, match="The name of the folder to write is empty"):
@@ -349,12 +362,53 @@ def test_a_full_disk_leaves_the_old_folder(folder, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = contents(folder)
-    monkeypatch.setattr(exporting, "build_graph", lambda *arguments: None)
+    monkeypatch.setattr(exporting, "build_graph", lambda *arguments: onnx.ModelProto())
     monkeypatch.setattr("onnx.save", save)
     with pytest.raises(hfc.CompressionError, match=r"cannot be written, it is as it was before: .*No space left"):
         export(build(layers=1), folder)
     assert contents(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == ["onnx"]
+
+
+def test_a_full_disk_that_the_tokenizer_meets_leaves_the_old_folder(folder, half, monkeypatch):
+    before, graph = contents(folder), onnx.load(half[3] / "model.onnx")
+
+    def save(*arguments, **settings):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
+    monkeypatch.setattr(exporting, "build_graph", lambda *arguments: graph)
+    monkeypatch.setattr(type(TOKENIZER), "save_pretrained", save)
+    with pytest.raises(hfc.CompressionError, match=r"cannot be written, it is as it was before: No space left"):
+        export(half[0], folder)
+    assert contents(folder) == before
+
+
+def test_rows_too_long_name_the_file_that_reads_less(half):
+    rows = [{"input_ids": [5] * 65, "labels": 0}, {"input_ids": [5] * 6, "labels": 1}]
+    with pytest.raises(hfc.CompressionError, match=r"has 65 tokens, and .*model\.onnx reads 1 to 64; truncate"):
+        hfc.measure(hfc.load_exported(half[3]), rows, repeats=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_rows_too_long_are_refused_before_the_export(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "build_graph", None)
+    rows = [{"input_ids": [5] * 65, "labels": 0}, {"input_ids": [5] * 6, "labels": 1}]
+    with pytest.raises(hfc.CompressionError, match="has 65 tokens, and BertForSequenceClassification reads 1 to 64"):
+        export(build(layers=1), tmp_path / "onnx", dtype=dtype, dataset=rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_versions_need_no_metadata(half, folder, monkeypatch):
+    def version(name):
+        raise PackageNotFoundError(name)
+
+    graph = onnx.load(half[3] / "model.onnx")
+    monkeypatch.setattr(exporting, "build_graph", lambda *arguments: graph)
+    monkeypatch.setattr("importlib.metadata.version", version)
+    report = export(half[0], folder)
+    assert set(report.versions) == {"hfcompress", "torch", "transformers", "onnx", "onnxruntime"}
+    assert report.versions["hfcompress"] == hfc.__version__
+    assert report.versions["torch"] == torch.__version__
 
 
 def test_an_exported_model_is_not_exported_again(half, tmp_path):

@@ -4,7 +4,9 @@ import copy
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -299,6 +301,20 @@ def test_float32_is_kept_where_int8_is_slower(model, data, tmp_path, monkeypatch
     assert (report.dtype, report.weight_bits) == ("float32", None)
     assert hfc.load_exported(tmp_path / "this").dtype == "float32"
     assert "float32 was written" in report.to_text()
+
+
+def test_a_full_disk_is_not_taken_for_the_quantizers_fault(plain, tmp_path, monkeypatch):
+    def infer(source, target):  # onnx writes what there is room for, and raises nothing
+        Path(target).write_bytes(Path(source).read_bytes()[:1000])
+
+    quantization.save_for_quantizer(onnx.load(plain[0] / "model.onnx"), tmp_path / "source.onnx")
+    monkeypatch.setattr("onnx.shape_inference.infer_shapes_path", infer)
+    files = tmp_path / "source.onnx", tmp_path / "int8.onnx"
+    with pytest.raises(hfc.CompressionError, match="ONNX Runtime cannot quantize the model"):
+        quantization.quantize(*files, bits=7)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match="No space left on device"):
+        quantization.quantize(*files, bits=7)
 
 
 def test_shapes_that_the_exporter_noted_do_not_matter(model, tmp_path):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, EOS, SHRINKABLE, batch, build, same_bits, state_of
+from architectures import ARCHITECTURES, EOS, SHRINKABLE, arguments, batch, build, rows, same_bits, state_of
 from datasets import Dataset
 from scipy.stats import entropy
 from sklearn import metrics
@@ -16,6 +16,8 @@ from transformers import (
     BatchEncoding,
     BertConfig,
     BertForSequenceClassification,
+    Trainer,
+    TrainingArguments,
 )
 
 from hfcompress import CompressionError, compare, measure, prune_global_l1, student_from_teacher
@@ -472,3 +474,19 @@ def test_a_model_without_a_token_limit_reads_any_length(architecture, form):
     model = build(architecture)
     for tokens in (1, 4, 130):
         assert measure(model, **FORMS[form](tokens), batch_size=1, repeats=1).passes[0].tokens == tokens
+
+
+def test_a_model_that_was_trained_under_autocast_is_measured_without(tmp_path):
+    """accelerate leaves a forward under autocast on the model."""
+    model, data = build("bert"), rows(batch(16, 10))
+    args = arguments(TrainingArguments, tmp_path, max_steps=1, bf16=True)
+    Trainer(model=model, args=args, train_dataset=data).train()
+    forward = model.forward
+    fresh = build("bert")
+    fresh.load_state_dict(model.state_dict())
+    seen = []
+    model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    found = compare({"fresh": fresh, "trained": model}, data, repeats=2).rows["trained"]
+    assert set(seen) == {torch.float32}
+    assert found.agreement == 1.0
+    assert model.forward == forward

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hfcompress.deploy.onnx_file import read_weights, save_model
 from hfcompress.deploy.runtime import import_exporter, open_session
 from hfcompress.models.heads_and_neurons import LinearPath
 
@@ -27,8 +28,8 @@ _NORMS = {"LayerNormalization": (1, 2), "RMSNormalization": (1,), "SimplifiedLay
 class _Graph:
     """A copy of an ONNX model whose weights can be scaled; weights that other nodes read too are copied first."""
 
-    def __init__(self, model: Any) -> None:
-        self._onnx = import_exporter()
+    def __init__(self, model: Any, folder: Path) -> None:
+        self._onnx, self._folder = import_exporter(), folder
         self.model = copy.deepcopy(model)
         self.nodes = self.model.graph.node
         self.weights = {one.name: one for one in self.model.graph.initializer if one.data_type == 1}
@@ -52,7 +53,7 @@ class _Graph:
 
     def matrix(self, node: Any) -> Floats:
         """Return the weights of a linear node, inputs first."""
-        weight: Floats = self._onnx.numpy_helper.to_array(self.weights[node.input[1]])
+        weight = self._array(node.input[1])
         return weight.T if _is_transposed(node) else weight
 
     def scale(self, nodes: Iterable[Any], index: int, factor: Floats) -> None:
@@ -90,7 +91,7 @@ class _Graph:
         return self.model
 
     def _array(self, name: str) -> Floats:
-        array: Floats = self._onnx.numpy_helper.to_array(self.weights[name])
+        array: Floats = read_weights(self.weights[name], self._folder)
         return array
 
 
@@ -100,14 +101,14 @@ def largest_inputs(model: Any, batches: Iterable[Mapping[str, Tensor]], folder: 
     Args:
         model: An ONNX model in float32; it is not changed.
         batches: Its inputs.
-        folder: For a file.
+        folder: For a file; that of the weights, where the model is large.
     """
     onnx = import_exporter()
-    graph = _Graph(model)
+    graph = _Graph(model, folder)
     names = list(dict.fromkeys(node.input[0] for nodes in graph.modules.values() for node in nodes))
     known = graph.outputs | {one.name for one in model.graph.input}
     graph.model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    onnx.save(graph.model, folder / "probed.onnx")
+    save_model(graph.model, folder / "probed.onnx")
     session, largest = open_session(folder / "probed.onnx"), dict[str, Floats]()
     for batch in batches:
         values = session.run(names, {name: value.numpy() for name, value in batch.items()})
@@ -118,7 +119,7 @@ def largest_inputs(model: Any, batches: Iterable[Mapping[str, Tensor]], folder: 
 
 
 def equalize(
-    model: Any, paths: Sequence[LinearPath], largest: Mapping[str, Floats], *, residuals: bool
+    model: Any, paths: Sequence[LinearPath], largest: Mapping[str, Floats], *, residuals: bool, folder: Path
 ) -> tuple[Any, tuple[str, ...]]:
     """Return an ONNX model with equalized channels that computes the same, and which channels these are.
 
@@ -129,11 +130,12 @@ def equalize(
         largest: As `largest_inputs` returns it for this model.
         residuals: Whether norms that are read by others than matrices are equalized too, those of BERT for example: one
             multiplication undoes the factors for these others. Norms that only matrices read always are.
+        folder: Where the weights of a large model are.
 
     Returns:
         The model, and ``"values"``, ``"neurons"``, ``"norms"``, ``"residuals"``, those that were found.
     """
-    graph, found = _Graph(model), set[str]()
+    graph, found = _Graph(model, folder), set[str]()
     for path in paths:
         found |= _equalize_path(graph, path, largest)
     for node in list(graph.nodes):

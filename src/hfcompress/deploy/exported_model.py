@@ -69,7 +69,7 @@ class ExportedModel:
             raise CompressionError(f"All inputs must be of one shape, (batch, length), and not empty; found {found}.")
         if self.max_tokens is not None and shape[1] > self.max_tokens:
             raise CompressionError(
-                f"A text has {shape[1]} tokens, and the exported model reads {self.max_tokens}; truncate the texts."
+                f"A text has {shape[1]} tokens, and {self.files[0]} reads 1 to {self.max_tokens}; truncate the texts."
             )
         self._check_ids(given)
         arrays = {name: value.numpy() for name, value in self.complete(given).items()}

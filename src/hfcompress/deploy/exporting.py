@@ -6,7 +6,6 @@ import copy
 import os
 import shutil
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +13,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfcompress.compat import processor_features
+from hfcompress.compat import package_version, processor_features
 from hfcompress.deploy.card import write_card
 from hfcompress.deploy.export_report import ExportReport
 from hfcompress.deploy.exported_model import ExportedModel
 from hfcompress.deploy.folder import Folder, describe_config, replacing_exported, write_record
 from hfcompress.deploy.formats import FORMATS, count_bytes
+from hfcompress.deploy.onnx_file import save_model
 from hfcompress.deploy.onnx_graph import GraphInputs, build_graph, check_logits
 from hfcompress.deploy.openvino_candidates import OpenVinoCandidates
 from hfcompress.deploy.openvino_model import convert, import_nncf, import_openvino
@@ -32,9 +32,9 @@ from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_problem_type, max_tokens, unwrap
 from hfcompress.models.exported import ExportedModule
 from hfcompress.models.heads_and_neurons import find_linear_paths
-from hfcompress.models.inputs import check_dataset
+from hfcompress.models.inputs import check_dataset, read_examples
 from hfcompress.models.tensors import check_has_values, stored_bytes
-from hfcompress.models.tokenizers import check_tokenizer
+from hfcompress.models.tokenizers import check_tokenizer, encode_texts
 from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
 from hfcompress.storage.layout import write_labels
 from hfcompress.validation import check_choice, check_count, check_fraction
@@ -77,8 +77,8 @@ def export(
         format: ``"onnx"``, by `torch.onnx.export`; or ``"openvino"``, which OpenVINO makes of that.
         dtype: ``"float32"``, or ``"int8"``: weights quantized by columns, activations while the model runs, by
             onnxruntime.quantization, or by nncf for OpenVINO.
-        dataset: Rows with ``input_ids`` and ``labels`` that no training has seen; needed for int8. Their lengths are
-            those that are timed.
+        dataset: Rows with ``input_ids``, or texts (``text``, ``text_pair``), and ``labels`` that no training has seen;
+            needed for int8. Their lengths are those that are timed.
         max_drop: The loss that an int8 model may have on these rows, in accuracy (label accuracy of a multi-label
             model, R2 of a regression).
         static: Whether the scales of int8 activations are measured, on rows that do not judge, by their least and
@@ -110,16 +110,20 @@ def export(
     check_count("repeats", repeats, least=0)
     if dataset is not None:
         check_dataset(dataset)
-    halves = split_dataset(dataset) if dtype == "int8" else None
-    onnx, packages = _import_packages(format, dtype)
+    packages = _import_packages(format, dtype)
     source = _check_exportable(model, processing_class)
+    if dataset is not None:
+        dataset = encode_texts("dataset", source, dataset, processing_class)
+    halves = split_dataset(dataset) if dtype == "int8" else None
+    if dataset is not None:  # what cannot be read is refused before the export
+        read_examples("dataset", source, dataset if halves is None else [*halves[0], *halves[1]], processing_class)
     with replacing_exported(directory) as new, tempfile.TemporaryDirectory(dir=new, prefix="work-") as place:
         work, own = Path(place), _float32_copy(source, processing_class)
         with evaluation_mode(own):
             inputs = GraphInputs(own, processing_class)
             graph = build_graph(own, inputs)
             file = work / FORMATS[format].graph
-            onnx.save(graph, work / FORMATS["onnx"].graph)
+            save_model(graph, work / FORMATS["onnx"].graph)
             if format == "openvino":
                 convert(work / FORMATS["onnx"].graph, file)
             difference = check_logits(file, own, inputs)
@@ -142,15 +146,15 @@ def export(
             if static or (static is None and format == "openvino"):
                 candidates.calibrate(models[float32], rows, else_dynamic=static is None)
             gate = choose(candidates, models[float32], rows, max_drop, find_linear_paths(own) if equalize else None)
-            models[int8], written, bits = open_model(work / f"int8{file.suffix}", "int8"), int8, candidates.bits
+            models[int8], written, bits = open_model(work / "int8" / file.name, "int8"), int8, candidates.bits
             if gate.left_in_float32:
                 models[ALL_INT8] = candidates.build([], "all")
         timed = dataset if halves is None else halves[1]
         times = time_models(own, models, timed, processing_class, repeats) if repeats else None
         if machine == "this" and times is not None and int8 in models and is_slower(times, int8, float32):
             written, bits = float32, None
-        for found, name in zip(models[written].files, FORMATS[format].files, strict=True):
-            os.replace(found, new / name)
+        for found in models[written].files:
+            os.replace(found, new / found.name)
         shutil.rmtree(work)
         report = ExportReport(
             directory=str(directory),
@@ -164,7 +168,7 @@ def export(
             gate=gate,
             times=times,
             processor=tuple(processor_features()),
-            versions={package: version(package) for package in packages},
+            versions={package: package_version(package) for package in packages},
         )
         own.config.save_pretrained(new)
         write_labels(new, own.config)
@@ -175,14 +179,15 @@ def export(
     return report
 
 
-def _import_packages(format: str, dtype: str) -> tuple[Any, list[str]]:
-    """Return onnx, and the names of all packages that write a model, after checking that they are installed."""
-    onnx, (always, for_int8) = import_exporter(), FORMATS[format].packages
+def _import_packages(format: str, dtype: str) -> list[str]:
+    """Return the names of all packages that write a model, after checking that they are installed."""
+    import_exporter()
+    always, for_int8 = FORMATS[format].packages
     if format == "openvino":
         import_openvino()
         if dtype == "int8":
             import_nncf()
-    return onnx, [*_PACKAGES, *always, *(for_int8 if dtype == "int8" else ())]
+    return [*_PACKAGES, *always, *(for_int8 if dtype == "int8" else ())]
 
 
 def _check_exportable(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

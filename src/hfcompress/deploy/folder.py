@@ -37,7 +37,7 @@ def replacing_exported(directory: Folder) -> AbstractContextManager[Path]:
         CompressionError: The folder cannot be written, or holds a model of torch, whose config would be replaced.
     """
     target = Path(directory)
-    ours = set[str]().union(*(one.files for one in FORMATS.values()))
+    ours = set[str]().union(*(one.files + one.large for one in FORMATS.values()))
     present = set(os.listdir(target) if target.is_dir() else ()) - ours
     held = [name for name in present if name.endswith(_WEIGHTS)]
     if held:
@@ -89,7 +89,8 @@ def check_files(folder: Path, record: Mapping[str, Any]) -> None:
     for name in record["files"]:
         if name not in (CARD, RECORD) and not (folder / name).is_file():
             raise CompressionError(f"{folder / name} is missing; export the model again.")
-    for name in FORMATS[record["format"]].files:
+    format = FORMATS[record["format"]]
+    for name in (one for one in format.files + format.large if one in record["files"]):
         size, written = (folder / name).stat().st_size, record["files"][name]
         if size != written:
             raise CompressionError(
@@ -104,7 +105,7 @@ def describe_config(config: PreTrainedConfig) -> dict[str, Any]:
     return {
         "model_type": config.model_type,
         "outputs": count_outputs(config),
-        "vocab_size": getattr(text, "vocab_size", None),
+        **{name: getattr(text, name, None) for name in ("vocab_size", "hidden_size", "num_hidden_layers")},
     }
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfcompress.deploy.onnx_file import weights_file
 from hfcompress.deploy.openvino_model import OpenVinoSession, describe
 from hfcompress.deploy.runtime import first_line, open_session
 
+_MODEL = Path("model.onnx")
 _WEIGHTS = ".bin"  # beside a model of OpenVINO
 
 
@@ -22,12 +24,14 @@ class Format:
         package: What is imported to run it.
         files: The model file, and what belongs to it.
         packages: What writes it, and what makes it int8.
+        large: What belongs to a large model too.
     """
 
     runtime: str
     package: str
     files: tuple[str, ...]
     packages: tuple[tuple[str, ...], tuple[str, ...]]
+    large: tuple[str, ...] = ()
 
     @property
     def graph(self) -> str:
@@ -36,7 +40,9 @@ class Format:
 
 
 FORMATS = {
-    "onnx": Format("ONNX Runtime", "onnxruntime", ("model.onnx",), (("onnx", "onnxruntime"), ())),
+    "onnx": Format(
+        "ONNX Runtime", "onnxruntime", (_MODEL.name,), (("onnx", "onnxruntime"), ()), (weights_file(_MODEL).name,)
+    ),
     # optimum-intel looks for these names
     "openvino": Format(
         "OpenVINO",
@@ -70,7 +76,9 @@ def describe_failure(file: Path, error: BaseException) -> str:
 
 def files_of(file: Path) -> list[Path]:
     """Return a model file and what belongs to it."""
-    return [file, file.with_suffix(_WEIGHTS)] if is_openvino(file) else [file]
+    if is_openvino(file):
+        return [file, file.with_suffix(_WEIGHTS)]
+    return [file, *(one for one in (weights_file(file),) if one.exists())]
 
 
 def count_bytes(file: Path) -> int:

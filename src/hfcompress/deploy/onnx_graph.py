@@ -23,7 +23,6 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # that a graph may h
 TOLERANCE = 1e-4  # of logits, absolute and relative
 _EXAMPLE = (9, 12)  # tokens of the texts that are traced; Funnel does not read much shorter ones
 _CHECKED = ((1,), (2,), (5, 3, 4), (12, 7), (33, 20))
-_LARGEST = 2_000_000_000  # bytes: a protobuf file holds less than 2 GiB
 
 
 class _Logits(nn.Module):
@@ -122,12 +121,6 @@ def build_graph(model: nn.Module, inputs: GraphInputs) -> Any:
         CompressionError: torch's exporter cannot express the model.
     """
     name = type(model).__name__
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    if size > _LARGEST:
-        raise CompressionError(
-            f"{name} has {size:,} bytes in float32; an ONNX file holds {_LARGEST:,} at most. Shrink it first, for "
-            "example by removing the tokens that your texts do not use: hfcompress shrink --vocabulary."
-        )
     _check_classifies(model, inputs)
     try:
         graph = _export(_Logits(model, torch.int64), inputs)
@@ -190,9 +183,14 @@ def check_logits(file: Path, model: nn.Module, inputs: GraphInputs) -> float:
         The largest difference.
 
     Raises:
-        CompressionError: They differ by more than `TOLERANCE`, or are not finite.
+        CompressionError: They differ by more than `TOLERANCE`, or are not finite; or the runtime cannot run the file.
     """
-    session, differences = open_model(file), list[float]()
+    differences = list[float]()
+    try:
+        session = open_model(file)
+    except CompressionError as error:  # its folder is a temporary one
+        cause = str(error).replace(str(file), "the exported model")
+        raise CompressionError(f"{type(model).__name__} cannot be exported: {cause}") from error
     for batch in _checked_batches(model, inputs):
         try:
             expected = get_logits(model(**batch)).numpy()

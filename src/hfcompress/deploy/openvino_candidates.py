@@ -31,7 +31,7 @@ class OpenVinoCandidates(Candidates):
     @override
     def build(self, left: Sequence[Operator], name: str = "int8") -> ExportedModel:
         """Quantize all but these operators: their weights alone where no scales of activations were measured."""
-        file = self._folder / f"{name}.xml"
+        file = self._file(name, "openvino")
         if self._calibration is None:
             compress_weights(self._converted, file, float32=left)
         else:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfcompress.deploy.equalization import equalize, largest_inputs
 from hfcompress.deploy.exported_model import ExportedModel
+from hfcompress.deploy.formats import FORMATS
 from hfcompress.deploy.quantization import Operator, find_operators, output_errors, quantize, save_for_quantizer
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
@@ -242,9 +243,15 @@ class Candidates:
         self._graph, self.operators = graph, find_operators(graph)
         save_for_quantizer(graph, self._folder / "source.onnx")
 
+    def _file(self, name: str, format: str) -> Path:
+        """Return the model file in a folder of its own, as its weights may be in another of a fixed name."""
+        folder = self._folder / name
+        folder.mkdir(exist_ok=True)
+        return folder / FORMATS[format].graph
+
     def build(self, left: Sequence[Operator], name: str = "int8") -> ExportedModel:
-        """Quantize all but these operators."""
-        file = self._folder / f"{name}.onnx"
+        """Quantize all but these operators, into the folder of this name."""
+        file = self._file(name, "onnx")
         quantize(self._folder / "source.onnx", file, bits=self._bits, float32=left, calibration=self._calibration)
         model: ExportedModel = self._make(file)
         return model
@@ -272,7 +279,7 @@ class Candidates:
         chosen, channels = original, tuple[str, ...]()
         errors = dict[tuple[str, ...], float]()
         for residuals in (False, True):
-            graph, found = equalize(original, paths, largest, residuals=residuals)
+            graph, found = equalize(original, paths, largest, residuals=residuals, folder=self._folder)
             if not found or found in errors or not self._computes(graph, rows, compared, expected):
                 continue
             self._use(graph)
@@ -327,7 +334,7 @@ def choose(
     max_drop: float,
     paths: Sequence[LinearPath] | None,
 ) -> QualityGate:
-    """Build int8 models until one passes; its file is the last that was built, ``int8.onnx``.
+    """Build int8 models until one passes; its file is the last that was built in the folder ``int8``.
 
     Args:
         candidates: What builds them.

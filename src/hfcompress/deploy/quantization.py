@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
+import shutil
+import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from hfcompress.compat import processor_features
+from hfcompress.deploy.onnx_file import save_model, weights_file
 from hfcompress.deploy.runtime import first_line, import_exporter, open_session, quietly
 from hfcompress.errors import CompressionError
 
@@ -70,7 +75,7 @@ def save_for_quantizer(model: Any, file: Path) -> None:
     tagged = copy.deepcopy(model)
     del tagged.graph.value_info[:]
     onnx.helper.set_model_props(tagged, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    onnx.save(tagged, file)
+    save_model(tagged, file)
 
 
 def quantize(
@@ -93,6 +98,7 @@ def quantize(
 
     Raises:
         CompressionError: The quantizer fails.
+        OSError: The file cannot be written.
     """
     onnx = import_exporter()
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
@@ -105,19 +111,27 @@ def quantize(
         "reduce_range": bits == 7,
         "weight_type": QuantType.QInt8,
         "nodes_to_exclude": excluded,
+        "use_external_data_format": True,  # needed for a large model, and it is written anew below
     }
+    written = target.with_name(f"{uuid.uuid4().hex}.onnx")  # onnx refuses one that the working directory has
     try:
         with quietly():
             if calibration is None:
-                quantize_dynamic(source, target, **settings)
+                quantize_dynamic(source, written, **settings)
             else:
                 settings |= {"activation_type": QuantType.QUInt8, "extra_options": _STATIC}
-                quantize_static(source, target, _Reader(calibration), **settings)
+                quantize_static(source, written, _Reader(calibration), **settings)
+    except OSError:
+        raise
     except Exception as error:  # whatever the quantizer meets in a graph
+        if shutil.disk_usage(target.parent).free < source.stat().st_size:  # onnx writes half a file, and says nothing
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
         raise CompressionError(f"ONNX Runtime cannot quantize the model: {first_line(error)}") from error
-    made = onnx.load(target)
+    made = onnx.load(written)
+    for file in (written, weights_file(written)):
+        file.unlink(missing_ok=True)
     del made.metadata_props[:]
-    onnx.save(made, target)
+    save_model(made, target)
 
 
 class _Reader:
@@ -169,7 +183,7 @@ def output_errors(
         seen = [*free, node.output[0]]
         known = inputs | {value.name for value in probed.graph.output}
         probed.graph.output.extend(onnx.ValueInfoProto(name=given) for given in seen if given not in known)
-    onnx.save(probed, folder / "probed.onnx")
+    save_model(probed, folder / "probed.onnx")
     session = open_session(folder / "probed.onnx")
     outputs = [one.name for one in session.get_outputs()]
     errors = {one.name: [0.0, 0.0] for one in operators}

@@ -61,12 +61,12 @@ def open_session(file: str | os.PathLike[str], *, threads: int | None = None) ->
     try:
         return runtime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes have no public base
-        raise CompressionError(
-            f"{os.fspath(file)} cannot be run by ONNX Runtime {runtime.__version__}: {first_line(error)}"
-        ) from error
+        name, cause = os.fspath(file), str(error) or type(error).__name__
+        cause = first_line(cause.replace(name, "it"))  # a long path would leave no room
+        raise CompressionError(f"{name} cannot be run by ONNX Runtime {runtime.__version__}: {cause}") from error
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException | str) -> str:
     """Return the first line of an error of another library, cut where it is long."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{lines[0][:300].rstrip('.')}."

@@ -104,6 +104,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             return cast(nn.Module, inner)
 
 
+def get_name(model: nn.Module) -> str:
+    """Return what messages call a model, wrapped or not: its class, or the file of an exported one."""
+    inner = unwrap(model)
+    return inner.name if isinstance(inner, ExportedModule) else type(inner).__name__
+
+
 def get_config(model: nn.Module) -> Any:
     """Return the config of a model, wrapped or not; None if it has none."""
     return getattr(unwrap(model), "config", None)
@@ -216,8 +222,16 @@ def get_problem_type(model: nn.Module, role: str) -> Problem:
 
 @contextmanager
 def evaluation_mode(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
-    """Put a model into eval mode while the context lasts, and compute gradients for no parameter or for all of them."""
+    """Put a model into eval mode while the context lasts, and compute gradients for no parameter or for all of them.
+
+    It computes in its own precision, also where a Trainer has trained it in bf16 or fp16: accelerate replaces the
+    forward of the model by one under autocast, and leaves it there.
+    """
     with ExitStack() as undo:
+        own: Any = unwrap(model)
+        if "_original_forward" in vars(own):
+            undo.callback(setattr, own, "forward", own.forward)
+            own.forward = own._original_forward
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
         for parameter in filter(torch.is_floating_point, model.parameters()):

@@ -48,6 +48,12 @@ class ExportedModule(nn.Module):
         self.max_tokens: int | None = getattr(exported, "max_tokens", None)
         self.device_of_inputs = nn.Parameter(torch.empty(0), requires_grad=False)  # batches are put where it is
 
+    @property
+    def name(self) -> str:
+        """What messages call it: its file, if it tells one."""
+        files = getattr(self.exported, "files", None)
+        return str(files[0]) if files else type(self.exported).__name__
+
     def forward(self, **inputs: Tensor) -> Any:
         """Run it."""
         return self.exported(**inputs)

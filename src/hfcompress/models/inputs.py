@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import get_config, input_names, max_tokens, unwrap
+from hfcompress.models.classifier import get_config, get_name, input_names, max_tokens, unwrap
 from hfcompress.models.padding import readable_padding, split_rows, trim, unpadded_batches
 
 Batch = dict[str, Tensor]
@@ -103,7 +103,7 @@ class Padder:
         """Refuse rows of different lengths where there is no padding token."""
         if self._collate is None and self.pad_token_id is None and len({len(row["input_ids"]) for row in rows}) > 1:
             raise CompressionError(
-                f"The rows are of different lengths, and {type(unwrap(self._model)).__name__} has no "
+                f"The rows are of different lengths, and {get_name(self._model)} has no "
                 "config.pad_token_id to pad them with; set it, or pass a tokenizer that has a padding token as "
                 "processing_class=."
             )
@@ -169,7 +169,7 @@ def check_mask(owner: str, model: nn.Module, rows: Iterable[Mapping[str, Any]], 
         if "attention_mask" not in row and len(ids) > 1 and index in (int(ids[0]), int(ids[-1])):
             raise CompressionError(
                 f"A row of {owner} begins or ends with the padding token, {index}, and has no attention_mask, so that "
-                f"{type(unwrap(model)).__name__} would read it as text; pass the attention_mask, or rows without "
+                f"{get_name(model)} would read it as text; pass the attention_mask, or rows without "
                 "padding."
             )
 
@@ -181,7 +181,7 @@ def check_lengths(owner: str, model: nn.Module, lengths: Iterable[int]) -> None:
         if length < 1 or (limit is not None and length > limit):
             reads = "at least 1" if limit is None else f"1 to {limit}"
             raise CompressionError(
-                f"A row of {owner} has {length} tokens, and {type(unwrap(model)).__name__} reads {reads}; truncate the "
+                f"A row of {owner} has {length} tokens, and {get_name(model)} reads {reads}; truncate the "
                 "texts and leave out empty ones."
             )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import get_config, unwrap
+from hfcompress.models.classifier import get_config, get_name, unwrap
 from hfcompress.models.exported import ExportedModule
 from hfcompress.models.weights import is_quantized
 
@@ -103,7 +103,7 @@ def reading(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[None]:
     except (IndexError, RuntimeError, ValueError) as error:
         ids = batch.get("input_ids")
         tokens = f"{ids.shape[1]} tokens" if isinstance(ids, Tensor) and ids.dim() == 2 else "this kind"
-        name, reason = type(unwrap(model)).__name__, str(error).rstrip(".")
+        name, reason = get_name(model), str(error).rstrip(".")
         raise CompressionError(
             f"{name} does not read texts of {tokens}, even by themselves: {reason}. "
             "Leave them out, or encode them as the model needs them (with the token that ends a text, for BART and T5)."

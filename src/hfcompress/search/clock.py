@@ -127,9 +127,10 @@ class Clock:
         return None
 
     def _exported(self, model: PreTrainedModel, folder: Path) -> Callable[[], Any]:
+        from hfcompress.deploy.onnx_file import save_model
         from hfcompress.deploy.onnx_graph import GraphInputs, build_graph
         from hfcompress.deploy.quantization import quantize, save_for_quantizer, weight_bits
-        from hfcompress.deploy.runtime import import_exporter, open_session
+        from hfcompress.deploy.runtime import open_session
 
         assert self._tokenizer is not None
         own = copy.deepcopy(model).cpu().float()
@@ -144,7 +145,7 @@ class Clock:
             save_for_quantizer(graph, folder / "float32.onnx")
             quantize(folder / "float32.onnx", file, bits=weight_bits("any"))
         else:
-            import_exporter().save(graph, file)
+            save_model(graph, file)
         session = open_session(file)
         filled = {name: torch.full_like(self.batch["input_ids"], default) for name, default in inputs.defaults.items()}
         arrays = {name: (self.batch | filled)[name].cpu().numpy() for name in inputs.names}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +11,7 @@ from typing import Protocol
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from hfcompress.compat import package_version
 from hfcompress.errors import CompressionError
 from hfcompress.models.new_head import new_head
 from hfcompress.models.shape_plan import is_plan
@@ -54,7 +54,7 @@ def write_card(
         plan=plan if is_plan(plan) else {},
         notes=notes,
         new_head=new_head(model),
-        versions=", ".join(f"{package} {version(package)}" for package in ("hfcompress", "transformers", "torch")),
+        versions=", ".join(f"{one} {package_version(one)}" for one in ("hfcompress", "transformers", "torch")),
         results=results.to_markdown() if results is not None else "",
     ).save(folder / CARD)
 
