@@ -66,7 +66,7 @@ def stopped_by_signals() -> Iterator[Signals]:
             hook(unraisable)
             return
         last = None
-        timer = threading.Timer(_AGAIN, signal.raise_signal, [signals.received])
+        timer = threading.Timer(_AGAIN, _ask, [signals.received])
         timer.daemon = True
         timer.start()
 
@@ -82,6 +82,14 @@ def stopped_by_signals() -> Iterator[Signals]:
         sys.unraisablehook = hook
         for number in changed:
             signal.signal(number, before[number])
+
+
+def _ask(number: int) -> None:
+    """Send this process a signal, which wakes its main thread where that waits."""
+    if sys.platform == "win32":
+        signal.raise_signal(number)
+    else:
+        os.kill(os.getpid(), number)
 
 
 def end_without_traceback() -> None:

@@ -242,7 +242,7 @@ DATASETS = {
     "empty": ([], "dataset has no rows"),
     "one row": ([{"input_ids": [5], "labels": 0}], "dataset has 1 row;"),
     "no labels": ([{"input_ids": [5, 6]}] * 4, "4 of the 4 rows of dataset have no 'labels'"),
-    "no rows": ([1, 2], "one of it is 1"),
+    "no rows": ([1, 2], "int examples, such as 1: pass"),
     "a few without": ([{"input_ids": [5], "labels": 1}, {"input_ids": [5]}], "1 of the 2 rows"),
 }
 

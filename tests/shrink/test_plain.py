@@ -36,7 +36,8 @@ torch.save(found, f"{folder}/found.pt")
 HEADS = ("llama", "qwen2", "t5")  # whose config states the size of a head
 NEITHER = ("bloom", "xlm")  # no setting states the neurons
 PLAIN = tuple(name for name in WITH_NEURONS if name not in NEITHER)
-FISHER = {"importance": "fisher", "dataset": LABELLED}
+FISHER = {"importance": "fisher", "dataset": LABELLED, "reconstruct": False}
+RECONSTRUCTED = FISHER | {"reconstruct": True}
 TWELVE = {"num_attention_heads": 12, "num_key_value_heads": 12, "hidden_size": 48}  # of which 7 is no divisor
 CASES = (
     {f"{name}-flops": (name, {"flops": 0.85} | FISHER) for name in SHRINKABLE}
@@ -47,9 +48,9 @@ CASES = (
         "bert-layers": ("bert", {"flops": 0.6, "drop_layers": [1]} | FISHER),
         "llama-twelve": ("llama", {"heads": 0.42} | FISHER | TWELVE),
         "llama-l1": ("llama", {"flops": 0.7, "importance": "l1"}),
-        "bert-fewer": ("bert", {"flops": 0.35} | FISHER),
-        "gpt2-fewer": ("gpt2", {"parameters": 0.5} | FISHER),
-        "llama-fewer": ("llama", {"flops": 0.25} | FISHER),
+        "bert-fewer": ("bert", {"flops": 0.35} | RECONSTRUCTED),
+        "gpt2-fewer": ("gpt2", {"parameters": 0.5} | RECONSTRUCTED),
+        "llama-fewer": ("llama", {"flops": 0.25} | RECONSTRUCTED),
     }
 )
 
@@ -98,15 +99,15 @@ def test_neurons_that_no_config_states_are_refused(name):
 
 
 FEWER = {
-    "bert": ("bert", {"flops": 0.3} | FISHER, {}),
+    "bert": ("bert", {"flops": 0.3} | RECONSTRUCTED, {}),
     "bert-l1": ("bert", {"flops": 0.3, "importance": "l1"}, {}),
     "bert-taylor": ("bert", {"parameters": 0.4, "importance": "taylor", "dataset": LABELLED}, {}),
-    "bert-half": ("bert", {"flops": 0.75} | FISHER, {}),
+    "bert-half": ("bert", {"flops": 0.75} | RECONSTRUCTED, {}),
     "bert-as-it-is": ("bert", {"flops": 0.8, "reconstruct": False} | FISHER, {}),
-    "deberta-v2": ("deberta-v2", {"flops": 0.3} | FISHER, {}),
-    "gpt2": ("gpt2", {"parameters": 0.4} | FISHER, {}),
-    "llama": ("llama", {"flops": 0.15} | FISHER, {}),
-    "qwen2": ("qwen2", {"flops": 0.15} | FISHER, {}),
+    "deberta-v2": ("deberta-v2", {"flops": 0.3} | RECONSTRUCTED, {}),
+    "gpt2": ("gpt2", {"parameters": 0.4} | RECONSTRUCTED, {}),
+    "llama": ("llama", {"flops": 0.15} | RECONSTRUCTED, {}),
+    "qwen2": ("qwen2", {"flops": 0.15} | RECONSTRUCTED, {}),
 }
 
 
