@@ -572,6 +572,15 @@ def test_what_cannot_be_asked_is_refused(asked, message, tmp_path):
     assert not (tmp_path / "ladder").exists()
 
 
+@pytest.mark.parametrize("kind", ["FSDP", "DeepSpeed"])
+def test_models_in_pieces_are_refused(kind, tmp_path, monkeypatch):
+    asked = settings(tmp_path)
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind.upper()}", "true")  # as accelerate launch sets it
+    with pytest.raises(CompressionError, match=f"ask for {kind}, which trains a model in pieces"):
+        compress(small(), ROWS, **asked)
+    assert not (tmp_path / "ladder").exists()
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

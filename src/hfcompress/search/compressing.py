@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -149,6 +150,7 @@ def compress(
     if ranking in ("fisher", "taylor") and not parts.labelled:
         raise CompressionError(f"importance={ranking!r} needs labels, and train_dataset has none; choose 'obs'.")
     own = args or default_arguments(WORK, parts.problem, labelled=parts.labelled, seed=seed)
+    _check_not_sharded(own)
     check_training(
         original, (teacher or model) if own.compares_layers else None, parts, own, processing_class, structure
     )
@@ -256,6 +258,16 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
 
 def _names(targets: Sequence[float]) -> str:
     return ", ".join(f"{target:g}x" for target in targets)
+
+
+def _check_not_sharded(args: DistillationArguments) -> None:
+    kinds = {"FSDP": args.fsdp, "DeepSpeed": args.deepspeed}
+    asked = [one for one, value in kinds.items() if value or parse_flag_from_env(f"ACCELERATE_USE_{one.upper()}")]
+    if asked:
+        raise CompressionError(
+            f"compress trains whole models, in one process or several; args or the launcher ask for {asked[0]}, which "
+            "trains a model in pieces. Leave it out."
+        )
 
 
 def _read_speedups(speedup: Any, max_drop: float | None) -> list[float]:
