@@ -99,7 +99,7 @@ class Display:
         """Return how wide this terminal is: standard output may be a file, or another one."""
         columns = shutil.get_terminal_size().columns  # COLUMNS, or of standard output, or 80
         if not os.environ.get("COLUMNS"):
-            with suppress(OSError, ValueError):  # a stream that is no file
+            with suppress(OSError, ValueError):  # a stream without a terminal
                 columns = os.get_terminal_size(self._stream.fileno()).columns or columns
         return columns
 

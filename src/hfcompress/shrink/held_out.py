@@ -32,14 +32,12 @@ class Rows:
     Attributes:
         ranking: Rows, or batches of tensors, that heads and neurons are ranked by.
         held_out: The others, in the same form.
-        count: How many rows are held out.
         labelled: Whether they have labels.
         note: Why none are held out, if so.
     """
 
     ranking: list[Any]
     held_out: list[Any]
-    count: int
     labelled: bool
     note: str | None = None
 
@@ -84,17 +82,17 @@ def read_rows(
         rows = [{name: value for name, value in row.items() if name not in LABELS} for row in rows]
         check_mask(name, model, (one for row in rows for one in (split_rows(row) if batches else [row])))
     if not hold_out:
-        return Rows(rows, [], 0, not all(missing))
+        return Rows(rows, [], not all(missing))
     total = len(missing)
     if total < LEAST_ROWS:
         note = f"not measured: {name} has {total} rows, and of fewer than {LEAST_ROWS} none are held out."
-        return Rows(rows, [], 0, not all(missing), note)
+        return Rows(rows, [], not all(missing), note)
     chosen = set(random.Random(0).sample(range(total), min(MOST, total // SHARE)))
     if batches:
         ranking, held_out = (_take(rows, chosen, wanted=wanted) for wanted in (False, True))
     else:
         ranking, held_out = ([row for n, row in enumerate(rows) if (n in chosen) is w] for w in (False, True))
-    return Rows(ranking, held_out, len(chosen), not all(missing))
+    return Rows(ranking, held_out, not all(missing))
 
 
 class HeldOutRows:

@@ -21,9 +21,8 @@ from hfcompress_cli.messages import name_options
 # Settings and their defaults: of heads, neurons and layers, and of the vocabulary.
 _AMOUNTS = {"heads": 0.0, "neurons": 0.0, "flops": None, "parameters": None, "latency": None, "drop_layers": None}
 _VOCABULARY = {"min_count": 1, "keep": [], "alphabet": "all"}
-# Rows that rank and that are measured with, at most, of those that other verbs train on and hold out by default; and of
-# how few in all the library decides by itself.
-RANKED_BY, MEASURED_WITH, LEAST, SEED = 384, 300, 32, 42
+RANKED_BY = 384  # rows at most
+SEED = 42  # by which other verbs hold rows out by default
 
 
 def add_parser(verbs: options.Verbs) -> None:
@@ -127,6 +126,7 @@ def _read_data(
 ) -> bool:
     """Encode the rows that rank and those that are measured with; return whether the first have labels."""
     from hfcompress.progress import stage
+    from hfcompress.shrink.held_out import LEAST_ROWS, MOST
     from hfcompress_cli.data import draw, encode, read_rows
     from hfcompress_cli.held_out import hold_out
 
@@ -146,11 +146,11 @@ def _read_data(
     if arguments.eval_data is not None:
         others, label_of_others = read(arguments.eval_data)
         table_of_others = others
-    elif arguments.held_out > 0 and len(table) >= LEAST:
+    elif arguments.held_out > 0 and len(table) >= LEAST_ROWS:
         rows, others = hold_out(table, arguments.held_out, SEED, label)
     length, labels = arguments.max_length, options.labels(arguments)
     with stage("encoding the texts"):
-        ranked_by, measured_with = draw(rows, arguments.rows, SEED), draw(others, MEASURED_WITH, SEED)
+        ranked_by, measured_with = draw(rows, arguments.rows, SEED), draw(others, MOST, SEED)
         asked["dataset"] = encode(ranked_by, columns, label, model, tokenizer, length, table=table, **labels)
         if others:
             how = labels | {"table": table_of_others}
