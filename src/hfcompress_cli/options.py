@@ -141,7 +141,7 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     from hfcompress_cli.tables import has_cells, is_table
 
     names = ("data", "eval_data", "vocabulary")
-    given = [one for name in names if (one := getattr(arguments, name, None)) is not None]
+    given = [one for name in names if isinstance(one := getattr(arguments, name, None), str | list)]
     sources = [source for one in given for source in (one if isinstance(one, list) else [one])]
     asked = {"--delimiter": arguments.delimiter, "--no-quotes": arguments.no_quotes or None}
     for option, value in asked.items():

@@ -61,6 +61,7 @@ def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):
         (("--speedup", "0.5"), "must be a number above 1"),
         (("--epochs", 0), "must be above 0"),
         (("--max-drop", 2), "--max-drop 2"),
+        (("--max-drop", "200%"), "--max-drop 2"),
     ],
     ids=str,
 )
@@ -74,6 +75,16 @@ def test_what_cannot_be_asked_is_refused(asked, message, run, models, data, tmp_
         run(*command, status=2)
         assert message in run.error
     assert not (tmp_path / "ladder").exists()
+
+
+def test_a_vocabulary_of_the_texts(run, models, data, tmp_path):
+    texts = ["--data", data / "train.csv", "--eval-data", data / "test.jsonl", *COLUMNS]
+    short = ("--epochs", 1, "--speedup", "1.5", "--batch-size", 4, "--max-drop", "90%", "--vocabulary")
+    found = run("compress", models / "bert", *texts, *short, "-o", tmp_path / "ladder", "--json")
+    before, after = (len(AutoTokenizer.from_pretrained(one)) for one in (models / "bert", tmp_path / "ladder" / "1.5x"))
+    assert after < before
+    assert found["rungs"]["1.5x"]["recipe"].startswith(f"{after} of {before} tokens; ")
+    assert load(tmp_path / "ladder" / "1.5x").config.vocab_size == after
 
 
 def test_a_folder_without_a_ladder_is_left_alone(run, models, data, tmp_path):

@@ -269,7 +269,7 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False):
     patch.setattr(compressing, "make_rung", make)
     progress = SimpleNamespace(at=lambda *args: None, say=lambda line: None)
     job = SimpleNamespace(
-        original=None, is_late=False, progress=progress, search=None, parts=None, max_drop=max_drop, args=None
+        base=None, is_late=False, progress=progress, search=None, parts=None, max_drop=max_drop, args=None
     )
     state = State(tmp_path / "ladder.json", "", [], [], None)
     compressing._climb(job, state, list(found), refine=refine)

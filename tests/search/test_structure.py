@@ -160,6 +160,26 @@ def test_a_model_takes_its_own_time():
     assert 0.4 < Clock(model, None, "torch", 2, 8).share(model) < 2.5
 
 
+@pytest.mark.parametrize(("spread", "least", "most"), [(0.0, 7, 7), (0.05, 7, 12), (0.5, 35, 35)])
+def test_where_other_programs_run_more_rounds_are_timed(spread, least, most, monkeypatch):
+    """The more the times vary, the more rounds, up to five times as many; the median is near the truth."""
+    model, own = build("bert"), build("bert", seed=1)
+    generator, calls = np.random.default_rng(0), []
+    monkeypatch.setattr(clocks, "_runner", lambda one, batch: lambda: 2.0 if one is model else 1.0)
+
+    def seconds(run):
+        calls.append(run)
+        return run() * float(np.exp(spread * generator.standard_normal()))
+
+    monkeypatch.setattr(clocks, "_seconds", seconds)
+    clock = Clock(model, None, "torch", 2, 8)
+    clock._rounds = 7
+    share = clock.share(own)
+    rounds = len(calls) / 2 - clocks._WARM_UP
+    assert least <= rounds <= most
+    assert share == pytest.approx(0.5, rel=5 * spread / rounds**0.5 + 1e-9)  # three standard errors of the median
+
+
 def test_the_typical_length_is_the_median_that_the_model_reads():
     model = build("bert")
     assert typical_length(model, [3, 9, 20]) == 9

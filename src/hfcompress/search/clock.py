@@ -26,6 +26,7 @@ Runtime = Literal["torch", "onnx", "onnx-int8"]
 RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "onnx-int8")
 _WARM_UP = 2  # rounds that are not counted
 _LEAST, _MOST, _SECONDS = 5, 25, 1.0  # rounds, and about how long both models together are timed
+_MORE, _ERROR = 5, 0.02  # times as many rounds at most, where the median's standard error is larger
 _POINTS = {"torch": (4, 5), "onnx": (3, 4), "onnx-int8": (3, 4)}  # numbers of heads and of neurons that are timed
 
 
@@ -71,8 +72,9 @@ class Clock:
                 seconds = _seconds(first) + _seconds(other)
             if not self._rounds:  # of the first comparison, in which the other is the original too
                 self._rounds = min(_MOST, max(_LEAST, round(_SECONDS / max(seconds, 1e-6))))
-            ratios = []
-            for number in range(self._rounds):
+            ratios: list[float] = []
+            while len(ratios) < self._rounds or (len(ratios) < _MORE * self._rounds and not _is_sure(ratios)):
+                number = len(ratios)
                 runs = (first, other) if number % 2 else (other, first)
                 times = [_seconds(run) for run in runs]
                 ratios.append(times[0] / times[1] if number % 2 else times[1] / times[0])
@@ -163,6 +165,12 @@ def typical_length(model: PreTrainedModel, lengths: Sequence[int]) -> int:
     """Return how many tokens a text of these lengths typically has: the median, at most what the model reads."""
     median = max(1, round(statistics.median(lengths)))
     return min(median, max_tokens(model) or median)
+
+
+def _is_sure(ratios: Sequence[float]) -> bool:
+    """Whether their median is known well enough: by its standard error if they were normal, from their quartiles."""
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return 1.25 * (high - low) / 1.35 / len(ratios) ** 0.5 <= _ERROR * median
 
 
 def _runner(model: PreTrainedModel, batch: Batch) -> Callable[[], Any]:

@@ -24,15 +24,16 @@ from hfcompress.models.classifier import check_model_kind, max_tokens
 from hfcompress.models.profiling import TimeTable
 from hfcompress.models.tokenizers import check_tokenizer
 from hfcompress.search.candidates import Search, TooFastError, make_candidate
-from hfcompress.search.clock import RUNTIMES, Clock, Runtime, typical_length
+from hfcompress.search.clock import RUNTIMES, Clock, Runtime, on_device, typical_length
 from hfcompress.search.ladder import FULL, Ladder, describe_choice
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.progress import Progress
 from hfcompress.search.rows import check_teacher, read_parts, readable, with_logits
 from hfcompress.search.rungs import WORK, Job, describe_rung, make_rung
 from hfcompress.search.state import State, describe_arguments, digest_call
-from hfcompress.search.structure import find_structure
+from hfcompress.search.structure import Structure, find_structure
 from hfcompress.search.training import check_training, default_arguments
+from hfcompress.search.vocabulary import read_with, with_fewer_tokens
 from hfcompress.shrink.importance import Importance
 from hfcompress.shrink.request import check_model
 from hfcompress.storage.load import load_compressed
@@ -63,6 +64,7 @@ def compress(
     batch_size: int = 16,
     length: int | None = None,
     max_length: int | None = None,
+    vocabulary: bool = False,
     round_to: int = 8,
     evaluations: int = 48,
     seed: int = 0,
@@ -106,6 +108,9 @@ def compress(
         batch_size: Texts in the batch that is timed.
         length: Tokens of each of its texts; if None, the median of the texts to learn from.
         max_length: Tokens of a text at most; if None, as many as the model reads.
+        vocabulary: Whether the models keep only the tokens of the texts of ``train_dataset`` (see `prune_vocabulary`),
+            of which all rows must have the text then. It makes models smaller, not faster. A text with another token is
+            made up of shorter pieces; what that costs is in the accuracy measured.
         round_to: Neurons stay in multiples of this.
         evaluations: Plans that are evaluated on calibration rows, at most, for each model.
         seed: Of the rows held out, the search and, where ``args`` is None, the training.
@@ -124,6 +129,7 @@ def compress(
     check_model(model)
     targets = _read_speedups(speedup, max_drop)
     _check(runtime, time_limit, importance, reconstruct, batch_size, length, max_length, round_to, evaluations, seed)
+    check_choice("vocabulary", vocabulary, (True, False))
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         raise CompressionError(
             f"processing_class={processing_class!r:.60} is not a tokenizer; pass the model's, which is saved beside it."
@@ -142,13 +148,22 @@ def compress(
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
     reading = args or DistillationArguments(output_dir=WORK, report_to="none")
     original = copy.deepcopy(model).to(reading.device).eval()
-    structure = find_structure(original)
     parts = read_parts(model, processing_class, train_dataset, eval_dataset, reading, max_length, seed)
     reads_ids = check_teacher(model, processing_class, teacher, teacher_processing_class, parts, reading)
     reconstructs = reconstruct is not False
     ranking: Importance = ("obs" if reconstructs else "fisher") if importance == "auto" else importance
     if ranking in ("fisher", "taylor") and not parts.labelled:
         raise CompressionError(f"importance={ranking!r} needs labels, and train_dataset has none; choose 'obs'.")
+    base, tokenizer, fewer = original, processing_class, None
+    if vocabulary:
+        if reading.compares_layers and teacher is not None:
+            raise CompressionError(
+                f"hidden_weight={reading.hidden_weight}, relation_weight={reading.relation_weight} compare layers "
+                "token by token, but with vocabulary=True the models read other tokens than teacher=; set both to 0."
+            )
+        base, fewer = with_fewer_tokens(original, processing_class, parts, reading, max_length)
+        tokenizer = fewer.tokenizer
+    structure = find_structure(base)
     own = args or default_arguments(WORK, parts.problem, labelled=parts.labelled, seed=seed)
     _check_not_sharded(own)
     check_training(
@@ -162,6 +177,7 @@ def compress(
         "batch_size": batch_size,
         "length": length,
         "round_to": round_to,
+        "vocabulary": vocabulary,
     }
     settings |= {"evaluations": evaluations, "seed": seed, "args": describe_arguments(own)}
     folder = _folder(output_dir)
@@ -171,18 +187,32 @@ def compress(
     state = State.open(folder, digest_call(model, teacher, parts, settings))
     with _progress(args, len(targets)) as progress:
         progress.at("the teacher's logits", 0)
-        tokenizer = None if reads_ids else teacher_processing_class
-        parts = with_logits(original, teacher or original, parts, tokenizer, reading, folder / WORK)
+        of_teacher = None if reads_ids else teacher_processing_class
+        parts = with_logits(original, teacher or original, parts, of_teacher, reading, folder / WORK)
+        if fewer is not None:
+            parts = read_with(base, tokenizer, parts, reading, max_length)
         parts = readable(parts, model, args)
         lengths = [len(ids) for ids in parts.train["input_ids"][:5000]]
         tokens = typical_length(model, lengths) if length is None else min(length, max_tokens(model) or length)
-        clock = Clock(original, processing_class, runtime, batch_size, tokens, served_on)
-        times = state.times or _tabulate(clock, original, round_to, progress)
+        clock = Clock(base, tokenizer, runtime, batch_size, tokens, served_on)
+        times = state.times or _tabulate(clock, structure, round_to, progress)
         state.times = times
         state.write()
         search = Search(clock, times, ranking, reconstructs, round_to, evaluations, seed)
         job = Job(
-            original, teacher, parts, args, processing_class, search, runtime, max_drop, folder, deadline, progress
+            original=clock.original if fewer is None else on_device(original, served_on),
+            base=base,
+            teacher=teacher,
+            parts=parts,
+            args=args,
+            tokenizers=(processing_class, tokenizer),
+            vocabulary=fewer,
+            search=search,
+            runtime=runtime,
+            max_drop=max_drop,
+            folder=folder,
+            deadline=deadline,
+            progress=progress,
         )
         _climb(job, state, targets, refine=speedup is None and max_drop is not None)
     if processes().is_main_process:
@@ -200,7 +230,7 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
         targets: The speed-ups.
         refine: Whether one between the last that loses little and the first that loses more is tried.
     """
-    above, left, number, asked = job.original, list(targets), 0, not refine
+    above, left, number, asked = job.base, list(targets), 0, not refine
     while left and not state.ended:
         target, name = left[0], f"{left[0]:g}x"
         done = next((rung for rung in state.rungs if rung.name == name), None)
@@ -336,9 +366,8 @@ def _device(device: Any, runtime: Runtime, trained_on: torch.device) -> torch.de
     return found
 
 
-def _tabulate(clock: Clock, original: PreTrainedModel, round_to: int, progress: Progress) -> TimeTable:
+def _tabulate(clock: Clock, structure: Structure, round_to: int, progress: Progress) -> TimeTable:
     """Measure the table of times; all processes have that of the first."""
-    structure = find_structure(original)
     count, done = clock.count_shapes(structure, round_to), 0
 
     def tick() -> None:

@@ -43,6 +43,7 @@ class Parts:
         check: Labelled rows that are in no other part; they say whether a training is kept, and judge int8. Rows that
             the original was trained on would not do: it has learned their labels by heart, and so have its rungs.
         measure: Labelled rows, which decide nothing but which speed-up loses at most ``max_drop``.
+        measure_original: The same, as the original reads them: other ids, where rungs have a smaller vocabulary.
         labelled: Whether rows to learn from have labels.
         problem: What the labels mean.
     """
@@ -50,6 +51,7 @@ class Parts:
     train: Dataset
     check: Dataset
     measure: Dataset
+    measure_original: Dataset
     labelled: bool
     problem: Problem
 
@@ -123,7 +125,7 @@ def read_parts(
         rows = _fill_labels(rows, unknown, problem, args)
     elif all(unknown) and "labels" in rows.column_names:
         rows = rows.remove_columns("labels")
-    return Parts(rows, check, measure, not all(unknown), problem)
+    return Parts(rows, check, measure, measure, not all(unknown), problem)
 
 
 def check_teacher(
@@ -141,7 +143,7 @@ def check_teacher(
     """
     if teacher is None:
         return True
-    texts = [name for name in (args.text_column, args.text_pair_column) if name is not None]
+    texts = text_columns(args)
     sources = model, teacher, tokenizer, teacher_tokenizer
     reads_ids = all(choose_teacher_input(*sources, part, texts) == "ids" for part in (parts.train, parts.check))
     if args.compares_layers and not reads_ids:
@@ -192,6 +194,7 @@ def readable(parts: Parts, model: PreTrainedModel, args: DistillationArguments) 
         train=_keep_readable(parts.train, model, more),
         check=_keep_readable(parts.check, model, more[:1]),
         measure=_keep_readable(parts.measure, model, []),
+        measure_original=_keep_readable(parts.measure_original, model, []),
     )
 
 
@@ -234,7 +237,7 @@ def _read(
     if "input_ids" in data.column_names:
         check_mask(owner, model, data, tokenizer)
         return _with_known_ids(owner, model, data)
-    texts = [name for name in (args.text_column, args.text_pair_column) if name is not None]
+    texts = text_columns(args)
     lacking = [name for name in texts if name not in data.column_names]
     if lacking or not len(data):
         raise CompressionError(
@@ -244,6 +247,22 @@ def _read(
         )
     for name in texts:
         check_texts(f"{owner}[{name!r}]", data[name])
+    return _with_known_ids(owner, model, encode(data, model, tokenizer, texts, max_length))
+
+
+def text_columns(args: DistillationArguments) -> list[str]:
+    """Return the column of the text, or those of the two texts of a pair."""
+    return [name for name in (args.text_column, args.text_pair_column) if name is not None]
+
+
+def encode(
+    data: Dataset,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int | None,
+) -> Dataset:
+    """Encode these columns, truncated to what tokenizer and model take; other columns stay."""
     limit = token_limit(tokenizer, model)
     if max_length is not None:
         least = tokenizer.num_special_tokens_to_add(pair=len(texts) > 1) + 1
@@ -251,10 +270,9 @@ def _read(
             raise CompressionError(f"max_length={max_length} must be at least {least}, special tokens included.")
         limit = max_length if limit is None else min(limit, max_length)
     clash = [name for name in data.column_names if name in tokenizer.model_input_names]
-    encoded = data.remove_columns(clash).map(
+    return data.remove_columns(clash).map(
         lambda batch: dict(tokenizer(*(list(batch[name]) for name in texts), **truncation(limit))), batched=True
     )
-    return _with_known_ids(owner, model, encoded)
 
 
 def _with_known_ids(owner: str, model: PreTrainedModel, data: Dataset) -> Dataset:

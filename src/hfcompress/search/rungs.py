@@ -19,6 +19,7 @@ from hfcompress.models.exported import ExportedClassifier
 from hfcompress.report.benchmark import compare
 from hfcompress.report.comparison import Comparison
 from hfcompress.report.intervals import paired_interval
+from hfcompress.report.vocabulary import VocabularyReport
 from hfcompress.search.candidates import Candidate, Search
 from hfcompress.search.clock import Runtime, on_device
 from hfcompress.search.ladder import FULL, Ladder, Rung, describe_test
@@ -36,19 +37,42 @@ TRAINING = 0.6  # of the work of a rung
 
 @dataclass(frozen=True)
 class Job:
-    """What all rungs have in common."""
+    """What all rungs have in common.
+
+    Attributes:
+        original: What they are measured beside, where they are measured.
+        base: What the first of them is made of, where they are trained: the original, or it with a smaller vocabulary.
+        teacher: What they learn from; the original if None.
+        parts: The rows, with the teacher's logits.
+        args: Of each training.
+        tokenizers: That of the original, and that of the rungs.
+        vocabulary: What was removed of the vocabulary, if anything was.
+        search: How plans are searched for.
+        runtime: What serves them.
+        max_drop: The loss that is allowed.
+        folder: Of the ladder.
+        deadline: By `time.monotonic`, when to stop.
+        progress: What shows how far it is.
+    """
 
     original: PreTrainedModel
+    base: PreTrainedModel
     teacher: nn.Module | None
     parts: Parts
     args: DistillationArguments
-    tokenizer: PreTrainedTokenizerBase
+    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
+    vocabulary: VocabularyReport | None
     search: Search
     runtime: Runtime
     max_drop: float | None
     folder: Path
     deadline: float | None
     progress: Progress
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """That of the rungs."""
+        return self.tokenizers[1]
 
     @property
     def is_late(self) -> bool:
@@ -64,7 +88,7 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
     set_seed(job.args.seed)
     trained = train_rung(
         student,
-        copy.deepcopy(job.teacher or job.original) if job.args.compares_layers else None,
+        copy.deepcopy(job.teacher or job.base) if job.args.compares_layers else None,
         job.parts,
         job.args,
         job.tokenizer,
@@ -78,13 +102,13 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
     rung: Rung | None = None
     processes().wait_for_everyone()
     if processes().is_main_process:
-        served: Any = on_device(student, job.search.clock.original.device)
+        served: Any = on_device(student, job.original.device)
         exported = job.folder / WORK / name
         if job.runtime != "torch":
             served, notes = _export(job, student, exported)
         found = _measure(job, name, served)
         left = find_structure(student).blocks
-        layers = len(find_structure(job.original).blocks)
+        layers = len(find_structure(job.base).blocks)
         drop, interval = _drop(found, name, job.parts)
         rung = Rung(
             name=name,
@@ -98,7 +122,7 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
             layers=(len(left), layers),
             drop=drop,
             drop_interval=interval,
-            recipe=_recipe(job.args, candidate, trained),
+            recipe=_recipe(job, candidate, trained),
             notes=tuple(notes),
         )
         if job.max_drop is not None:
@@ -131,14 +155,14 @@ def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedC
 
 def _measure(job: Job, name: str, served: Any) -> Comparison:
     batch = job.search.clock.batch["input_ids"]
-    rows = [dict(row) for row in job.parts.measure]
+    rows = {FULL: job.parts.measure_original, name: job.parts.measure}
     return compare(
-        {FULL: job.search.clock.original, name: served},
-        rows,
+        {FULL: job.original, name: served},
+        {one: [dict(row) for row in data] for one, data in rows.items()},
         batch_size=batch.shape[0],
         length=batch.shape[1],
         repeats=_REPEATS,
-        processing_class=job.tokenizer,
+        processing_class=dict(zip((FULL, name), job.tokenizers, strict=True)),
     )
 
 
@@ -161,12 +185,13 @@ def _drop(found: Comparison, name: str, parts: Parts) -> tuple[float, tuple[floa
     return after.sign_flip.difference / variance, (low / variance, high / variance)
 
 
-def _recipe(args: DistillationArguments, candidate: Candidate, trained: Trained) -> str:
+def _recipe(job: Job, candidate: Candidate, trained: Trained) -> str:
+    args = job.args
     learned = "labels and the teacher" if 0 < args.alpha < 1 else "the teacher" if args.alpha else "labels"
     kept = "" if trained.is_kept else ", which made it worse on held-out rows and was undone"
-    return (
-        f"{candidate.evaluated} plans evaluated; {trained.epochs:g} epochs on {learned} at {args.learning_rate:g}{kept}"
-    )
+    tokens = "" if job.vocabulary is None else "{1:,} of {0:,} tokens; ".format(*job.vocabulary.tokens)
+    taught = f"{trained.epochs:g} epochs on {learned} at {args.learning_rate:g}"
+    return f"{tokens}{candidate.evaluated} plans evaluated; {taught}{kept}"
 
 
 def describe_rung(rung: Rung) -> str:

@@ -24,7 +24,7 @@ def add_parser(verbs: options.Verbs) -> None:
     help = "how many times as fast, such as 2,4,10 (the default, but with --max-drop more and more)"
     add("--speedup", type=speedups, metavar="N,N", help=help)
     help = "accuracy that may be lost, such as 0.01; the first model that loses more ends the ladder"
-    add("--max-drop", type=float, metavar="F", help=help)
+    add("--max-drop", type=options.fraction, metavar="F", help=help)
     help = "what serves the models: torch (default), onnx or onnx-int8; they are exported for the latter two"
     add("--runtime", choices=("torch", "onnx", "onnx-int8"), default="torch", help=help)
     help = "where torch runs the models that are timed and measured, such as cpu (default: where they are trained)"
@@ -35,6 +35,8 @@ def add_parser(verbs: options.Verbs) -> None:
     add("--length", type=int, metavar="N", help=help)
     data = options.add_data(parser, "labelled texts to learn from", required=True)
     options.add_held_out(data)
+    help = "keep only the tokens of the texts to learn from: smaller models, as fast, that read other words in pieces"
+    data.add_argument("--vocabulary", action="store_true", help=help)
     help = "texts without labels, from which the models learn the logits of MODEL"
     data.add_argument("--unlabelled", nargs="+", action="extend", default=[], metavar="DATA", help=help)
     add = parser.add_argument_group("training").add_argument
@@ -54,6 +56,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress_cli.data import encode, read_rows
     from hfcompress_cli.held_out import read_parts
     from hfcompress_cli.models import load
+    from hfcompress_cli.outputs import terminal_width
 
     output = Path(arguments.output).expanduser()
     check_output(output, arguments.overwrite)
@@ -63,14 +66,19 @@ def run(arguments: argparse.Namespace) -> options.Results:
     model, tokenizer = load(arguments.model, trained=True, reads_texts=True)
 
     def encoded(part: Any) -> Any:
-        return encode(part, columns, label, model, tokenizer, arguments.max_length, **reads_labels)
+        return with_texts(encode(part, columns, label, model, tokenizer, arguments.max_length, **reads_labels), part)
+
+    def with_texts(made: list[Any], part: Any) -> list[Any]:
+        kept = columns if arguments.vocabulary else []  # which is encoded anew
+        return [own | {name: row[name] for name in kept} for own, row in zip(made, part, strict=True)]
 
     learned = encoded(rows)
     for source in arguments.unlabelled:
         more = read_rows(source, columns, None, seed=arguments.seed, **reading | {"rows": None})
-        learned += encode(more, columns, None, model, tokenizer, arguments.max_length)
+        learned += with_texts(encode(more, columns, None, model, tokenizer, arguments.max_length), more)
     problem: Problem = get_problem_type(model, "model")
     args = default_arguments(str(output / ".work"), problem, labelled=True, seed=arguments.seed)
+    args.text_column, args.text_pair_column = arguments.text_column, arguments.text_pair_column
     given = {"num_train_epochs": arguments.epochs, "learning_rate": arguments.learning_rate}
     given["per_device_train_batch_size"] = arguments.train_batch_size
     for name, value in given.items():
@@ -95,12 +103,13 @@ def run(arguments: argparse.Namespace) -> options.Results:
         batch_size=arguments.batch_size,
         length=arguments.length,
         max_length=arguments.max_length,
+        vocabulary=arguments.vocabulary,
         seed=arguments.seed,
     )
     if launch.is_main():
         write_page(ladder, output / "index.html")
         print(f"Written to {arguments.output}.", file=sys.stderr)
-    return ladder.to_text(), ladder.to_dict()
+    return ladder.to_text(width=terminal_width()), ladder.to_dict()
 
 
 def write_page(ladder: Any, file: Path) -> None:

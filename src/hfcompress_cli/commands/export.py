@@ -27,7 +27,7 @@ def add_parser(verbs: options.Verbs) -> None:
     help += "fastest: measured for openvino, if such a model passes, and computed for onnx)"
     add("--static", action=argparse.BooleanOptionalAction, help=help)
     help = "accuracy that int8 may lose on --data (default: 0.01, one point)"
-    add("--max-drop", type=float, default=0.01, metavar="F", help=help)
+    add("--max-drop", type=options.fraction, default=0.01, metavar="F", help=help)
     help = "rounds in which torch and the runtime are timed; 0: none (default: 8)"
     parser.add_argument("--repeats", type=int, default=8, metavar="N", help=help)
     options.add_data(parser, "labelled texts that no training has seen, for --int8; their lengths are timed")
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress.progress import stage
     from hfcompress_cli.data import encode, read_rows
     from hfcompress_cli.models import load
-    from hfcompress_cli.outputs import check_folder
+    from hfcompress_cli.outputs import check_folder, terminal_width
 
     output = Path(arguments.output).expanduser()
     check_folder(output, arguments.overwrite)
@@ -67,4 +67,4 @@ def run(arguments: argparse.Namespace) -> options.Results:
             repeats=arguments.repeats,
         )
     print(f"Written to {arguments.output}.", file=sys.stderr)
-    return report.to_text(), report.to_dict()
+    return report.to_text(width=terminal_width()), report.to_dict()

@@ -11,7 +11,6 @@ trained (hfcompress distill). Without the tokens that your texts do not use
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from typing import Any
 
@@ -79,7 +78,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress.models.new_head import new_head
     from hfcompress.progress import stage
     from hfcompress_cli.models import find_device, load
-    from hfcompress_cli.outputs import new_folder, save, seen_before
+    from hfcompress_cli.outputs import new_folder, save, seen_before, terminal_width
 
     by_loss = arguments.importance in ("taylor", "fisher")
     if arguments.importance not in ("auto", "l1") and arguments.data is None:
@@ -111,7 +110,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     values = {"vocabulary": reports["vocabulary"].to_dict()} if has_vocabulary else {}
     if "structure" in reports:
         values |= reports["structure"].to_dict()
-    width = shutil.get_terminal_size((80, 24)).columns
+    width = terminal_width()
     text = "\n\n".join(name_options(report.to_text(width=width), arguments) for report in reports.values())
     measured = "structure" in reports and has_labels and reports["structure"].held_out
     if measured and arguments.eval_data is None:
