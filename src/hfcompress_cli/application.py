@@ -126,7 +126,8 @@ def _print(arguments: argparse.Namespace, text: str, values: dict[str, Any]) -> 
 def _what_was_written(arguments: argparse.Namespace, before: int | None) -> str:
     """Say what an interrupted verb has written, if anything."""
     name = _output(arguments)
-    if name is not None and arguments.verb == "compress" and (Path(name).expanduser() / "ladder.json").is_file():
+    begun = () if name is None or arguments.verb != "compress" else ("ladder.json", ".work")
+    if any((Path(str(name)).expanduser() / one).exists() for one in begun):
         return f"what is done of the ladder is in {name}, and the same command goes on from there"
     return "nothing was written" if _identity(arguments) == before else f"{name} was written"
 

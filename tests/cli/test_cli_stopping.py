@@ -156,10 +156,11 @@ def test_a_signal_that_comes_where_nothing_can_be_raised(name, models, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_ladder_that_is_stopped_says_what_goes_on(models, data, tmp_path, run, monkeypatch):
+@pytest.mark.parametrize("begun", ["ladder.json", ".work/logits"])
+def test_a_ladder_that_is_stopped_says_what_goes_on(begun, models, data, tmp_path, run, monkeypatch):
     def begin(*_, output_dir, **__):
-        output_dir.mkdir()
-        (output_dir / "ladder.json").write_text("{}")
+        (output_dir / begun).parent.mkdir(parents=True)
+        (output_dir / begun).write_text("{}")
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(hfc, "compress", begin)
