@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 from hfcompress.models.classifier import evaluation_mode
 from hfcompress.models.heads_and_neurons import KINDS, find_groups
 from hfcompress.models.inputs import dummy_inputs
-from hfcompress.models.partial_forward import PartialForward, Watch, call_order, find_pauses, skippable_layers
+from hfcompress.models.partial_forward import PartialForward, Watch
+from hfcompress.models.pauses import call_order, find_pauses, skippable_layers
 
 REPLAYED = ("albert", "funnel")  # whose layers run more than once, or are in no stack that the config counts
 

@@ -170,7 +170,8 @@ def typical_length(model: PreTrainedModel, lengths: Sequence[int]) -> int:
 def _is_sure(ratios: Sequence[float]) -> bool:
     """Whether their median is known well enough: by its standard error if they were normal, from their quartiles."""
     low, median, high = statistics.quantiles(ratios, n=4)
-    return 1.25 * (high - low) / 1.35 / len(ratios) ** 0.5 <= _ERROR * median
+    error: float = 1.25 * (high - low) / 1.35 / len(ratios) ** 0.5
+    return error <= _ERROR * median
 
 
 def _runner(model: PreTrainedModel, batch: Batch) -> Callable[[], Any]:

@@ -29,7 +29,8 @@ from hfcompress.models.classifier import evaluation_mode, get_problem_type, in_f
 from hfcompress.models.heads_and_neurons import KINDS, Group, find_groups, weight_axis
 from hfcompress.models.inputs import Batch, dummy_inputs, read_examples
 from hfcompress.models.padding import without_padding
-from hfcompress.models.partial_forward import PartialForward, Watch, call_order, find_pauses, skippable_layers
+from hfcompress.models.partial_forward import PartialForward, Watch
+from hfcompress.models.pauses import call_order, find_pauses, skippable_layers
 from hfcompress.models.tensors import identities
 from hfcompress.progress import track
 from hfcompress.report.structure import Reconstruction, Target
