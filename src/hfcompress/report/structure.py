@@ -55,8 +55,7 @@ class StructureReport(Report):
         blocks: Heads, then neurons, of each remaining layer.
         layers: Number of layers, before and after.
         parameters: Number of parameters, before and after.
-        flops: Floating-point operations of a text of 128 tokens (or as many as the model can read), counted in a
-            forward pass, before and after.
+        flops: Floating-point operations of a text, counted in a forward pass, before and after.
         asked: The arguments that state how much to remove.
         latency_ms: Milliseconds of such a text, before and after, if a latency was asked.
         importance: How heads, neurons and layers were ranked.
@@ -69,6 +68,7 @@ class StructureReport(Report):
         reference_difference: Mean absolute difference of the outputs after from those before, regression.
         note: Why some of these figures are missing.
         reconstruction: How outputs were reconstructed, if they were.
+        tokens: Of the text that FLOPs and milliseconds are of: 128, or as many as the model can read.
     """
 
     blocks: tuple[BlockStructure, ...]
@@ -86,6 +86,7 @@ class StructureReport(Report):
     reference_difference: float | None = None
     note: str | None = None
     reconstruction: Reconstruction | None = None
+    tokens: int = TOKENS
 
     def removed(self, kind: Kind) -> float:
         """Return the fraction of the heads or neurons of the remaining layers that was removed."""
@@ -104,13 +105,13 @@ class StructureReport(Report):
     def _table(self) -> Table:
         rows: list[Row] = [("", "before", "after", "removed")]
         totals = {"layers": self.layers} | {kind: self._total(kind) for kind in KINDS}
-        totals |= {"parameters": self.parameters, f"FLOPs of {TOKENS} tokens": self.flops}
+        totals |= {"parameters": self.parameters, f"FLOPs of {self.tokens} tokens": self.flops}
         for name, (before, after) in totals.items():
             if before:
                 rows.append((name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}"))
         if self.latency_ms is not None:
             full, small = self.latency_ms
-            rows.append((f"ms of {TOKENS} tokens", f"{full:.1f}", f"{small:.1f}", f"{1 - small / full:.1%}"))
+            rows.append((f"ms of {self.tokens} tokens", f"{full:.1f}", f"{small:.1f}", f"{1 - small / full:.1%}"))
         notes = ["asked: " + ", ".join(f"{name}={value}" for name, value in self.asked.items())]
         if self.reconstruction is not None and self.reconstruction.target is not None:
             full, small = self.reconstruction.logits_error

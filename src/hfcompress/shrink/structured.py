@@ -172,6 +172,7 @@ def prune_structured(
         latency_ms=chosen.latency_ms,
         importance=data.importance,
         reconstruction=reconstruction,
+        tokens=dummy_inputs(model)["input_ids"].shape[1],
         **quality,
     )
 
