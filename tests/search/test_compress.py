@@ -298,6 +298,18 @@ def test_no_time_is_no_rung(tmp_path):
     assert "none" in str(ladder)
 
 
+def test_a_rung_whose_training_was_stopped_is_made_again(made, tmp_path, monkeypatch):
+    model, given = small(), settings(tmp_path, speedup=1.5, time_limit=1e6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float("inf")))
+        rung = compress(model, ROWS, **given)["1.5x"]
+    assert rung.stopped
+    assert rung.notes == ("time_limit stopped its training after 0.17 of 1 epochs; the same call makes it again.",)
+    again = compress(model, ROWS, **given)["1.5x"]
+    assert (again.stopped, again.notes) == (False, ())
+    assert same_bits(state_of(again.model), state_of(made[0]["1.5x"].model))
+
+
 def paired_by_hand(model, rung, rows, args):
     """The interval of the loss of a rung, row by row in NumPy."""
     measured = read_parts(model, word_tokenizer(), rows, None, args, None, 0).measure

@@ -98,7 +98,8 @@ def compress(
         device: Where torch runs the models that are timed and measured, such as ``"cpu"`` for models that are trained
             on a GPU and served without one. If None, where they are trained, and the CPU with ONNX Runtime.
         output_dir: The folder for the models; a temporary one if None.
-        time_limit: In minutes: training stops then, and what is done by then is returned.
+        time_limit: In minutes: training stops then, and what is done by then is returned. The same call later makes a
+            model again whose training was stopped, and goes on from there.
         args: How each model is trained; four epochs at 5e-5, which falls linearly, if None.
         importance: How heads and neurons are ranked: ``"obs"``, ``"fisher"`` or ``"taylor"``, as for
             `prune_structured`. ``"auto"``: ``"obs"`` where outputs are reconstructed, else ``"fisher"``.

@@ -44,6 +44,7 @@ class Rung:
         drop_interval: Its 95 % interval, paired by rows.
         recipe: How it was trained, in words.
         notes: What else is to say about it.
+        stopped: Whether its training was stopped by ``time_limit``.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Rung:
     drop_interval: tuple[float, float]
     recipe: str
     notes: tuple[str, ...] = ()
+    stopped: bool = False
 
     @property
     def speedup(self) -> Speedup:

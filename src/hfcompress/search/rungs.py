@@ -106,6 +106,11 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
         exported = job.folder / WORK / name
         if job.runtime != "torch":
             served, notes = _export(job, student, exported)
+        if trained.is_stopped:
+            notes.append(
+                f"time_limit stopped its training after {trained.epochs:g} of {job.args.num_train_epochs:g} epochs; "
+                "the same call makes it again."
+            )
         found = _measure(job, name, served)
         left = find_structure(student).blocks
         layers = len(find_structure(job.base).blocks)
@@ -124,6 +129,7 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
             drop_interval=interval,
             recipe=_recipe(job, candidate, trained),
             notes=tuple(notes),
+            stopped=trained.is_stopped,
         )
         if job.max_drop is not None:
             rung = replace(rung, notes=(*rung.notes, describe_test(rung, job.max_drop)))

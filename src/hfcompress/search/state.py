@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,10 @@ class State:
                 f"{file} is of a ladder that was made with another model, other data or other arguments; name another "
                 "output_dir, or remove that one."
             )
-        rungs = [replace(rung, folder=str(folder / rung.name)) for rung in rungs]
-        return cls(file, digest, rungs, notes if ended else [], times, ended)
+        whole = [*takewhile(lambda rung: not rung.stopped, rungs)]  # the others are made again
+        whole = [replace(rung, folder=str(folder / rung.name)) for rung in whole]
+        ended = ended and len(whole) == len(rungs)
+        return cls(file, digest, whole, notes if ended else [], times, ended)
 
     def write(self) -> None:
         """Write what is done, at once or not at all."""

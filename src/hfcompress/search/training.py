@@ -36,11 +36,13 @@ class Trained:
         epochs: How many were done.
         is_kept: Whether the weights are those after them, or those before.
         scores: On the held-out rows, before and after: accuracy, or minus the mean squared error; None without rows.
+        is_stopped: Whether there was no time for the rest.
     """
 
     epochs: float
     is_kept: bool
     scores: tuple[float, float] | None
+    is_stopped: bool
 
 
 def default_arguments(output_dir: str, problem: Problem, *, labelled: bool, seed: int) -> DistillationArguments:
@@ -135,7 +137,8 @@ def train_rung(
         deadline: By `time.monotonic`, when to stop; None for no such time.
         tick: Called with what share of the training is done.
     """
-    trainer = _make_trainer(student, teacher, parts, args, tokenizer, [_Watch(deadline, tick)])
+    watch = _Watch(deadline, tick)
+    trainer = _make_trainer(student, teacher, parts, args, tokenizer, [watch])
     state = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
     with _unchanged_forward(student):
         before = _scores(trainer, parts)
@@ -147,7 +150,7 @@ def train_rung(
         student.load_state_dict(state)
     student.eval()
     scores = (float(before.mean()), float(after.mean())) if len(before) else None
-    return Trained(round(float(trainer.state.epoch or 0), 2), is_kept, scores)
+    return Trained(round(float(trainer.state.epoch or 0), 2), is_kept, scores, watch.is_late)
 
 
 @contextmanager
@@ -222,11 +225,12 @@ class _Watch(TrainerCallback):
     """Says how far the training is, and stops it where there is no time left."""
 
     def __init__(self, deadline: float | None, tick: Callable[[float], None]) -> None:
-        self._deadline, self._tick = deadline, tick
+        self._deadline, self._tick, self.is_late = deadline, tick, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the clock; several processes do so at the same steps."""
         self._tick(state.global_step / max(1, state.max_steps))
         alone = processes().num_processes == 1
         if self._deadline is not None and (alone or state.global_step % _LOOK == 0):
-            control.should_training_stop |= agree(time.monotonic() > self._deadline)
+            self.is_late = state.global_step < state.max_steps and agree(time.monotonic() > self._deadline)
+            control.should_training_stop |= self.is_late
