@@ -136,7 +136,7 @@ def _cost_rows(content: Result) -> list[dict[str, str]]:
             "sparsity": f"{_mean(entry, 'sparsity'):.2%}",
             "MB on disk": f"{first['bytes_on_disk'] / 1e6:.1f}",
             "ms a batch": f"{timed[entry['key']]['latency_ms']:.0f}" if entry["key"] in timed else "-",
-            "minutes of training": f"{_mean_minutes(entry):.1f}",
+            "minutes of training": f"{_mean_minutes(entry):.1f}" if first["history"] else "-",
         }
         for entry in content["systems"]
         for first in [_first(entry)]

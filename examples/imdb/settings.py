@@ -95,6 +95,7 @@ class System:
     pruned: Literal["at once", "by quarters"] = "at once"  # before the further epochs, or during them
     keep: bool = True  # whether the zeros are kept
     flops: float | None = None  # share of the fine-tuned BERT's FLOPs left after heads and neurons are removed
+    speedup: float | None = None  # how many times as fast as the fine-tuned BERT `compress` makes it
     student: bool = False  # whether it is the small model
     teacher: str = "bert"  # key of the fine-tuned model that the small or shrunken one is distilled from
     alpha: float = 0.5  # weight of the teacher in the loss of the small or shrunken model
@@ -103,7 +104,7 @@ class System:
     @property
     def has_teacher(self) -> bool:
         """Whether it is distilled from a fine-tuned model."""
-        return (self.student or self.flops is not None) and self.alpha > 0
+        return (self.student or self.flops is not None or self.speedup is not None) and self.alpha > 0
 
     @property
     def starts_from_bert(self) -> bool:
@@ -113,7 +114,8 @@ class System:
     @property
     def needs(self) -> list[str]:
         """Keys of the systems that it starts from or learns from."""
-        return sorted({*["bert"] * self.starts_from_bert, *[self.teacher] * self.has_teacher})
+        above = [one.key for one in SYSTEMS if 0 < (one.speedup or 0) < (self.speedup or 0)]  # of the same ladder
+        return sorted({*["bert"] * self.starts_from_bert, *[self.teacher] * self.has_teacher, *above})
 
 
 SYSTEMS = (
@@ -132,6 +134,8 @@ SYSTEMS = (
     System("pruned-20-not-kept", "BERT pruned 20 %, zeros not kept", amount=0.2, keep=False),
     System("pruned-by-5", "BERT pruned 5 % at a time to 20 %", amount=0.2, pruned="by quarters"),
     System("half-flops", "BERT shrunk to half its FLOPs, distilled", flops=0.5),
+    System("compress-2x", "BERT made twice as fast by `compress`", speedup=2),
+    System("compress-4x", "BERT made four times as fast by `compress`", speedup=4),
     System("student-alone", "the student without a teacher", student=True, alpha=0.0),
     System("student-wrong-ids", "KD student, ids of another vocabulary", student=True, wrong_ids=True),
     System("student-of-gpt2", "KD student, distilled from GPT-2", student=True, teacher="gpt2"),

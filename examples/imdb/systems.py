@@ -21,7 +21,7 @@ from examples.imdb.environment import current_device, describe_machine, name_mac
 from examples.imdb.files import Result
 from examples.imdb.jobs import Job
 from examples.imdb.models import Pair, Start, load
-from examples.imdb.settings import Preset, System
+from examples.imdb.settings import SYSTEMS, Preset, System
 from examples.imdb.training import EpochLines, EpochTrainer, SaveSlowEpochs, name_metrics, training_arguments
 
 RANKING_REVIEWS = 256  # by which heads and neurons are ranked
@@ -95,7 +95,8 @@ def _train_and_test(system: System, run: Run, folder: Path) -> Result:
     trainer.add_callback(EpochLines)
     sparsity_before = hfc.sparsity_report(model).sparsity
     start = trainer.evaluate(metric_key_prefix="start")
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    if system.speedup is None:  # else `compress` has trained it
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
 
     predicted = {part: trainer.predict(rows) for part, rows in data.items()}
     metrics: Result = {}
@@ -138,6 +139,8 @@ def _make_model(system: System, run: Run) -> Pair:
     if not system.starts_from_bert:
         return run.starts["student" if system.student else system.key].make()
     model, tokenizer = load_system("bert", run)
+    if system.speedup is not None:
+        return _make_fast(model, tokenizer, system, run), tokenizer
     if system.amount is not None and system.pruned == "at once":
         hfc.prune_global_l1(model, system.amount)
     if system.flops is not None:
@@ -146,6 +149,22 @@ def _make_model(system: System, run: Run) -> Pair:
         model.to(current_device())
         hfc.prune_structured(model, flops=system.flops, importance="fisher", dataset=rows)
     return model, tokenizer
+
+
+def _make_fast(bert: Any, tokenizer: PreTrainedTokenizerBase, system: System, run: Run) -> Any:
+    """Return a model of the ladder that `compress` makes, with its own settings, timed on the processor."""
+    ladder = hfc.compress(
+        bert,
+        run.reviews["train"],
+        processing_class=tokenizer,
+        eval_dataset=run.reviews["validation"],
+        speedup=[one.speedup for one in SYSTEMS if one.speedup is not None],
+        device="cpu",
+        output_dir=run.folder / "ladder",
+        max_length=run.preset.max_length,
+        seed=run.seed,
+    )
+    return ladder[f"{system.speedup:g}x"].model
 
 
 def _encode(part: str, tokenizer: PreTrainedTokenizerBase, system: System, run: Run) -> Dataset:

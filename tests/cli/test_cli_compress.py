@@ -4,11 +4,9 @@ import json
 
 import pytest
 from command_line import COLUMNS, contents, load, read_reviews
+from stopwatch import time_by_flops
 from transformers import AutoTokenizer, TrainingArguments
 
-from hfcompress.models.profiling import count_flops
-from hfcompress.report import benchmark
-from hfcompress.search import clock as clocks
 from hfcompress_cli import application
 from hfcompress_cli.held_out import read_parts
 
@@ -17,19 +15,7 @@ SHORT = ("--epochs", 1, "--speedup", "1.5,2.5", "--batch-size", 4)
 
 @pytest.fixture(autouse=True)
 def stopwatch(monkeypatch):
-    """Searches with a stand-in for the clock: seconds that grow with the FLOPs, counted once for all rounds."""
-
-    def runner(one, batch):
-        seconds = count_flops(one, batch) + 1e5
-        return lambda: seconds
-
-    monkeypatch.setattr(clocks, "_runner", runner)
-    monkeypatch.setattr(clocks, "_seconds", lambda run: run())
-    monkeypatch.setattr(
-        benchmark,
-        "_time_rounds",
-        lambda models, batches, repeats: {n: [count_flops(models[n], batches[n]) + 1e5] * 8 for n in batches},
-    )
+    time_by_flops(monkeypatch)
 
 
 def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import arguments, batch, build, rows
+from stopwatch import time_by_flops
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForSequenceClassification,
@@ -55,7 +56,9 @@ def without_times(value):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp("imdb") / "results"
-    assert run("--output", output) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        time_by_flops(patch)  # so that `compress` reaches its speed-ups with models as small as these
+        assert run("--output", output) == 0
     return output
 
 
@@ -83,7 +86,8 @@ def test_all_systems_are_trained(finished):
     results = read_first_seed(finished)
     assert list(results) == [system.key for system in SYSTEMS]
     for key, result in results.items():
-        assert len(result["history"]) == (2 if key.startswith(("student", "bert", "gpt2")) else 1), key
+        epochs = {"student": 2, "bert": 2, "gpt2": 2, "compress": 0}  # which trains by itself
+        assert len(result["history"]) == epochs.get(key.split("-")[0], 1), key
         assert all({"train_accuracy", "eval_accuracy", "train_loss", "eval_loss"} <= set(e) for e in result["history"])
         assert 0 <= result["validation_accuracy"] <= 1
         assert result["validation_examples"] == 8
@@ -491,8 +495,8 @@ def test_the_committed_report_is_of_the_committed_results(preset):
 @pytest.mark.parametrize("run", comparison.RUNS)
 def test_committed_accuracies_are_those_of_the_committed_predictions(run):
     content = json.loads((ROOT / "examples" / "imdb" / "results" / run / "results.json").read_text())
-    assert [entry["key"] for entry in content["systems"]] == [system.key for system in SYSTEMS]
-    assert [entry["title"] for entry in content["systems"]] == [system.title for system in SYSTEMS]
+    titles = {entry["key"]: entry["title"] for entry in content["systems"]}
+    assert [*titles.items()] == [(system.key, system.title) for system in SYSTEMS if system.key in titles]
     for entry in content["systems"]:
         assert [*entry["by_seed"]] == [str(seed) for seed in content["seeds"]]
         for result in entry["by_seed"].values():

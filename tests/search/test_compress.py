@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import WORDS, arguments, build, same_bits, state_of, texts, word_tokenizer
+from stopwatch import time_by_flops
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hfcompress import CompressionError, DistillationArguments, DistillationTrainer
@@ -19,7 +20,6 @@ from hfcompress.distill.layer_losses import LayerLosses
 from hfcompress.metrics import predict
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.profiling import count_flops
-from hfcompress.report import benchmark
 from hfcompress.search import candidates, compressing, rungs, training
 from hfcompress.search import clock as clocks
 from hfcompress.search.compressing import compress
@@ -28,22 +28,6 @@ from hfcompress.search.rows import read_parts, readable, with_logits
 from hfcompress.search.state import State
 
 ROWS = texts(240)
-
-
-def time_by_flops(patch):
-    """Put a stand-in for the clock: seconds that grow with the FLOPs, counted once for all rounds."""
-
-    def runner(one, batch):
-        seconds = count_flops(one, batch) + 1e5
-        return lambda: seconds
-
-    patch.setattr(clocks, "_runner", runner)
-    patch.setattr(clocks, "_seconds", lambda run: run())
-    patch.setattr(
-        benchmark,
-        "_time_rounds",
-        lambda models, batches, repeats: {n: [count_flops(models[n], batches[n]) + 1e5] * 8 for n in batches},
-    )
 
 
 @pytest.fixture(autouse=True)

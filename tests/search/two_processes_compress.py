@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import state_of
-from test_compress import ROWS, settings, small, time_by_flops
+from stopwatch import time_by_flops
+from test_compress import ROWS, settings, small
 
 from hfcompress.search import clock as clocks
 from hfcompress.search.compressing import compress
