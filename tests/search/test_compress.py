@@ -237,7 +237,7 @@ def test_the_last_that_loses_little_ends_the_ladder(tmp_path, monkeypatch):
     assert not (tmp_path / "ladder" / "3x").exists()
 
 
-def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False):
+def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stopped=()):
     """Climb with rungs of these speed-ups and losses, by what was asked, and without training any."""
     first = made[0].rungs[0]
     own = replace(first.original, passes=(replace(first.original.passes[0], times_ms=(100.0,) * 8),))
@@ -247,7 +247,8 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False):
         passes = (replace(first.measured.passes[0], times_ms=(100.0 / ratio,) * 8),)
         measured = replace(first.measured, passes=passes)
         folder = str(tmp_path / name)
-        return replace(first, name=name, target=target, original=own, measured=measured, drop=drop, folder=folder), None
+        rung = replace(first, name=name, target=target, original=own, measured=measured, drop=drop, folder=folder)
+        return replace(rung, stopped=target in stopped), None
 
     patch.setattr(compressing, "make_candidate", lambda *args: None)
     patch.setattr(compressing, "make_rung", make)
@@ -257,6 +258,7 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False):
     )
     state = State(tmp_path / "ladder.json", "", [], [], None)
     compressing._climb(job, state, list(found), refine=refine)
+    assert state.ended != bool(stopped)
     return [rung.name for rung in state.rungs], state.notes
 
 
@@ -273,6 +275,18 @@ def test_those_beyond_max_drop_are_named(made, tmp_path, monkeypatch):
     assert names == ["2x"]
     assert "3x: left out, as it loses 2.00 points, more than max_drop allows (1); the nearest is 2x." in notes
     assert notes[-1] == "4x, 5x: not tried, as 3x loses too much already."
+
+
+@pytest.mark.parametrize("third", [(3.1, 0.02), (2.0, 0.005)], ids=["more than allowed", "slower and worse"])
+def test_a_rung_that_is_left_out_since_its_training_was_stopped_ends_nothing(third, made, tmp_path, monkeypatch):
+    found = {2: (2.1, 0.001), 3: third, 4: (4.1, 0.0)}
+    names, notes = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01, stopped=(3,))
+    assert names == ["2x"]
+    assert notes[0].startswith("3x: left out, as it ")
+    assert notes[1:] == [
+        "3x: time_limit stopped its training; the same call makes it again.",
+        "4x: not begun within time_limit.",
+    ]
 
 
 def test_no_time_is_no_rung(tmp_path):

@@ -270,6 +270,11 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
             state.notes.append(f"{name}: left out, as it {reason}; the nearest is {best}.")
             if processes().is_main_process:
                 shutil.rmtree(rung.folder, ignore_errors=True)
+            if rung.stopped:  # its whole training may do better, so nothing ends here
+                state.notes.append(f"{name}: time_limit stopped its training; the same call makes it again.")
+                if left[1:]:
+                    state.notes.append(f"{_names(left[1:])}: not begun within time_limit.")
+                return
             if not loses_more:
                 left, number = left[1:], number + 1
                 continue
