@@ -173,6 +173,11 @@ def test_other_arguments_need_another_folder(made):
         compress(model, ROWS, **settings(folder, evaluations=4))
     with pytest.raises(CompressionError, match="another model, other data or other arguments"):
         compress(small(seed=1), ROWS, **settings(folder))
+    names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    with pytest.raises(CompressionError, match="another model, other data or other arguments"):
+        compress(small(**names), ROWS, **settings(folder))
+    with pytest.raises(CompressionError, match="another model, other data or other arguments"):
+        compress(model, ROWS, **settings(folder, processing_class=word_tokenizer((*WORDS, "other"))))
 
 
 def test_interrupted_it_goes_on_to_the_same_ladder(made, tmp_path, monkeypatch):

@@ -185,7 +185,8 @@ def compress(
     if args is None:
         own.output_dir = str(folder / WORK)
     args = own
-    state = State.open(folder, digest_call(model, teacher, parts, settings))
+    tokenizers = processing_class, teacher_processing_class
+    state = State.open(folder, digest_call(model, teacher, parts, settings, tokenizers))
     with _progress(args, len(targets)) as progress:
         progress.at("the teacher's logits", 0)
         of_teacher = None if reads_ids else teacher_processing_class
