@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import WORDS, arguments, build, same_bits, state_of, texts, word_tokenizer
+from datasets import ClassLabel, Dataset, Features, Value
 from stopwatch import time_by_flops
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -394,6 +395,18 @@ def test_rows_do_one_thing_each(tmp_path):
         if given:
             assert sorted(train) == sorted(ROWS["text"])
         assert sorted(train + check + measure) == sorted(row["text"] for row in [*ROWS, *(given or [])])
+
+
+@pytest.mark.parametrize("owner", ["train_dataset", "eval_dataset"])
+def test_classes_of_the_data_in_another_order_are_refused(owner, tmp_path):
+    """Also where only some rows have a label, of which other features are made."""
+    model = small(id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["yes", "no"])})
+    labels = [label if n % 3 or owner == "eval_dataset" else -1 for n, label in enumerate(ROWS["labels"])]
+    named = Dataset.from_dict({"text": list(ROWS["text"]), "label": labels}, features=features)
+    train, other = (named, None) if owner == "train_dataset" else (ROWS, named)
+    with pytest.raises(CompressionError, match=f"'labels' of {owner} calls its classes yes, no, the model no, yes"):
+        read_parts(model, word_tokenizer(), train, other, settings(tmp_path)["args"], None, 0)
 
 
 @pytest.mark.parametrize("after", [0.0, 1.0])

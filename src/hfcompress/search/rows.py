@@ -22,7 +22,7 @@ from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
 from hfcompress.models.classifier import count_outputs, get_problem_type, input_names
 from hfcompress.models.inputs import LABELS, check_lengths, check_mask
-from hfcompress.models.labels import label_order
+from hfcompress.models.labels import check_class_names, label_order
 from hfcompress.models.tokenizers import check_texts, token_limit, truncation
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def read_parts(
         missing = [_is_missing(value, problem) for value in train["labels"]]
         _check_labels("train_dataset", train["labels"], missing, problem, outputs)
     labelled = [n for n, unknown in enumerate(missing) if not unknown]
+    if labelled:
+        check_class_names("train_dataset", model, train)
     order = random.Random(seed).sample(labelled, len(labelled))
     if eval_dataset is not None:
         others = _with_classes(_read("eval_dataset", model, tokenizer, eval_dataset, args, max_length), problem)
@@ -102,6 +104,7 @@ def read_parts(
                 f"{len(others)} rows {sum(_is_missing(value, problem) for value in known)} have none."
             )
         _check_labels("eval_dataset", known, [False] * len(others), problem, outputs)
+        check_class_names("eval_dataset", model, others)
         order = random.Random(seed).sample(range(len(others)), len(others))
         used: set[int] = set()
     elif len(order) < 2 * _LEAST:
