@@ -148,7 +148,7 @@ def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedC
     from hfcompress.deploy.exporting import export
 
     if job.runtime == "onnx-int8":
-        rows = [dict(row) for row in job.parts.check.remove_columns(["teacher_logits"])]
+        rows = [{name: row[name] for name in row if name != "teacher_logits"} for row in job.parts.check]
         try:
             export(student, folder, processing_class=job.tokenizer, dtype="int8", dataset=rows, repeats=0)
             return load_exported(folder), []
