@@ -565,6 +565,22 @@ def test_another_teacher_with_its_own_tokenizer_and_order_of_classes(tmp_path):
     assert predict(expected[None], "single_label_classification").shape == (1,)
 
 
+@pytest.mark.parametrize("most", [None, 3], ids=["all that it reads", "teacher_max_length"])
+def test_a_teacher_with_its_own_tokenizer_reads_no_more_than_it_can(most, tmp_path):
+    """Also where its tokenizer knows no limit."""
+    model, teacher, tokenizer = small(), small(seed=3, max_position_embeddings=6), word_tokenizer(WORDS[::-1])
+    tokenizer.model_max_length = int(1e30)
+    args = arguments(DistillationArguments, tmp_path / "args", teacher_max_length=most)
+    parts = read_parts(model, word_tokenizer(), ROWS, None, args, None, 0)
+    parts = with_logits(model, teacher, parts, tokenizer, args, tmp_path)
+    row = max(parts.train, key=lambda row: len(row["input_ids"]))
+    cut = tokenizer(row["text"], return_tensors="pt")["input_ids"][:, : most or 6]
+    assert len(row["input_ids"]) > 6
+    with torch.no_grad():
+        expected = teacher.eval()(input_ids=cut).logits[0]
+    torch.testing.assert_close(torch.tensor(row["teacher_logits"]), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

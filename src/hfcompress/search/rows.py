@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.distill.logits_cache import cache_teacher_logits
-from hfcompress.distill.teacher_inputs import choose_teacher_input
+from hfcompress.distill.teacher_inputs import choose_teacher_input, longest_text
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
@@ -173,7 +173,8 @@ def with_logits(
     order = None if teacher is model else label_order(model, teacher, roles, strict=True)
     texts: dict[str, Any] = {}
     if tokenizer is not None:
-        texts = {"text_column": args.text_column, "text_pair_column": args.text_pair_column}
+        longest = longest_text([teacher], tokenizer, args.teacher_max_length)
+        texts = {"text_column": args.text_column, "text_pair_column": args.text_pair_column, "max_length": longest}
 
     def add(data: Any) -> Any:
         if not len(data):
