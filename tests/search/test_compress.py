@@ -25,7 +25,7 @@ from hfcompress.search import candidates, compressing, rungs, training
 from hfcompress.search import clock as clocks
 from hfcompress.search.compressing import compress
 from hfcompress.search.ladder import Ladder, Rung, describe_choice, describe_test
-from hfcompress.search.rows import read_parts, readable, with_logits
+from hfcompress.search.rows import read_parts, readable, text_lengths, with_logits
 from hfcompress.search.state import State
 
 ROWS = texts(240)
@@ -407,6 +407,16 @@ def test_classes_of_the_data_in_another_order_are_refused(owner, tmp_path):
     train, other = (named, None) if owner == "train_dataset" else (ROWS, named)
     with pytest.raises(CompressionError, match=f"'labels' of {owner} calls its classes yes, no, the model no, yes"):
         read_parts(model, word_tokenizer(), train, other, settings(tmp_path)["args"], None, 0)
+
+
+def test_padding_is_no_part_of_the_length_that_is_timed():
+    tokenizer, own = word_tokenizer(), list(ROWS["text"])
+    padded = Dataset.from_dict(dict(tokenizer(own, padding="max_length", max_length=32)))
+    alone = Dataset.from_dict({"input_ids": tokenizer(own)["input_ids"]})
+    lengths = [len(text.split()) for text in own]
+    assert text_lengths(padded) == text_lengths(alone) == lengths
+    ascending = Dataset.from_dict({"input_ids": [[3] * (n // 1000 + 1) for n in range(12000)]})
+    assert np.median(text_lengths(ascending)) == pytest.approx(6.5, abs=0.5)
 
 
 @pytest.mark.parametrize("after", [0.0, 1.0])

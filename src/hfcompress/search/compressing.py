@@ -28,7 +28,7 @@ from hfcompress.search.clock import RUNTIMES, Clock, Runtime, on_device, typical
 from hfcompress.search.ladder import FULL, Ladder, describe_choice
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.progress import Progress
-from hfcompress.search.rows import check_teacher, read_parts, readable, with_logits
+from hfcompress.search.rows import check_teacher, read_parts, readable, text_lengths, with_logits
 from hfcompress.search.rungs import WORK, Job, describe_rung, make_rung
 from hfcompress.search.state import State, describe_arguments, digest_call
 from hfcompress.search.structure import Structure, find_structure
@@ -194,8 +194,8 @@ def compress(
         if fewer is not None:
             parts = read_with(base, tokenizer, parts, reading, max_length)
         parts = readable(parts, model, args)
-        lengths = [len(ids) for ids in parts.train["input_ids"][:5000]]
-        tokens = typical_length(model, lengths) if length is None else min(length, max_tokens(model) or length)
+        usual = typical_length(model, text_lengths(parts.train))
+        tokens = usual if length is None else min(length, max_tokens(model) or length)
         clock = Clock(base, tokenizer, runtime, batch_size, tokens, served_on)
         times = state.times or _tabulate(clock, structure, round_to, progress)
         state.times = times

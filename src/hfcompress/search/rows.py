@@ -32,6 +32,7 @@ _CHECK_SHARE, _CHECK_MOST = 3, 1000  # a third of the rows that are not learned 
 _OTHER_SHARE, _OTHER_MOST = 5, 3000  # a fifth of the rows is not learned from where no others are given
 _LEAST = 20  # rows to learn from
 _CALIBRATION = 512
+_LENGTHS = 5000  # texts whose length is looked at, at least where there are so many
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,14 @@ def readable(parts: Parts, model: PreTrainedModel, args: DistillationArguments) 
         measure=_keep_readable(parts.measure, model, []),
         measure_original=_keep_readable(parts.measure_original, model, []),
     )
+
+
+def text_lengths(data: Dataset) -> list[int]:
+    """Return how many tokens texts have, without padding; of many texts those of some thousand, evenly spaced."""
+    some = data.select(range(0, len(data), max(1, len(data) // _LENGTHS)))
+    if "attention_mask" in some.column_names:
+        return [sum(mask) for mask in some["attention_mask"]]
+    return [len(ids) for ids in some["input_ids"]]
 
 
 def _keep_readable(data: Dataset, model: PreTrainedModel, more: Sequence[str]) -> Dataset:
