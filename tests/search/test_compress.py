@@ -477,6 +477,14 @@ def test_layers_are_not_compared_with_those_of_other_tokens(tmp_path):
         compress(small(), ROWS, **settings(tmp_path, args=args, **teacher))
 
 
+def test_the_first_row_may_have_no_label(tmp_path):
+    rows = [{"text": "good"}, *(dict(row) for row in ROWS)]
+    parts = read_parts(small(), word_tokenizer(), rows, texts(60), settings(tmp_path)["args"], None, 0)
+    assert parts.labelled
+    assert list(parts.train["labels"]) == [-100, *ROWS["labels"]]
+    assert list(parts.train["weight"]) == [0.0, *[1.0] * len(ROWS)]
+
+
 def test_balanced_class_weights_do_not_count_rows_without_a_label(tmp_path):
     rows = [dict(row) | ({"labels": None} if n % 3 else {}) for n, row in enumerate(ROWS)]
     args = arguments(DistillationArguments, tmp_path / "args", class_weights="balanced")
@@ -640,6 +648,7 @@ def test_models_in_pieces_are_refused(kind, tmp_path, monkeypatch):
     [
         ([], "train_dataset has 0 rows"),
         ({"train": ROWS}, "of several splits pass one"),
+        (ROWS.to_pandas(), "or a list of dicts, not DataFrame"),
         ([{"review": "good", "labels": 0}] * 50, "neither 'input_ids' nor 'text'"),
         ([{"text": "good"}] * 50, "0 rows with a label"),
         ([{"text": "good", "labels": "yes"}] * 50, "The label 'yes' is no number"),
@@ -647,8 +656,21 @@ def test_models_in_pieces_are_refused(kind, tmp_path, monkeypatch):
         (["good"] * 50, "Row 0 of train_dataset is 'good', not a dict"),
         ([{"text": "good", "labels": -5}] * 50, "Row 0 of train_dataset has the label -5"),
         ([{"text": "good", "labels": 0.5}] * 50, "Row 0 of train_dataset has the label 0.5"),
+        ([{"input_ids": [3]}, {"text": "good"}], "Row 1 of train_dataset has no 'input_ids'"),
     ],
-    ids=["empty", "splits", "columns", "unlabelled", "names", "few", "texts", "no class", "half a class"],
+    ids=[
+        "empty",
+        "splits",
+        "table",
+        "columns",
+        "unlabelled",
+        "names",
+        "few",
+        "texts",
+        "no class",
+        "half a class",
+        "mixed",
+    ],
 )
 def test_rows_that_do_not_do_are_refused(rows, message, tmp_path):
     with pytest.raises(CompressionError, match=message):

@@ -230,7 +230,8 @@ def _read(
     except ImportError as error:
         raise ImportError("compress needs the package datasets: pip install datasets") from error
     data = given
-    if isinstance(given, Mapping | str) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
+    has_rows = hasattr(given, "__getitem__") and hasattr(given, "__len__") and getattr(given, "ndim", 1) == 1
+    if isinstance(given, Mapping | str) or not has_rows:
         raise CompressionError(
             f"{owner} must be a data set with rows, such as datasets.Dataset or a list of dicts, not "
             f"{type(given).__name__}; of several splits pass one, such as data['train']."
@@ -242,7 +243,14 @@ def _read(
             raise CompressionError(
                 f"Row {wrong} of {owner} is {rows[wrong]!r:.60}, not a dict such as {{'text': 'good', 'labels': 1}}."
             )
-        data = datasets.Dataset.from_list([{n: _plain(value) for n, value in row.items()} for row in rows])
+        columns = dict.fromkeys(name for row in rows for name in row)  # of all rows: the first may have no label
+        read = [name for name in columns if name in input_names(model) - {"labels"}]
+        lacking = next(((n, name) for n, row in enumerate(rows) for name in read if row.get(name) is None), None)
+        if lacking is not None:
+            raise CompressionError(
+                f"Row {lacking[0]} of {owner} has no {lacking[1]!r}, and others have it; give it to all or to none."
+            )
+        data = datasets.Dataset.from_list([{name: _plain(row.get(name)) for name in columns} for row in rows])
     data = data.with_format(None)
     label = next((name for name in LABELS if name in data.column_names), None)
     if label is not None and label != "labels":
