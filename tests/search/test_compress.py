@@ -634,6 +634,15 @@ def test_what_cannot_be_asked_is_refused(asked, message, tmp_path):
     assert not (tmp_path / "ladder").exists()
 
 
+def test_a_tokenizer_that_does_not_pad_is_refused(tmp_path):
+    """Not only when the first rung is trained."""
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = None
+    with pytest.raises(CompressionError, match="processing_class has no padding token"):
+        compress(small(), ROWS, **settings(tmp_path, processing_class=tokenizer))
+    assert not (tmp_path / "ladder").exists()
+
+
 @pytest.mark.parametrize("kind", ["FSDP", "DeepSpeed"])
 def test_models_in_pieces_are_refused(kind, tmp_path, monkeypatch):
     asked = settings(tmp_path)

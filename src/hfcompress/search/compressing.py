@@ -135,6 +135,11 @@ def compress(
         raise CompressionError(
             f"processing_class={processing_class!r:.60} is not a tokenizer; pass the model's, which is saved beside it."
         )
+    if processing_class.pad_token is None:
+        raise CompressionError(
+            "processing_class has no padding token, and models are trained on padded batches; set it, such as "
+            "tokenizer.pad_token = tokenizer.eos_token, and model.config.pad_token_id to its id."
+        )
     if args is not None and not isinstance(args, DistillationArguments):
         raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
     if teacher is None and teacher_processing_class is not None:
