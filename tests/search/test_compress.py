@@ -168,6 +168,14 @@ def test_called_again_it_returns_what_is_done(made, monkeypatch):
     assert again.to_dict() == ladder.to_dict()
 
 
+def test_numbers_of_numpy_are_the_same_arguments(made, monkeypatch):
+    ladder, model, folder = made
+    monkeypatch.setattr(compressing, "make_candidate", lambda *args: pytest.fail("made again"))
+    given = settings(folder, speedup=np.array([1.5, 3]), seed=np.int64(0))
+    given |= {name: np.int64(given[name]) for name in ("batch_size", "evaluations")}
+    assert compress(model, ROWS, **given).to_dict() == ladder.to_dict()
+
+
 def test_other_arguments_need_another_folder(made):
     _, model, folder = made
     with pytest.raises(CompressionError, match="another model, other data or other arguments"):

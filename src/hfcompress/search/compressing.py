@@ -151,6 +151,10 @@ def compress(
         raise CompressionError(f"output_dir={output_dir!r} is no path; name a folder.")
     if output_dir is not None and not str(output_dir):
         raise CompressionError("output_dir is empty; name a folder, '.' for the working directory.")
+    # NumPy's numbers are numbers too, but neither a seed of random nor JSON.
+    batch_size, round_to, evaluations, seed = map(int, (batch_size, round_to, evaluations, seed))
+    length, max_length = (None if count is None else int(count) for count in (length, max_length))
+    max_drop = None if max_drop is None else float(max_drop)
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
     reading = args or DistillationArguments(output_dir=WORK, report_to="none")
     original = copy.deepcopy(model).to(reading.device).eval()
