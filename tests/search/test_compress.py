@@ -211,6 +211,25 @@ def test_interrupted_it_goes_on_to_the_same_ladder(made, tmp_path, monkeypatch):
         assert same_bits(state_of(one.model), state_of(other.model))
 
 
+def test_what_goes_on_computes_attention_as_the_original_does(made, tmp_path):
+    original, seen = small(), []
+    original.set_attn_implementation("eager")
+
+    def make(above, *rest):
+        seen.append(above.config._attn_implementation)
+        raise candidates.TooFastError(0.9)
+
+    progress, args = SimpleNamespace(at=lambda *args: None), SimpleNamespace(device=torch.device("cpu"))
+    job = SimpleNamespace(
+        base=original, is_late=False, progress=progress, search=None, parts=None, max_drop=None, args=args
+    )
+    state = State(tmp_path / "ladder.json", "", [made[0].rungs[0]], [], None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compressing, "make_candidate", make)
+        compressing._climb(job, state, [1.5, 3.0], refine=False)
+    assert seen == ["eager"]
+
+
 def test_two_processes_make_the_ladder_that_one_does(made, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     more = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]

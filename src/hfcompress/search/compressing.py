@@ -246,7 +246,9 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
         target, name = left[0], f"{left[0]:g}x"
         done = next((rung for rung in state.rungs if rung.name == name), None)
         if done is not None:
-            above = load_compressed(done.folder).to(job.args.device)
+            # No config says how attention is computed, and the original may do it otherwise than what is loaded.
+            attention = job.base.config._attn_implementation or "eager"
+            above = load_compressed(done.folder, attn_implementation=attention).to(job.args.device)
             left, number = left[1:], number + 1
             continue
         if job.is_late:
