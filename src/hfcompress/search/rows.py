@@ -245,10 +245,10 @@ def _read(
             )
         columns = dict.fromkeys(name for row in rows for name in row)  # of all rows: the first may have no label
         read = [name for name in columns if name in input_names(model) - {"labels"}]
-        lacking = next(((n, name) for n, row in enumerate(rows) for name in read if row.get(name) is None), None)
-        if lacking is not None:
+        blank = next(((n, name) for n, row in enumerate(rows) for name in read if row.get(name) is None), None)
+        if blank is not None:
             raise CompressionError(
-                f"Row {lacking[0]} of {owner} has no {lacking[1]!r}, and others have it; give it to all or to none."
+                f"Row {blank[0]} of {owner} has no {blank[1]!r}, and others have it; give it to all or to none."
             )
         data = datasets.Dataset.from_list([{name: _plain(row.get(name)) for name in columns} for row in rows])
     data = data.with_format(None)
