@@ -341,6 +341,12 @@ def test_a_rung_whose_training_was_stopped_is_made_again(made, tmp_path, monkeyp
     assert same_bits(state_of(again.model), state_of(made[0]["1.5x"].model))
 
 
+def test_how_far_a_training_was_is_said_by_what_ends_it(tmp_path):
+    args = arguments(DistillationArguments, tmp_path, num_train_epochs=3, max_steps=100)
+    text = rungs.describe_stop(args, training.Trained(0.5, True, None, True))
+    assert text == "time_limit stopped its training of 100 steps after 0.5 epochs; the same call makes it again."
+
+
 def paired_by_hand(model, rung, rows, args):
     """The interval of the loss of a rung, row by row in NumPy."""
     measured = read_parts(model, word_tokenizer(), rows, None, args, None, 0).measure
