@@ -108,7 +108,8 @@ def compress(
         teacher_processing_class: Its tokenizer, where it is another.
         batch_size: Texts in the batch that is timed.
         length: Tokens of each of its texts; if None, the median of the texts to learn from.
-        max_length: Tokens of a text at most; if None, as many as the model reads.
+        max_length: Tokens of a text at most; if None, as many as the model reads. Rows with ``input_ids`` are read as
+            they are.
         vocabulary: Whether the models keep only the tokens of the texts of ``train_dataset`` (see `prune_vocabulary`),
             of which all rows must have the text then. It makes models smaller, not faster. A text with another token is
             made up of shorter pieces; what that costs is in the accuracy measured.
