@@ -667,6 +667,12 @@ def test_what_cannot_be_asked_is_refused(asked, message, tmp_path):
     assert not (tmp_path / "ladder").exists()
 
 
+def test_a_frozen_model_is_refused(tmp_path):
+    with pytest.raises(CompressionError, match="The model has no parameter to train"):
+        compress(small().requires_grad_(False), ROWS, **settings(tmp_path))
+    assert not (tmp_path / "ladder").exists()
+
+
 def test_a_tokenizer_that_does_not_pad_is_refused(tmp_path):
     """Not only when the first rung is trained."""
     tokenizer = word_tokenizer()
