@@ -8,6 +8,7 @@ from stopwatch import time_by_flops
 from transformers import AutoTokenizer, TrainingArguments
 
 from hfcompress_cli import application
+from hfcompress_cli.commands.compress import set_aside
 from hfcompress_cli.held_out import read_parts
 
 SHORT = ("--epochs", 1, "--speedup", "1.5,2.5", "--batch-size", 4)
@@ -38,6 +39,9 @@ def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):
     assert f"{found['rungs']['2.5x']['speedup']['ratio']:.2f}x" in table
     run(*command, "--seed", 1, status=2)
     assert "another model, other data or other arguments" in run.error
+    written = contents(tmp_path / "ladder")
+    run(*command, "--speedup", "0.5", "--overwrite", status=2)
+    assert contents(tmp_path / "ladder") == written
 
 
 @pytest.mark.parametrize(
@@ -80,6 +84,22 @@ def test_a_folder_without_a_ladder_is_left_alone(run, models, data, tmp_path):
         run(*command, *more, status=2)
         assert "holds no ladder" in run.error
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_ladder_is_replaced_when_another_one_has_begun(tmp_path):
+    (tmp_path / "2x").mkdir()
+    for name, text in (("2x/config.json", "{}"), ("ladder.json", '{"rungs": [{"name": "2x"}]}'), ("notes.txt", "mine")):
+        (tmp_path / name).write_text(text)
+    before = contents(tmp_path)
+    with set_aside(tmp_path):  # and no other one is made
+        assert [one.name for one in tmp_path.iterdir() if one.name != ".work"] == ["notes.txt"]
+    assert contents(tmp_path) == before
+    with set_aside(tmp_path):
+        (tmp_path / "ladder.json").write_text("not whole")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["ladder.json", "notes.txt"]
+    with set_aside(tmp_path):
+        assert [one.name for one in tmp_path.iterdir() if one.is_file()] == ["notes.txt"]
+    assert (tmp_path / "ladder.json").read_text() == "not whole"
 
 
 def test_the_rows_that_measure_are_those_that_finetune_held_out(data):

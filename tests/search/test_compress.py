@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import WORDS, arguments, build, same_bits, state_of, texts, word_tokenizer
+from datasets import ClassLabel, Dataset, Features, Value
 from stopwatch import time_by_flops
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -24,7 +25,7 @@ from hfcompress.search import candidates, compressing, rungs, training
 from hfcompress.search import clock as clocks
 from hfcompress.search.compressing import compress
 from hfcompress.search.ladder import Ladder, Rung, describe_choice, describe_test
-from hfcompress.search.rows import read_parts, readable, with_logits
+from hfcompress.search.rows import read_parts, readable, text_lengths, with_logits
 from hfcompress.search.state import State
 
 ROWS = texts(240)
@@ -167,12 +168,25 @@ def test_called_again_it_returns_what_is_done(made, monkeypatch):
     assert again.to_dict() == ladder.to_dict()
 
 
+def test_numbers_of_numpy_are_the_same_arguments(made, monkeypatch):
+    ladder, model, folder = made
+    monkeypatch.setattr(compressing, "make_candidate", lambda *args: pytest.fail("made again"))
+    given = settings(folder, speedup=np.array([1.5, 3]), seed=np.int64(0))
+    given |= {name: np.int64(given[name]) for name in ("batch_size", "evaluations")}
+    assert compress(model, ROWS, **given).to_dict() == ladder.to_dict()
+
+
 def test_other_arguments_need_another_folder(made):
     _, model, folder = made
     with pytest.raises(CompressionError, match="another model, other data or other arguments"):
         compress(model, ROWS, **settings(folder, evaluations=4))
     with pytest.raises(CompressionError, match="another model, other data or other arguments"):
         compress(small(seed=1), ROWS, **settings(folder))
+    names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    with pytest.raises(CompressionError, match="another model, other data or other arguments"):
+        compress(small(**names), ROWS, **settings(folder))
+    with pytest.raises(CompressionError, match="another model, other data or other arguments"):
+        compress(model, ROWS, **settings(folder, processing_class=word_tokenizer((*WORDS, "other"))))
 
 
 def test_interrupted_it_goes_on_to_the_same_ladder(made, tmp_path, monkeypatch):
@@ -195,6 +209,25 @@ def test_interrupted_it_goes_on_to_the_same_ladder(made, tmp_path, monkeypatch):
     for one, other in zip(again.rungs, ladder.rungs, strict=True):
         assert one.shapes == other.shapes
         assert same_bits(state_of(one.model), state_of(other.model))
+
+
+def test_what_goes_on_computes_attention_as_the_original_does(made, tmp_path):
+    original, seen = small(), []
+    original.set_attn_implementation("eager")
+
+    def make(above, *rest):
+        seen.append(above.config._attn_implementation)
+        raise candidates.TooFastError(0.9)
+
+    progress, args = SimpleNamespace(at=lambda *args: None), SimpleNamespace(device=torch.device("cpu"))
+    job = SimpleNamespace(
+        base=original, is_late=False, progress=progress, search=None, parts=None, max_drop=None, args=args
+    )
+    state = State(tmp_path / "ladder.json", "", [made[0].rungs[0]], [], None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compressing, "make_candidate", make)
+        compressing._climb(job, state, [1.5, 3.0], refine=False)
+    assert seen == ["eager"]
 
 
 def test_two_processes_make_the_ladder_that_one_does(made, tmp_path):
@@ -237,7 +270,7 @@ def test_the_last_that_loses_little_ends_the_ladder(tmp_path, monkeypatch):
     assert not (tmp_path / "ladder" / "3x").exists()
 
 
-def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False):
+def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stopped=()):
     """Climb with rungs of these speed-ups and losses, by what was asked, and without training any."""
     first = made[0].rungs[0]
     own = replace(first.original, passes=(replace(first.original.passes[0], times_ms=(100.0,) * 8),))
@@ -247,7 +280,8 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False):
         passes = (replace(first.measured.passes[0], times_ms=(100.0 / ratio,) * 8),)
         measured = replace(first.measured, passes=passes)
         folder = str(tmp_path / name)
-        return replace(first, name=name, target=target, original=own, measured=measured, drop=drop, folder=folder), None
+        rung = replace(first, name=name, target=target, original=own, measured=measured, drop=drop, folder=folder)
+        return replace(rung, stopped=target in stopped), None
 
     patch.setattr(compressing, "make_candidate", lambda *args: None)
     patch.setattr(compressing, "make_rung", make)
@@ -257,6 +291,7 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False):
     )
     state = State(tmp_path / "ladder.json", "", [], [], None)
     compressing._climb(job, state, list(found), refine=refine)
+    assert state.ended != bool(stopped)
     return [rung.name for rung in state.rungs], state.notes
 
 
@@ -273,6 +308,18 @@ def test_those_beyond_max_drop_are_named(made, tmp_path, monkeypatch):
     assert names == ["2x"]
     assert "3x: left out, as it loses 2.00 points, more than max_drop allows (1); the nearest is 2x." in notes
     assert notes[-1] == "4x, 5x: not tried, as 3x loses too much already."
+
+
+@pytest.mark.parametrize("third", [(3.1, 0.02), (2.0, 0.005)], ids=["more than allowed", "slower and worse"])
+def test_a_rung_that_is_left_out_since_its_training_was_stopped_ends_nothing(third, made, tmp_path, monkeypatch):
+    found = {2: (2.1, 0.001), 3: third, 4: (4.1, 0.0)}
+    names, notes = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01, stopped=(3,))
+    assert names == ["2x"]
+    assert notes[0].startswith("3x: left out, as it ")
+    assert notes[1:] == [
+        "3x: time_limit stopped its training; the same call makes it again.",
+        "4x: not begun within time_limit.",
+    ]
 
 
 def test_no_time_is_no_rung(tmp_path):
@@ -292,6 +339,12 @@ def test_a_rung_whose_training_was_stopped_is_made_again(made, tmp_path, monkeyp
     again = compress(model, ROWS, **given)["1.5x"]
     assert (again.stopped, again.notes) == (False, ())
     assert same_bits(state_of(again.model), state_of(made[0]["1.5x"].model))
+
+
+def test_how_far_a_training_was_is_said_by_what_ends_it(tmp_path):
+    args = arguments(DistillationArguments, tmp_path, num_train_epochs=3, max_steps=100)
+    text = rungs.describe_stop(args, training.Trained(0.5, True, None, True))
+    assert text == "time_limit stopped its training of 100 steps after 0.5 epochs; the same call makes it again."
 
 
 def paired_by_hand(model, rung, rows, args):
@@ -377,6 +430,28 @@ def test_rows_do_one_thing_each(tmp_path):
         assert sorted(train + check + measure) == sorted(row["text"] for row in [*ROWS, *(given or [])])
 
 
+@pytest.mark.parametrize("owner", ["train_dataset", "eval_dataset"])
+def test_classes_of_the_data_in_another_order_are_refused(owner, tmp_path):
+    """Also where only some rows have a label, of which other features are made."""
+    model = small(id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["yes", "no"])})
+    labels = [label if n % 3 or owner == "eval_dataset" else -1 for n, label in enumerate(ROWS["labels"])]
+    named = Dataset.from_dict({"text": list(ROWS["text"]), "label": labels}, features=features)
+    train, other = (named, None) if owner == "train_dataset" else (ROWS, named)
+    with pytest.raises(CompressionError, match=f"'labels' of {owner} calls its classes yes, no, the model no, yes"):
+        read_parts(model, word_tokenizer(), train, other, settings(tmp_path)["args"], None, 0)
+
+
+def test_padding_is_no_part_of_the_length_that_is_timed():
+    tokenizer, own = word_tokenizer(), list(ROWS["text"])
+    padded = Dataset.from_dict(dict(tokenizer(own, padding="max_length", max_length=32)))
+    alone = Dataset.from_dict({"input_ids": tokenizer(own)["input_ids"]})
+    lengths = [len(text.split()) for text in own]
+    assert text_lengths(padded) == text_lengths(alone) == lengths
+    ascending = Dataset.from_dict({"input_ids": [[3] * (n // 1000 + 1) for n in range(12000)]})
+    assert np.median(text_lengths(ascending)) == pytest.approx(6.5, abs=0.5)
+
+
 @pytest.mark.parametrize("after", [0.0, 1.0])
 def test_a_training_that_does_harm_is_undone(after, tmp_path, monkeypatch):
     model, tokenizer, args = small(), word_tokenizer(), settings(tmp_path)["args"]
@@ -433,6 +508,14 @@ def test_layers_are_not_compared_with_those_of_other_tokens(tmp_path):
     teacher = {"teacher": small(seed=3), "teacher_processing_class": word_tokenizer(tuple(reversed(WORDS)))}
     with pytest.raises(CompressionError, match="reads other tokens than the model"):
         compress(small(), ROWS, **settings(tmp_path, args=args, **teacher))
+
+
+def test_the_first_row_may_have_no_label(tmp_path):
+    rows = [{"text": "good"}, *(dict(row) for row in ROWS)]
+    parts = read_parts(small(), word_tokenizer(), rows, texts(60), settings(tmp_path)["args"], None, 0)
+    assert parts.labelled
+    assert list(parts.train["labels"]) == [-100, *ROWS["labels"]]
+    assert list(parts.train["weight"]) == [0.0, *[1.0] * len(ROWS)]
 
 
 def test_balanced_class_weights_do_not_count_rows_without_a_label(tmp_path):
@@ -533,6 +616,22 @@ def test_another_teacher_with_its_own_tokenizer_and_order_of_classes(tmp_path):
     assert predict(expected[None], "single_label_classification").shape == (1,)
 
 
+@pytest.mark.parametrize("most", [None, 3], ids=["all that it reads", "teacher_max_length"])
+def test_a_teacher_with_its_own_tokenizer_reads_no_more_than_it_can(most, tmp_path):
+    """Also where its tokenizer knows no limit."""
+    model, teacher, tokenizer = small(), small(seed=3, max_position_embeddings=6), word_tokenizer(WORDS[::-1])
+    tokenizer.model_max_length = int(1e30)
+    args = arguments(DistillationArguments, tmp_path / "args", teacher_max_length=most)
+    parts = read_parts(model, word_tokenizer(), ROWS, None, args, None, 0)
+    parts = with_logits(model, teacher, parts, tokenizer, args, tmp_path)
+    row = max(parts.train, key=lambda row: len(row["input_ids"]))
+    cut = tokenizer(row["text"], return_tensors="pt")["input_ids"][:, : most or 6]
+    assert len(row["input_ids"]) > 6
+    with torch.no_grad():
+        expected = teacher.eval()(input_ids=cut).logits[0]
+    torch.testing.assert_close(torch.tensor(row["teacher_logits"]), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -568,6 +667,21 @@ def test_what_cannot_be_asked_is_refused(asked, message, tmp_path):
     assert not (tmp_path / "ladder").exists()
 
 
+def test_a_frozen_model_is_refused(tmp_path):
+    with pytest.raises(CompressionError, match="The model has no parameter to train"):
+        compress(small().requires_grad_(False), ROWS, **settings(tmp_path))
+    assert not (tmp_path / "ladder").exists()
+
+
+def test_a_tokenizer_that_does_not_pad_is_refused(tmp_path):
+    """Not only when the first rung is trained."""
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = None
+    with pytest.raises(CompressionError, match="processing_class has no padding token"):
+        compress(small(), ROWS, **settings(tmp_path, processing_class=tokenizer))
+    assert not (tmp_path / "ladder").exists()
+
+
 @pytest.mark.parametrize("kind", ["FSDP", "DeepSpeed"])
 def test_models_in_pieces_are_refused(kind, tmp_path, monkeypatch):
     asked = settings(tmp_path)
@@ -582,6 +696,7 @@ def test_models_in_pieces_are_refused(kind, tmp_path, monkeypatch):
     [
         ([], "train_dataset has 0 rows"),
         ({"train": ROWS}, "of several splits pass one"),
+        (ROWS.to_pandas(), "or a list of dicts, not DataFrame"),
         ([{"review": "good", "labels": 0}] * 50, "neither 'input_ids' nor 'text'"),
         ([{"text": "good"}] * 50, "0 rows with a label"),
         ([{"text": "good", "labels": "yes"}] * 50, "The label 'yes' is no number"),
@@ -589,8 +704,21 @@ def test_models_in_pieces_are_refused(kind, tmp_path, monkeypatch):
         (["good"] * 50, "Row 0 of train_dataset is 'good', not a dict"),
         ([{"text": "good", "labels": -5}] * 50, "Row 0 of train_dataset has the label -5"),
         ([{"text": "good", "labels": 0.5}] * 50, "Row 0 of train_dataset has the label 0.5"),
+        ([{"input_ids": [3]}, {"text": "good"}], "Row 1 of train_dataset has no 'input_ids'"),
     ],
-    ids=["empty", "splits", "columns", "unlabelled", "names", "few", "texts", "no class", "half a class"],
+    ids=[
+        "empty",
+        "splits",
+        "table",
+        "columns",
+        "unlabelled",
+        "names",
+        "few",
+        "texts",
+        "no class",
+        "half a class",
+        "mixed",
+    ],
 )
 def test_rows_that_do_not_do_are_refused(rows, message, tmp_path):
     with pytest.raises(CompressionError, match=message):

@@ -81,6 +81,12 @@ def test_rows_that_were_encoded_with_their_texts(tmp_path):
     assert same_bits(*(state_of(rung.model) for rung in found))
 
 
+def test_rows_so_few_that_none_checks_the_training(tmp_path):
+    rung = compress(model(), ROWS, **given(tmp_path, eval_dataset=OTHERS[:2]))["1.5x"]
+    assert rung.measured.examples == rung.original.examples == 2
+    assert rung.model.config.vocab_size == 11
+
+
 def test_layers_are_compared_with_the_original(tmp_path):
     args = arguments(DistillationArguments, tmp_path / "args", hidden_weight=0.1, max_steps=2)
     assert compress(model(), ROWS, **given(tmp_path, args=args))["1.5x"].model.config.vocab_size == 11

@@ -28,7 +28,7 @@ from hfcompress.search.clock import RUNTIMES, Clock, Runtime, on_device, typical
 from hfcompress.search.ladder import FULL, Ladder, describe_choice
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.progress import Progress
-from hfcompress.search.rows import check_teacher, read_parts, readable, with_logits
+from hfcompress.search.rows import check_teacher, read_parts, readable, text_lengths, with_logits
 from hfcompress.search.rungs import WORK, Job, describe_rung, make_rung
 from hfcompress.search.state import State, describe_arguments, digest_call
 from hfcompress.search.structure import Structure, find_structure
@@ -108,7 +108,8 @@ def compress(
         teacher_processing_class: Its tokenizer, where it is another.
         batch_size: Texts in the batch that is timed.
         length: Tokens of each of its texts; if None, the median of the texts to learn from.
-        max_length: Tokens of a text at most; if None, as many as the model reads.
+        max_length: Tokens of a text at most; if None, as many as the model reads. Rows with ``input_ids`` are read as
+            they are.
         vocabulary: Whether the models keep only the tokens of the texts of ``train_dataset`` (see `prune_vocabulary`),
             of which all rows must have the text then. It makes models smaller, not faster. A text with another token is
             made up of shorter pieces; what that costs is in the accuracy measured.
@@ -135,6 +136,11 @@ def compress(
         raise CompressionError(
             f"processing_class={processing_class!r:.60} is not a tokenizer; pass the model's, which is saved beside it."
         )
+    if processing_class.pad_token is None:
+        raise CompressionError(
+            "processing_class has no padding token, and models are trained on padded batches; set it, such as "
+            "tokenizer.pad_token = tokenizer.eos_token, and model.config.pad_token_id to its id."
+        )
     if args is not None and not isinstance(args, DistillationArguments):
         raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
     if teacher is None and teacher_processing_class is not None:
@@ -146,6 +152,10 @@ def compress(
         raise CompressionError(f"output_dir={output_dir!r} is no path; name a folder.")
     if output_dir is not None and not str(output_dir):
         raise CompressionError("output_dir is empty; name a folder, '.' for the working directory.")
+    # NumPy's numbers are numbers too, but neither a seed of random nor JSON.
+    batch_size, round_to, evaluations, seed = map(int, (batch_size, round_to, evaluations, seed))
+    length, max_length = (None if count is None else int(count) for count in (length, max_length))
+    max_drop = None if max_drop is None else float(max_drop)
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
     reading = args or DistillationArguments(output_dir=WORK, report_to="none")
     original = copy.deepcopy(model).to(reading.device).eval()
@@ -185,7 +195,8 @@ def compress(
     if args is None:
         own.output_dir = str(folder / WORK)
     args = own
-    state = State.open(folder, digest_call(model, teacher, parts, settings))
+    tokenizers = processing_class, teacher_processing_class
+    state = State.open(folder, digest_call(model, teacher, parts, settings, tokenizers))
     with _progress(args, len(targets)) as progress:
         progress.at("the teacher's logits", 0)
         of_teacher = None if reads_ids else teacher_processing_class
@@ -193,8 +204,8 @@ def compress(
         if fewer is not None:
             parts = read_with(base, tokenizer, parts, reading, max_length)
         parts = readable(parts, model, args)
-        lengths = [len(ids) for ids in parts.train["input_ids"][:5000]]
-        tokens = typical_length(model, lengths) if length is None else min(length, max_tokens(model) or length)
+        usual = typical_length(model, text_lengths(parts.train))
+        tokens = usual if length is None else min(length, max_tokens(model) or length)
         clock = Clock(base, tokenizer, runtime, batch_size, tokens, served_on)
         times = state.times or _tabulate(clock, structure, round_to, progress)
         state.times = times
@@ -236,7 +247,9 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
         target, name = left[0], f"{left[0]:g}x"
         done = next((rung for rung in state.rungs if rung.name == name), None)
         if done is not None:
-            above = load_compressed(done.folder).to(job.args.device)
+            # No config says how attention is computed, and the original may do it otherwise than what is loaded.
+            attention = job.base.config._attn_implementation or "eager"
+            above = load_compressed(done.folder, attn_implementation=attention).to(job.args.device)
             left, number = left[1:], number + 1
             continue
         if job.is_late:
@@ -270,6 +283,11 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
             state.notes.append(f"{name}: left out, as it {reason}; the nearest is {best}.")
             if processes().is_main_process:
                 shutil.rmtree(rung.folder, ignore_errors=True)
+            if rung.stopped:  # its whole training may do better, so nothing ends here
+                state.notes.append(f"{name}: time_limit stopped its training; the same call makes it again.")
+                if left[1:]:
+                    state.notes.append(f"{_names(left[1:])}: not begun within time_limit.")
+                return
             if not loses_more:
                 left, number = left[1:], number + 1
                 continue

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.distill.logits_cache import cache_teacher_logits
-from hfcompress.distill.teacher_inputs import choose_teacher_input
+from hfcompress.distill.teacher_inputs import choose_teacher_input, longest_text
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
 from hfcompress.models.classifier import count_outputs, get_problem_type, input_names
 from hfcompress.models.inputs import LABELS, check_lengths, check_mask
-from hfcompress.models.labels import label_order
+from hfcompress.models.labels import check_class_names, label_order
 from hfcompress.models.tokenizers import check_texts, token_limit, truncation
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _CHECK_SHARE, _CHECK_MOST = 3, 1000  # a third of the rows that are not learned 
 _OTHER_SHARE, _OTHER_MOST = 5, 3000  # a fifth of the rows is not learned from where no others are given
 _LEAST = 20  # rows to learn from
 _CALIBRATION = 512
+_LENGTHS = 5000  # texts whose length is looked at, at least where there are so many
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def read_parts(
         missing = [_is_missing(value, problem) for value in train["labels"]]
         _check_labels("train_dataset", train["labels"], missing, problem, outputs)
     labelled = [n for n, unknown in enumerate(missing) if not unknown]
+    if labelled:
+        check_class_names("train_dataset", model, train)
     order = random.Random(seed).sample(labelled, len(labelled))
     if eval_dataset is not None:
         others = _with_classes(_read("eval_dataset", model, tokenizer, eval_dataset, args, max_length), problem)
@@ -102,6 +105,7 @@ def read_parts(
                 f"{len(others)} rows {sum(_is_missing(value, problem) for value in known)} have none."
             )
         _check_labels("eval_dataset", known, [False] * len(others), problem, outputs)
+        check_class_names("eval_dataset", model, others)
         order = random.Random(seed).sample(range(len(others)), len(others))
         used: set[int] = set()
     elif len(order) < 2 * _LEAST:
@@ -170,7 +174,8 @@ def with_logits(
     order = None if teacher is model else label_order(model, teacher, roles, strict=True)
     texts: dict[str, Any] = {}
     if tokenizer is not None:
-        texts = {"text_column": args.text_column, "text_pair_column": args.text_pair_column}
+        longest = longest_text([teacher], tokenizer, args.teacher_max_length)
+        texts = {"text_column": args.text_column, "text_pair_column": args.text_pair_column, "max_length": longest}
 
     def add(data: Any) -> Any:
         if not len(data):
@@ -198,6 +203,14 @@ def readable(parts: Parts, model: PreTrainedModel, args: DistillationArguments) 
     )
 
 
+def text_lengths(data: Dataset) -> list[int]:
+    """Return how many tokens texts have, without padding; of many texts those of some thousand, evenly spaced."""
+    some = data.select(range(0, len(data), max(1, len(data) // _LENGTHS)))
+    if "attention_mask" in some.column_names:
+        return [sum(mask) for mask in some["attention_mask"]]
+    return [len(ids) for ids in some["input_ids"]]
+
+
 def _keep_readable(data: Dataset, model: PreTrainedModel, more: Sequence[str]) -> Dataset:
     """Keep the columns that a model reads, and these."""
     known = [name for name in data.column_names if name in input_names(model) or name in (*more, "labels")]
@@ -217,7 +230,8 @@ def _read(
     except ImportError as error:
         raise ImportError("compress needs the package datasets: pip install datasets") from error
     data = given
-    if isinstance(given, Mapping | str) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
+    has_rows = hasattr(given, "__getitem__") and hasattr(given, "__len__") and getattr(given, "ndim", 1) == 1
+    if isinstance(given, Mapping | str) or not has_rows:
         raise CompressionError(
             f"{owner} must be a data set with rows, such as datasets.Dataset or a list of dicts, not "
             f"{type(given).__name__}; of several splits pass one, such as data['train']."
@@ -229,7 +243,14 @@ def _read(
             raise CompressionError(
                 f"Row {wrong} of {owner} is {rows[wrong]!r:.60}, not a dict such as {{'text': 'good', 'labels': 1}}."
             )
-        data = datasets.Dataset.from_list([{n: _plain(value) for n, value in row.items()} for row in rows])
+        columns = dict.fromkeys(name for row in rows for name in row)  # of all rows: the first may have no label
+        read = [name for name in columns if name in input_names(model) - {"labels"}]
+        blank = next(((n, name) for n, row in enumerate(rows) for name in read if row.get(name) is None), None)
+        if blank is not None:
+            raise CompressionError(
+                f"Row {blank[0]} of {owner} has no {blank[1]!r}, and others have it; give it to all or to none."
+            )
+        data = datasets.Dataset.from_list([{name: _plain(row.get(name)) for name in columns} for row in rows])
     data = data.with_format(None)
     label = next((name for name in LABELS if name in data.column_names), None)
     if label is not None and label != "labels":

@@ -107,10 +107,7 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
         if job.runtime != "torch":
             served, notes = _export(job, student, exported)
         if trained.is_stopped:
-            notes.append(
-                f"time_limit stopped its training after {trained.epochs:g} of {job.args.num_train_epochs:g} epochs; "
-                "the same call makes it again."
-            )
+            notes.append(describe_stop(job.args, trained))
         found = _measure(job, name, served)
         left = find_structure(student).blocks
         layers = len(find_structure(job.base).blocks)
@@ -148,7 +145,7 @@ def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedC
     from hfcompress.deploy.exporting import export
 
     if job.runtime == "onnx-int8":
-        rows = [dict(row) for row in job.parts.check.remove_columns(["teacher_logits"])]
+        rows = [{name: row[name] for name in row if name != "teacher_logits"} for row in job.parts.check]
         try:
             export(student, folder, processing_class=job.tokenizer, dtype="int8", dataset=rows, repeats=0)
             return load_exported(folder), []
@@ -198,6 +195,15 @@ def _recipe(job: Job, candidate: Candidate, trained: Trained) -> str:
     tokens = "" if job.vocabulary is None else "{1:,} of {0:,} tokens; ".format(*job.vocabulary.tokens)
     taught = f"{trained.epochs:g} epochs on {learned} at {args.learning_rate:g}"
     return f"{tokens}{candidate.evaluated} plans evaluated; {taught}{kept}"
+
+
+def describe_stop(args: DistillationArguments, trained: Trained) -> str:
+    """Say how far a training was when time_limit stopped it."""
+    if args.max_steps > 0:  # whatever num_train_epochs is
+        done = f"of {args.max_steps:,} steps after {trained.epochs:g} epochs"
+    else:
+        done = f"after {trained.epochs:g} of {args.num_train_epochs:g} epochs"
+    return f"time_limit stopped its training {done}; the same call makes it again."
 
 
 def describe_rung(rung: Rung) -> str:

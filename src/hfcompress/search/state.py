@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.distill.logits_cache import data_digest
 from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import get_config
 from hfcompress.models.profiling import TimeTable
+from hfcompress.models.tokenizers import tokenizer_rules
 from hfcompress.search.ladder import Rung
 from hfcompress.search.processes import processes
 from hfcompress.search.rows import Parts
@@ -92,8 +95,26 @@ def describe_arguments(args: DistillationArguments) -> dict[str, Any]:
     return {name: value for name, value in json.loads(args.to_json_string()).items() if name not in places}
 
 
-def digest_call(model: PreTrainedModel, teacher: nn.Module | None, parts: Parts, settings: dict[str, Any]) -> str:
-    """Name a call by all that its result depends on."""
+def digest_call(
+    model: PreTrainedModel,
+    teacher: nn.Module | None,
+    parts: Parts,
+    settings: dict[str, Any],
+    tokenizers: Sequence[PreTrainedTokenizerBase | None],
+) -> str:
+    """Name a call by all that its result depends on.
+
+    Args:
+        model: The original.
+        teacher: Another teacher, if there is one.
+        parts: The rows.
+        settings: The other arguments.
+        tokenizers: That of the model, which is saved, and that of the teacher, if it has another.
+    """
     found = [data_digest(model, data, settings) for data in (parts.train, parts.check, parts.measure)]
     found += [] if teacher is None else [data_digest(teacher, parts.train, settings)]
+    # Names of classes change no logits, but which of a teacher's are whose, and they are saved.
+    configs = [get_config(one) for one in (model, teacher) if one is not None]
+    found += [str(getattr(config, name, None)) for config in configs for name in ("id2label", "label2id")]
+    found += [json.dumps(tokenizer_rules(one), sort_keys=True) for one in tokenizers if one is not None]
     return hashlib.sha256(" ".join(found).encode()).hexdigest()[:32]

@@ -9,7 +9,11 @@ Interrupted and started again, it goes on behind the last model that is done.
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,26 +90,25 @@ def run(arguments: argparse.Namespace) -> options.Results:
             if not value > 0:
                 raise hfc.CompressionError(f"{name}={value:g} must be above 0.")
             setattr(args, name, value)
-    if arguments.overwrite and launch.is_main():
-        remove_ladder(output)
-    ladder = hfc.compress(
-        model,
-        learned,
-        processing_class=tokenizer,
-        eval_dataset=encoded(others) if others else None,
-        speedup=arguments.speedup,
-        max_drop=arguments.max_drop,
-        runtime=arguments.runtime,
-        device=arguments.device,
-        output_dir=output,
-        time_limit=arguments.time_limit,
-        args=args,
-        batch_size=arguments.batch_size,
-        length=arguments.length,
-        max_length=arguments.max_length,
-        vocabulary=arguments.vocabulary,
-        seed=arguments.seed,
-    )
+    with set_aside(output) if arguments.overwrite and launch.is_main() else nullcontext():
+        ladder = hfc.compress(
+            model,
+            learned,
+            processing_class=tokenizer,
+            eval_dataset=encoded(others) if others else None,
+            speedup=arguments.speedup,
+            max_drop=arguments.max_drop,
+            runtime=arguments.runtime,
+            device=arguments.device,
+            output_dir=output,
+            time_limit=arguments.time_limit,
+            args=args,
+            batch_size=arguments.batch_size,
+            length=arguments.length,
+            max_length=arguments.max_length,
+            vocabulary=arguments.vocabulary,
+            seed=arguments.seed,
+        )
     if launch.is_main():
         write_page(ladder, output / "index.html")
         print(f"Written to {arguments.output}.", file=sys.stderr)
@@ -130,16 +133,33 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise CompressionError(f"{output} exists already and holds no ladder, {kind}name another folder.")
 
 
-def remove_ladder(output: Path) -> None:
-    """Remove the ladder in a folder; other files stay."""
-    import json
-    import shutil
-
-    file = output / "ladder.json"
+@contextmanager
+def set_aside(output: Path) -> Iterator[None]:
+    """Take the ladder out of a folder; it comes back if no other one has begun at the end. Other files stay."""
+    file, aside = output / "ladder.json", output / ".work" / "replaced"
     if file.is_file():
-        for rung in json.loads(file.read_text(encoding="utf-8"))["rungs"]:
-            shutil.rmtree(output / str(rung["name"]), ignore_errors=True)
-        file.unlink()
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for name in (*_rungs(file), file.name):
+            if (output / name).exists():
+                (output / name).rename(aside / name)
+    try:
+        yield
+    finally:
+        if aside.is_dir() and not file.exists():
+            for one in list(aside.iterdir()):
+                one.rename(output / one.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):  # it is not there, or holds what a ladder goes on with
+            aside.parent.rmdir()
+
+
+def _rungs(file: Path) -> list[str]:
+    """Return the folders of a ladder; none if its file cannot be read."""
+    try:
+        return [Path(str(rung["name"])).name for rung in json.loads(file.read_text(encoding="utf-8"))["rungs"]]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def speedups(text: str) -> list[float]:
