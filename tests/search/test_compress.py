@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from architectures import WORDS, arguments, build, same_bits, state_of, texts, word_tokenizer
 from datasets import ClassLabel, Dataset, Features, Value
+from safetensors.torch import load_file
 from stopwatch import time_by_flops
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -667,10 +669,44 @@ def test_what_cannot_be_asked_is_refused(asked, message, tmp_path):
     assert not (tmp_path / "ladder").exists()
 
 
-def test_a_frozen_model_is_refused(tmp_path):
-    with pytest.raises(CompressionError, match="The model has no parameter to train"):
-        compress(small().requires_grad_(False), ROWS, **settings(tmp_path))
-    assert not (tmp_path / "ladder").exists()
+def test_all_weights_of_a_rung_are_trained(made, tmp_path):
+    """Also of a model that was frozen, as teachers are: else a ladder that goes on would train others."""
+    model = small().requires_grad_(False)
+    rung = compress(model, ROWS, **settings(tmp_path, speedup=1.5))["1.5x"]
+    assert same_bits(state_of(rung.model), state_of(made[0]["1.5x"].model))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_weights_keep_their_dtypes(tmp_path):
+    """T5 keeps some in float32 where the others are halves."""
+    model = small().half()
+    model.bert.encoder.layer[0].output.LayerNorm.float()
+    found = compress(model, ROWS, **settings(tmp_path, speedup=1.5))["1.5x"]
+    kinds = {name: tensor.dtype for name, tensor in load_file(Path(found.folder) / "model.safetensors").items()}
+    assert {name for name, dtype in kinds.items() if dtype == torch.float32} == {
+        f"bert.encoder.layer.0.output.LayerNorm.{one}" for one in ("weight", "bias")
+    }
+
+
+def test_a_rung_whose_folder_is_gone_is_made_again(made, tmp_path):
+    model, given = small(), settings(tmp_path, speedup=1.5)
+    for _ in range(2):
+        rung = compress(model, ROWS, **given)["1.5x"]
+        assert same_bits(state_of(rung.model), state_of(made[0]["1.5x"].model))
+        shutil.rmtree(rung.folder)
+
+
+def test_a_transform_is_not_left_out_without_a_word(tmp_path):
+    rows = texts(60)
+    rows.set_transform(lambda batch: batch)
+    with pytest.raises(CompressionError, match="has a transform"):
+        compress(small(), rows, **settings(tmp_path))
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CompressionError, match="file' is a file; name a folder"):
+        compress(small(), ROWS, **settings(tmp_path, output_dir=tmp_path / "file" / "ladder"))
 
 
 def test_a_tokenizer_that_does_not_pad_is_refused(tmp_path):

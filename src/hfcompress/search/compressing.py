@@ -78,7 +78,8 @@ def compress(
     that was interrupted goes on behind the last one.
 
     Args:
-        model: The fine-tuned classifier; it is not changed.
+        model: The fine-tuned classifier; it is not changed. All weights of the smaller ones are trained, also those
+            that are frozen in it.
         train_dataset: Rows with texts (``text``, or the columns that ``args`` names), or ``input_ids``; and ``labels``,
             as a Trainer takes them. Rows without a label (None, -1 or -100) learn from the teacher alone.
         processing_class: The tokenizer, saved beside each model.
@@ -159,6 +160,8 @@ def compress(
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
     reading = args or DistillationArguments(output_dir=WORK, report_to="none")
     original = copy.deepcopy(model).to(reading.device).eval()
+    for parameter in filter(torch.is_floating_point, original.parameters()):
+        parameter.requires_grad_(True)  # as those have that are loaded where a call goes on
     parts = read_parts(model, processing_class, train_dataset, eval_dataset, reading, max_length, seed)
     reads_ids = check_teacher(model, processing_class, teacher, teacher_processing_class, parts, reading)
     reconstructs = reconstruct is not False
@@ -248,7 +251,7 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
         done = next((rung for rung in state.rungs if rung.name == name), None)
         if done is not None:
             # No config says how attention is computed, and the original may do it otherwise than what is loaded.
-            attention = job.base.config._attn_implementation or "eager"
+            attention = getattr(job.base.config, "_attn_implementation", None)
             above = load_compressed(done.folder, attn_implementation=attention).to(job.args.device)
             left, number = left[1:], number + 1
             continue

@@ -251,6 +251,11 @@ def _read(
                 f"Row {blank[0]} of {owner} has no {blank[1]!r}, and others have it; give it to all or to none."
             )
         data = datasets.Dataset.from_list([{name: _plain(row.get(name)) for name in columns} for row in rows])
+    if data.format["type"] == "custom":
+        raise CompressionError(
+            f"{owner} has a transform (set_transform), which compress would leave out; apply it with map, or call "
+            "reset_format()."
+        )
     data = data.with_format(None)
     label = next((name for name in LABELS if name in data.column_names), None)
     if label is not None and label != "labels":

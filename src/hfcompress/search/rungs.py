@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hfcompress.distill.arguments import DistillationArguments
@@ -83,7 +83,7 @@ class Job:
 def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: float) -> tuple[Rung, PreTrainedModel]:
     """Train a candidate, measure it in turns with the original, and save it; progress begins at a share of all work."""
     student = candidate.model
-    dtype = student.dtype
+    dtypes = {at: one.dtype for at, one in _tensors(student).items()}  # T5 has some in float32
     student.float()  # half precision is for autocast, not for the weights that learn
     set_seed(job.args.seed)
     trained = train_rung(
@@ -95,7 +95,8 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
         deadline=job.deadline,
         tick=lambda done: job.progress.at(f"{name}: training", begin + TRAINING * done),
     )
-    student.to(dtype)
+    for at, tensor in _tensors(student).items():
+        tensor.data = tensor.data.to(dtypes[at])
     job.progress.at(f"{name}: measuring", begin + TRAINING)
     folder = job.folder / name
     notes: list[str] = []
@@ -137,6 +138,10 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
     processes().wait_for_everyone()
     values = agree({} if rung is None else rung.to_dict())
     return rung or Rung.from_dict(values), student
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedClassifier, list[str]]:

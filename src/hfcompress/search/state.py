@@ -52,8 +52,9 @@ class State:
     def open(cls, folder: Path, digest: str) -> State:
         """Read what an earlier call with the same arguments has done."""
         file = folder / _STATE
-        if folder.exists() and not folder.is_dir():
-            raise CompressionError(f"output_dir={str(folder)!r} is a file; name a folder.")
+        there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        if not there.is_dir():
+            raise CompressionError(f"output_dir={str(folder)!r}: {str(there)!r} is a file; name a folder.")
         if not file.exists():
             return cls(file, digest, [], [], None)
         try:
@@ -71,7 +72,8 @@ class State:
                 f"{file} is of a ladder that was made with another model, other data or other arguments; name another "
                 "output_dir, or remove that one."
             )
-        whole = [*takewhile(lambda rung: not rung.stopped, rungs)]  # the others are made again
+        whole = [*takewhile(lambda rung: not rung.stopped and (folder / rung.name).is_dir(), rungs)]
+        # The others are made again.
         whole = [replace(rung, folder=str(folder / rung.name)) for rung in whole]
         ended = ended and len(whole) == len(rungs)
         return cls(file, digest, whole, notes if ended else [], times, ended)

@@ -96,10 +96,6 @@ def check_training(
     Raises:
         CompressionError: They fit no rung, or only rungs that have a number of layers or heads that is not known yet.
     """
-    if not any(parameter.requires_grad for parameter in original.parameters()):
-        raise CompressionError(
-            "The model has no parameter to train; if it was frozen, as teachers are, call model.requires_grad_(True)."
-        )
     if args.alpha < 1 and not parts.labelled:
         raise CompressionError(f"alpha={args.alpha:g} needs labels, and train_dataset has none; set alpha=1 in args.")
     if args.hidden_weight and args.layer_map is not None and any(structure.removable):

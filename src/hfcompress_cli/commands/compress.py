@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     import hfcompress as hfc
     from hfcompress.losses import Problem
     from hfcompress.models.classifier import get_problem_type
+    from hfcompress.search.processes import processes
     from hfcompress.search.training import default_arguments
     from hfcompress_cli.data import encode, read_rows
     from hfcompress_cli.held_out import read_parts
@@ -91,6 +92,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
                 raise hfc.CompressionError(f"{name}={value:g} must be above 0.")
             setattr(args, name, value)
     with set_aside(output) if arguments.overwrite and launch.is_main() else nullcontext():
+        processes().wait_for_everyone()  # so that none reads the ladder that is set aside
         ladder = hfc.compress(
             model,
             learned,
