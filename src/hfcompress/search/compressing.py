@@ -251,7 +251,7 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
         done = next((rung for rung in state.rungs if rung.name == name), None)
         if done is not None:
             # No config says how attention is computed, and the original may do it otherwise than what is loaded.
-            attention = getattr(job.base.config, "_attn_implementation", None)
+            attention: str = getattr(job.base.config, "_attn_implementation", None) or "eager"
             above = load_compressed(done.folder, attn_implementation=attention).to(job.args.device)
             left, number = left[1:], number + 1
             continue
