@@ -45,7 +45,7 @@ TASKS = TEXTS | {
 }
 SPEEDUPS = (2.0, 4.0, 10.0)
 PLANS = 20  # whose times are predicted and measured
-_TRIES = 6  # of a bisection to the time of a rung
+_TRIES = 8  # of a bisection to the time of a rung
 _SLACK = 1.05  # of a rung's time, within which a rival is as fast; layers come in coarse steps
 
 
