@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import in_float32
 from hfcompress.models.exported import ExportedClassifier
 from hfcompress.report.benchmark import compare
 from hfcompress.report.comparison import Comparison
@@ -83,20 +84,17 @@ class Job:
 def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: float) -> tuple[Rung, PreTrainedModel]:
     """Train a candidate, measure it in turns with the original, and save it; progress begins at a share of all work."""
     student = candidate.model
-    dtypes = {at: one.dtype for at, one in _tensors(student).items()}  # T5 has some in float32
-    student.float()  # half precision is for autocast, not for the weights that learn
     set_seed(job.args.seed)
-    trained = train_rung(
-        student,
-        copy.deepcopy(job.teacher or job.base) if job.args.compares_layers else None,
-        job.parts,
-        job.args,
-        job.tokenizer,
-        deadline=job.deadline,
-        tick=lambda done: job.progress.at(f"{name}: training", begin + TRAINING * done),
-    )
-    for at, tensor in _tensors(student).items():
-        tensor.data = tensor.data.to(dtypes[at])
+    with in_float32(student):  # half precision is for autocast, not for the weights that learn
+        trained = train_rung(
+            student,
+            copy.deepcopy(job.teacher or job.base) if job.args.compares_layers else None,
+            job.parts,
+            job.args,
+            job.tokenizer,
+            deadline=job.deadline,
+            tick=lambda done: job.progress.at(f"{name}: training", begin + TRAINING * done),
+        )
     job.progress.at(f"{name}: measuring", begin + TRAINING)
     folder = job.folder / name
     notes: list[str] = []
@@ -138,10 +136,6 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
     processes().wait_for_everyone()
     values = agree({} if rung is None else rung.to_dict())
     return rung or Rung.from_dict(values), student
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedClassifier, list[str]]:
