@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 
 from hfcompress import Comparison, CompressionError, Measurement
 from hfcompress.report.intervals import McNemar, SignFlip, wilson_interval
-from hfcompress.report.measurements import ForwardPass
+from hfcompress.report.times import ForwardPass
 
 mpl.use("Agg")
 

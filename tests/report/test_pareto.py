@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from hfcompress import Measurement
 from hfcompress.report.intervals import McNemar, SignFlip
-from hfcompress.report.measurements import ForwardPass
 from hfcompress.report.pareto import pareto_front
+from hfcompress.report.times import ForwardPass
 
 STEADY = [1.0] * 20
 SHAKY = [1.0, 1.3] * 10

@@ -222,13 +222,14 @@ def test_what_goes_on_computes_attention_as_the_original_does(made, tmp_path):
         raise candidates.TooFastError(0.9)
 
     progress, args = SimpleNamespace(at=lambda *args: None), SimpleNamespace(device=torch.device("cpu"))
+    request = SimpleNamespace(targets=[1.5, 3.0], max_drop=None, refine=False)
     job = SimpleNamespace(
-        base=original, is_late=False, progress=progress, search=None, parts=None, max_drop=None, args=args
+        base=original, is_late=False, progress=progress, search=None, parts=None, request=request, args=args
     )
     state = State(tmp_path / "ladder.json", "", [made[0].rungs[0]], [], None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compressing, "make_candidate", make)
-        compressing._climb(job, state, [1.5, 3.0], refine=False)
+        compressing._climb(job, state)
     assert seen == ["eager"]
 
 
@@ -288,11 +289,12 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stoppe
     patch.setattr(compressing, "make_candidate", lambda *args: None)
     patch.setattr(compressing, "make_rung", make)
     progress = SimpleNamespace(at=lambda *args: None, say=lambda line: None)
+    request = SimpleNamespace(targets=[*found], max_drop=max_drop, refine=refine)
     job = SimpleNamespace(
-        base=None, is_late=False, progress=progress, search=None, parts=None, max_drop=max_drop, args=None
+        base=None, is_late=False, progress=progress, search=None, parts=None, request=request, args=None
     )
     state = State(tmp_path / "ladder.json", "", [], [], None)
-    compressing._climb(job, state, list(found), refine=refine)
+    compressing._climb(job, state)
     assert state.ended != bool(stopped)
     return [rung.name for rung in state.rungs], state.notes
 

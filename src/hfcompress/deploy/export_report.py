@@ -8,8 +8,8 @@ from typing import Any
 from hfcompress.deploy.quality_gate import QualityGate
 from hfcompress.deploy.speed import ALL_INT8, describe_times, is_slower, label
 from hfcompress.report.comparison import Comparison
-from hfcompress.report.measurements import speedup
 from hfcompress.report.tables import Report, Row, Table
+from hfcompress.report.times import speedup
 
 _BITS = {
     7: "Weights have 7 bits, which are exact on every processor",
@@ -87,7 +87,7 @@ class ExportReport(Report):
             found.append(f"int8 is slower than float32 on this machine at every batch that was timed; {kept}.")
         if ALL_INT8 in times.rows:
             batches = range(len(times.first.passes))
-            ratios = [str(speedup(times.rows[ALL_INT8], times.rows[int8], index)) for index in batches]
+            ratios = [str(speedup(times.rows[ALL_INT8].passes, times.rows[int8].passes, index)) for index in batches]
             found.append(f"With what is left in float32, the speed is {', '.join(ratios)} that of all of it int8.")
         return found
 

@@ -14,7 +14,7 @@ from hfcompress.models.classifier import max_tokens
 from hfcompress.models.inputs import TOKENS
 from hfcompress.report.benchmark import compare
 from hfcompress.report.comparison import Comparison
-from hfcompress.report.measurements import speedup
+from hfcompress.report.times import speedup
 
 BATCHES = (1, 16)
 TORCH, ALL_INT8 = "torch float32", "all of it int8"
@@ -51,7 +51,9 @@ def time_models(
 
 def is_slower(found: Comparison, name: str, than: str) -> bool:
     """Whether a model is slower than another one at every batch that was timed."""
-    ratios = [speedup(found.rows[than], found.rows[name], index) for index in range(len(found.first.passes))]
+    ratios = [
+        speedup(found.rows[than].passes, found.rows[name].passes, index) for index in range(len(found.first.passes))
+    ]
     return all(one is not None and one.ratio < 1 for one in ratios)
 
 

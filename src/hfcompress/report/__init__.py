@@ -7,17 +7,19 @@ from hfcompress._lazy import lazy_names
 if TYPE_CHECKING:
     from hfcompress.report.benchmark import compare, measure
     from hfcompress.report.comparison import Comparison
-    from hfcompress.report.measurements import ForwardPass, Measurement
+    from hfcompress.report.measurements import Measurement
     from hfcompress.report.sparsity import LayerSparsity, SparsityReport, sparsity_report
     from hfcompress.report.structure import BlockStructure, StructureReport
+    from hfcompress.report.times import ForwardPass
     from hfcompress.report.vocabulary import VocabularyReport
 else:
     _modules = {
         "benchmark": ["compare", "measure"],
         "comparison": ["Comparison"],
-        "measurements": ["ForwardPass", "Measurement"],
+        "measurements": ["Measurement"],
         "sparsity": ["LayerSparsity", "SparsityReport", "sparsity_report"],
         "structure": ["BlockStructure", "StructureReport"],
+        "times": ["ForwardPass"],
         "vocabulary": ["VocabularyReport"],
     }
     __getattr__, __dir__ = lazy_names(__name__, _modules)

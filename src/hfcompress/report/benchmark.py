@@ -43,9 +43,10 @@ from hfcompress.models.tokenizers import check_tokenizer, encode_texts
 from hfcompress.models.weights import quantized_weight, select_matrices
 from hfcompress.progress import track
 from hfcompress.report.comparison import Comparison
-from hfcompress.report.measurements import ForwardPass, Measurement
+from hfcompress.report.measurements import Measurement
 from hfcompress.report.quality import check_labels, common_problem, compare_with_reference, score
 from hfcompress.report.sparsity import make_report
+from hfcompress.report.times import ForwardPass
 from hfcompress.validation import check_count
 
 _WARM_UP = 3  # rounds that are not counted

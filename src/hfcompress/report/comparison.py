@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfcompress.report.measurements import Measurement, Speedup, make_table, speedup
+from hfcompress.report.measurements import Measurement, make_table
 from hfcompress.report.rendering import draw, page
 from hfcompress.report.tables import Report, Table
+from hfcompress.report.times import Speedup, speedup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ class Comparison(Report):
         Returns:
             How many times as fast it is; None if one of the two was not timed.
         """
-        return speedup(self.first, self.rows[name], index)
+        return speedup(self.first.passes, self.rows[name].passes, index)
 
     def ratios(self, name: str) -> dict[str, float | None]:
         """Divide each figure of a model by that of the first; None where one is missing or the first is 0."""

@@ -2,76 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hfcompress.losses import Problem
-from hfcompress.report.intervals import McNemar, SignFlip, median_interval
+from hfcompress.report.intervals import McNemar, SignFlip
 from hfcompress.report.tables import Report, Table
+from hfcompress.report.times import ForwardPass, speedup
 
 MB = 1e6
 _Form = Callable[[Any], str]
 _LABEL_FIGURES = {"exact match": "exact_match", "micro F1": "f1_micro", "macro F1": "f1_macro"}
 _CORRELATIONS = {"Pearson": "pearson", "Spearman": "spearman"}
-_SPEEDUP_CONFIDENCE = 0.99  # rounds are not quite independent of each other, so 95 % would claim too much
-
-
-@dataclass(frozen=True)
-class ForwardPass:
-    """Repeated timings of a forward pass over one batch.
-
-    Attributes:
-        batch_size: Examples in the batch.
-        tokens: Tokens of each example, padding included.
-        flops: Floating-point operations of the matrix products, attention included: two for a multiplication with
-            addition. Softmax, norms and other operations by element are not counted. Zeros are counted like other
-            numbers. None of an exported model.
-        peak_bytes: Peak memory in bytes: the model, its inputs and what the pass itself allocates. None of an exported
-            model.
-        times_ms: Milliseconds of each timed pass, in the order of the rounds.
-    """
-
-    batch_size: int
-    tokens: int
-    flops: int | None
-    peak_bytes: int | None
-    times_ms: tuple[float, ...]
-
-    @property
-    def latency_ms(self) -> float:
-        """Median of the times in milliseconds."""
-        return statistics.median(self.times_ms)
-
-    @property
-    def quartiles_ms(self) -> tuple[float, float]:
-        """First and third quartile of the times in milliseconds."""
-        if len(self.times_ms) == 1:
-            return self.times_ms[0], self.times_ms[0]
-        first, _, third = statistics.quantiles(self.times_ms, n=4, method="inclusive")
-        return first, third
-
-    @property
-    def latency_iqr_ms(self) -> float:
-        """Interquartile range of the times in milliseconds."""
-        first, third = self.quartiles_ms
-        return third - first
-
-    @property
-    def throughput(self) -> float:
-        """Examples a second, at the median time."""
-        return 1000 * self.batch_size / self.latency_ms
-
-    @property
-    def label(self) -> str:
-        """Batch size and number of tokens, for tables."""
-        return f"{self.batch_size} x {self.tokens}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all figures as plain Python values that JSON can hold."""
-        derived = ("latency_ms", "latency_iqr_ms", "throughput")
-        return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,46 +148,6 @@ class Measurement(Report):
         return make_table({"model": self}, verbose=bool(self.passes))
 
 
-@dataclass(frozen=True)
-class Speedup:
-    """How many times as fast as the first model another one is.
-
-    Attributes:
-        ratio: Median over the rounds of the first model's time divided by this one's in the same round.
-        interval: 99 % interval of the ratio (sign test), or None with fewer than eight rounds.
-    """
-
-    ratio: float
-    interval: tuple[float, float] | None
-
-    @property
-    def shown(self) -> bool:
-        """Whether the interval excludes 1; otherwise the difference is within the noise, or there are few rounds."""
-        return self.interval is not None and not self.interval[0] <= 1 <= self.interval[1]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all figures as plain Python values that JSON can hold."""
-        return asdict(self) | {"shown": self.shown}
-
-    @property
-    def label(self) -> str:
-        """The ratio and why a difference is not shown, for tables."""
-        reason = "" if self.shown else ", few rounds" if self.interval is None else ", noise"
-        return f"{self.ratio:.2f}x{reason}"
-
-    def __str__(self) -> str:
-        return self.label
-
-
-def speedup(first: Measurement, other: Measurement, index: int = 0) -> Speedup | None:
-    """Compare the times of two models round by round; None if one of them has no forward pass at this index."""
-    if index not in range(min(len(first.passes), len(other.passes))):
-        return None
-    rounds = zip(first.passes[index].times_ms, other.passes[index].times_ms, strict=True)
-    ratios = [before / after for before, after in rounds]
-    return Speedup(statistics.median(ratios), median_interval(ratios, _SPEEDUP_CONFIDENCE))
-
-
 def make_table(models: Mapping[str, Measurement], *, verbose: bool) -> Table:
     """Return all figures, a column a model, or the main ones, a row a model; with notes that explain them."""
     table = all_figures(models) if verbose else main_figures(models)
@@ -263,7 +166,9 @@ def main_figures(models: Mapping[str, Measurement]) -> Table:
         "MB packed": _cells(ones, "bytes_packed", packed),
         "GFLOPs": _cells(ones, "flops", lambda flops: _three_digits(flops / 1e9)),
         "ms a batch": _cells(ones, "latency_ms", "{:.1f}".format),
-        "speed-up": ["1.00x" if one is first and one.passes else str(speedup(first, one) or "-") for one in ones],
+        "speed-up": [
+            "1.00x" if one is first and one.passes else str(speedup(first.passes, one.passes) or "-") for one in ones
+        ],
         **_quality_columns(ones),
         "against first": _cells(ones, "paired_test", lambda test: f"{test.verdict} (p {_p_value(test)})"),
     }
@@ -314,7 +219,7 @@ def all_figures(models: Mapping[str, Measurement]) -> Table:
     add("MB on disk, packed", "bytes_packed", lambda size: _three_digits(size / MB))
     for index in range(max(len(one.passes) for one in ones)):
         passes = [one.passes[index] if index < len(one.passes) else None for one in ones]
-        speedups = [None, *(speedup(first, other, index) for other in others)]
+        speedups = [None, *(speedup(first.passes, other.passes, index) for other in others)]
         batch = f", {' or '.join(dict.fromkeys(one.label for one in passes if one))}"
         add(f"GFLOPs{batch}", "flops", lambda flops: _three_digits(flops / 1e9), passes)
         add(f"ms, median{batch}", "latency_ms", "{:.2f}".format, passes)
@@ -380,7 +285,7 @@ def explain(models: Mapping[str, Measurement], *, verbose: bool) -> list[str]:
             notes.append("Zeros save no FLOPs and no time here: dense kernels multiply a zero like any other number.")
     if any(one.parameters is None for one in models.values()):
         notes.append("Exported models: MB are those of the file; parameters, zeros, FLOPs and memory are not known.")
-    labels = [str(speedup(first, other)) for other in others]
+    labels = [str(speedup(first.passes, other.passes)) for other in others]
     if any(label.endswith("noise") for label in labels):
         notes.append("noise: the interval of the speed-up holds 1: a difference is not shown.")
     if any(label.endswith("few rounds") for label in labels):

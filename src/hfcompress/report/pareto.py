@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from hfcompress.report.intervals import difference_interval
-from hfcompress.report.measurements import Measurement, main_quality, speedup
+from hfcompress.report.measurements import Measurement, main_quality
+from hfcompress.report.times import speedup
 
 Cost = Literal["time", "size"]
 SAME_SIZE = 1.02  # times another packed size, up to which both are the same: that is how exact a packed size is
@@ -44,7 +45,7 @@ def pareto_front(models: Mapping[str, Measurement], cost: Cost) -> list[str]:
 
 def _compare_times(one: Measurement, other: Measurement) -> int:
     """Return 1 if one model is shown to be faster, -1 if it is shown to be slower, otherwise 0."""
-    found = None if one is other else speedup(other, one)
+    found = None if one is other else speedup(other.passes, one.passes)
     if found is None or not found.shown:
         return 0
     return 1 if found.ratio > 1 else -1

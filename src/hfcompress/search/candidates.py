@@ -29,10 +29,11 @@ from hfcompress.search.loss_table import (
     tabulate_losses,
 )
 from hfcompress.search.processes import agree, processes
+from hfcompress.search.request import Request
 from hfcompress.search.rows import Parts
 from hfcompress.search.stitching import StitchedModel
 from hfcompress.search.structure import Structure, apply_plan, find_structure
-from hfcompress.shrink.importance import Importance, importance_scores, labelled_batches
+from hfcompress.shrink.importance import importance_scores, labelled_batches
 from hfcompress.shrink.reconstruction import Calibration, read_calibration
 
 _BATCH = 16
@@ -59,20 +60,12 @@ class Search:
     Attributes:
         clock: Times models beside the original.
         times: The table of times.
-        importance: How heads and neurons are ranked.
-        reconstruct: Whether outputs are reconstructed.
-        round_to: Neurons stay in multiples of this.
-        evaluations: Plans that are evaluated at most.
-        seed: Of the random search.
+        request: What is asked of the models.
     """
 
     clock: Clock
     times: TimeTable
-    importance: Importance
-    reconstruct: bool
-    round_to: int
-    evaluations: int
-    seed: int
+    request: Request
 
 
 @dataclass(frozen=True)
@@ -107,12 +100,12 @@ def make_candidate(
     Raises:
         TooFastError: No plan takes so little time.
     """
-    structure = find_structure(model)
-    rows = parts.calibration(labels=search.importance != "obs")
+    structure, importance = find_structure(model), search.request.importance
+    rows = parts.calibration(labels=importance != "obs")
     calibration = read_calibration(model, [{n: row[n] for n in row if n != "labels"} for row in rows], _BATCH)
     texts = [*calibration.fit, *calibration.held_out]
-    batches = texts if search.importance == "obs" else labelled_batches(model, rows, _BATCH)
-    scores = importance_scores(model, structure.groups, search.importance, batches)
+    batches = texts if importance == "obs" else labelled_batches(model, rows, _BATCH)
+    scores = importance_scores(model, structure.groups, importance, batches)
     tick(0.2)
     try:
         return _make(model, structure, scores, calibration, search, share, tick)
@@ -178,9 +171,9 @@ def _make(
     tick: Callable[[float], None],
 ) -> Candidate:
     """Search, time what is found, aim again if it misses its time, and make the model."""
-    orders = removal_orders(structure.groups, scores)
+    request, orders = search.request, removal_orders(structure.groups, scores)
     by_group = dict(zip(structure.groups, scores, strict=True))
-    losses = tabulate_losses(structure.blocks, by_group, search.round_to, structure.removable)
+    losses = tabulate_losses(structure.blocks, by_group, request.round_to, structure.removable)
     stitched = StitchedModel(model, structure, orders, [*calibration.fit, *calibration.held_out])
     if any(structure.removable):
         losses = weigh_layers(losses, stitched.loss)
@@ -188,7 +181,7 @@ def _make(
     if least > share:
         raise TooFastError(least)
     aim = max(least, statistics.mean(_BAND) * share)
-    done, weights, evaluations = 0, np.ones((len(losses), PARTS)), search.evaluations
+    done, weights, evaluations = 0, np.ones((len(losses), PARTS)), request.evaluations
     (low, high), timed = _BAND, list[tuple[float, Plan]]()
     for _ in range(_TRIES):
 
@@ -198,16 +191,16 @@ def _make(
         def evaluate(plan: Plan) -> float:
             nonlocal done
             done += 1
-            tick(0.2 + 0.7 * min(1.0, done / (1.5 * search.evaluations)))
+            tick(0.2 + 0.7 * min(1.0, done / (1.5 * request.evaluations)))
             try:
                 return stitched.loss(plan)
             except CompressionError:  # the model cannot do without these layers together
                 return math.inf
 
-        plan, weights, tried = improve(find, evaluate, weights, evaluations=evaluations, seed=search.seed)
+        plan, weights, tried = improve(find, evaluate, weights, evaluations=evaluations, seed=request.seed)
         if not math.isfinite(min(tried)):
             raise _NoSuchLayersError("The model cannot do without the layers that each plan in this time leaves out.")
-        evaluations = max(1, search.evaluations // 4)  # of another try, which begins with the weights that were found
+        evaluations = max(1, request.evaluations // 4)  # of another try, which begins with the weights that were found
         plan = agree(plan)
         found = agree(_share(search.clock, model, structure, plan, low * share, high * share))
         timed.append((found, plan))
@@ -218,7 +211,7 @@ def _make(
     plan = max(fast, key=itemgetter(0))[1] if fast else min(timed, key=itemgetter(0))[1]
     smaller = copy.deepcopy(model)
     try:
-        apply_plan(smaller, structure, plan, orders, calibration if search.reconstruct else None)
+        apply_plan(smaller, structure, plan, orders, calibration if request.reconstruct else None)
     except CompressionError as error:
         if any(structure.removable) and None in plan:
             raise _NoSuchLayersError(str(error)) from error

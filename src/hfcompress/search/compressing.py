@@ -8,26 +8,26 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import parse_flag_from_env
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import check_model_kind, max_tokens
+from hfcompress.models.classifier import max_tokens
 from hfcompress.models.profiling import TimeTable
-from hfcompress.models.tokenizers import check_tokenizer
 from hfcompress.search.candidates import Search, TooFastError, make_candidate
-from hfcompress.search.clock import RUNTIMES, Clock, Runtime, on_device, typical_length
+from hfcompress.search.clock import Clock, Runtime, on_device, typical_length
 from hfcompress.search.ladder import FULL, Ladder, describe_choice
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.progress import Progress
+from hfcompress.search.request import check_models, check_training_and_place, read_device, read_request
 from hfcompress.search.rows import check_teacher, read_parts, readable, text_lengths, with_logits
 from hfcompress.search.rungs import WORK, Job, describe_rung, make_rung
 from hfcompress.search.state import State, describe_arguments, digest_call
@@ -35,12 +35,8 @@ from hfcompress.search.structure import Structure, find_structure
 from hfcompress.search.training import check_training, default_arguments
 from hfcompress.search.vocabulary import read_with, with_fewer_tokens
 from hfcompress.shrink.importance import Importance
-from hfcompress.shrink.request import check_model
 from hfcompress.storage.load import load_compressed
-from hfcompress.validation import check_choice, check_count, check_fraction, check_number, is_integer, is_number
 
-SPEEDUPS = (2.0, 4.0, 10.0)
-_STEPS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0)  # tried in turn where only max_drop is given
 _OF_TABLE, _OF_SEARCH, _OF_RUNG = 0.3, 0.3, 1.0  # of the work
 
 
@@ -129,91 +125,68 @@ def compress(
     Example:
         ``ladder = hfc.compress(model, data, processing_class=tokenizer, speedup=(2, 4), output_dir="ladder")``
     """
-    check_model(model)
-    targets = _read_speedups(speedup, max_drop)
-    _check(runtime, time_limit, importance, reconstruct, batch_size, length, max_length, round_to, evaluations, seed)
-    check_choice("vocabulary", vocabulary, (True, False))
-    if not isinstance(processing_class, PreTrainedTokenizerBase):
-        raise CompressionError(
-            f"processing_class={processing_class!r:.60} is not a tokenizer; pass the model's, which is saved beside it."
-        )
-    if processing_class.pad_token is None:
-        raise CompressionError(
-            "processing_class has no padding token, and models are trained on padded batches; set it, such as "
-            "tokenizer.pad_token = tokenizer.eos_token, and model.config.pad_token_id to its id."
-        )
-    if args is not None and not isinstance(args, DistillationArguments):
-        raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
-    if teacher is None and teacher_processing_class is not None:
-        raise CompressionError("teacher_processing_class= is the tokenizer of teacher=; pass that too, or leave both.")
-    if teacher is not None:
-        check_model_kind(teacher, "teacher")
-        check_tokenizer(teacher_processing_class, "teacher_processing_class")
-    if not isinstance(output_dir, str | os.PathLike | None):
-        raise CompressionError(f"output_dir={output_dir!r} is no path; name a folder.")
-    if output_dir is not None and not str(output_dir):
-        raise CompressionError("output_dir is empty; name a folder, '.' for the working directory.")
-    # NumPy's numbers are numbers too, but neither a seed of random nor JSON.
-    batch_size, round_to, evaluations, seed = map(int, (batch_size, round_to, evaluations, seed))
-    length, max_length = (None if count is None else int(count) for count in (length, max_length))
-    max_drop = None if max_drop is None else float(max_drop)
+    check_models(model, processing_class, teacher, teacher_processing_class)
+    check_training_and_place(args, output_dir, time_limit)
+    request = read_request(
+        speedup=speedup,
+        max_drop=max_drop,
+        runtime=runtime,
+        importance=importance,
+        reconstruct=reconstruct,
+        batch_size=batch_size,
+        length=length,
+        max_length=max_length,
+        vocabulary=vocabulary,
+        round_to=round_to,
+        evaluations=evaluations,
+        seed=seed,
+    )
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
     reading = args or DistillationArguments(output_dir=WORK, report_to="none")
     original = copy.deepcopy(model).to(reading.device).eval()
     for parameter in filter(torch.is_floating_point, original.parameters()):
         parameter.requires_grad_(True)  # as those have that are loaded where a call goes on
-    parts = read_parts(model, processing_class, train_dataset, eval_dataset, reading, max_length, seed)
+    parts = read_parts(model, processing_class, train_dataset, eval_dataset, reading, request.max_length, request.seed)
     reads_ids = check_teacher(model, processing_class, teacher, teacher_processing_class, parts, reading)
-    reconstructs = reconstruct is not False
-    ranking: Importance = ("obs" if reconstructs else "fisher") if importance == "auto" else importance
-    if ranking in ("fisher", "taylor") and not parts.labelled:
-        raise CompressionError(f"importance={ranking!r} needs labels, and train_dataset has none; choose 'obs'.")
+    if request.importance in ("fisher", "taylor") and not parts.labelled:
+        raise CompressionError(
+            f"importance={request.importance!r} needs labels, and train_dataset has none; choose 'obs'."
+        )
     base, tokenizer, fewer = original, processing_class, None
-    if vocabulary:
+    if request.vocabulary:
         if reading.compares_layers and teacher is not None:
             raise CompressionError(
                 f"hidden_weight={reading.hidden_weight}, relation_weight={reading.relation_weight} compare layers "
                 "token by token, but with vocabulary=True the models read other tokens than teacher=; set both to 0."
             )
-        base, fewer = with_fewer_tokens(original, processing_class, parts, reading, max_length)
+        base, fewer = with_fewer_tokens(original, processing_class, parts, reading, request.max_length)
         tokenizer = fewer.tokenizer
     structure = find_structure(base)
-    own = args or default_arguments(WORK, parts.problem, labelled=parts.labelled, seed=seed)
-    _check_not_sharded(own)
+    own = args or default_arguments(WORK, parts.problem, labelled=parts.labelled, seed=request.seed)
     check_training(
         original, (teacher or model) if own.compares_layers else None, parts, own, processing_class, structure
     )
-    served_on = _device(device, runtime, own.device)
-    settings: dict[str, Any] = {"targets": targets, "max_drop": max_drop, "runtime": runtime, "importance": importance}
-    settings |= {
-        "device": str(served_on),
-        "reconstruct": reconstruct,
-        "batch_size": batch_size,
-        "length": length,
-        "round_to": round_to,
-        "vocabulary": vocabulary,
-    }
-    settings |= {"evaluations": evaluations, "seed": seed, "args": describe_arguments(own)}
+    served_on = read_device(device, request.runtime, own.device)
     folder = _folder(output_dir)
     if args is None:
         own.output_dir = str(folder / WORK)
     args = own
+    settings = asdict(request) | {"device": str(served_on), "args": describe_arguments(args)}
     tokenizers = processing_class, teacher_processing_class
     state = State.open(folder, digest_call(model, teacher, parts, settings, tokenizers))
-    with _progress(args, len(targets)) as progress:
+    with _progress(args, len(request.targets)) as progress:
         progress.at("the teacher's logits", 0)
         of_teacher = None if reads_ids else teacher_processing_class
         parts = with_logits(original, teacher or original, parts, of_teacher, reading, folder / WORK)
         if fewer is not None:
-            parts = read_with(base, tokenizer, parts, reading, max_length)
+            parts = read_with(base, tokenizer, parts, reading, request.max_length)
         parts = readable(parts, model, args)
         usual = typical_length(model, text_lengths(parts.train))
-        tokens = usual if length is None else min(length, max_tokens(model) or length)
-        clock = Clock(base, tokenizer, runtime, batch_size, tokens, served_on)
-        times = state.times or _tabulate(clock, structure, round_to, progress)
+        tokens = usual if request.length is None else min(request.length, max_tokens(model) or request.length)
+        clock = Clock(base, tokenizer, request.runtime, request.batch_size, tokens, served_on)
+        times = state.times or _tabulate(clock, structure, request.round_to, progress)
         state.times = times
         state.write()
-        search = Search(clock, times, ranking, reconstructs, round_to, evaluations, seed)
         job = Job(
             original=clock.original if fewer is None else on_device(original, served_on),
             base=base,
@@ -222,30 +195,27 @@ def compress(
             args=args,
             tokenizers=(processing_class, tokenizer),
             vocabulary=fewer,
-            search=search,
-            runtime=runtime,
-            max_drop=max_drop,
+            search=Search(clock, times, request),
             folder=folder,
             deadline=deadline,
             progress=progress,
         )
-        _climb(job, state, targets, refine=speedup is None and max_drop is not None)
+        _climb(job, state)
     if processes().is_main_process:
         shutil.rmtree(folder / WORK, ignore_errors=True)
-    chosen = [] if max_drop is None else describe_choice(state.rungs, max_drop)
+    chosen = [] if request.max_drop is None else describe_choice(state.rungs, request.max_drop)
     return Ladder(tuple(state.rungs), (*state.notes, *chosen), str(folder))
 
 
-def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) -> None:
+def _climb(job: Job, state: State) -> None:
     """Make one rung after the other, each from the one above.
 
     Args:
         job: What they have in common.
         state: What is done; noted as it grows.
-        targets: The speed-ups.
-        refine: Whether one between the last that loses little and the first that loses more is tried.
     """
-    above, left, number, asked = job.base, list(targets), 0, not refine
+    above, left, number = job.base, list(job.request.targets), 0
+    max_drop, refine = job.request.max_drop, job.request.refine
     while left and not state.ended:
         target, name = left[0], f"{left[0]:g}x"
         done = next((rung for rung in state.rungs if rung.name == name), None)
@@ -276,13 +246,11 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
             break
         rung, student = make_rung(job, candidate, name, target, base + _OF_SEARCH)
         is_worse = last is not None and rung.speedup.ratio <= last.speedup.ratio and rung.drop >= last.drop
-        loses_more = job.max_drop is not None and rung.drop > job.max_drop + 1e-9
+        loses_more = max_drop is not None and rung.drop > max_drop + 1e-9
         if is_worse or loses_more:
             reason = f"is neither faster nor better than {best}"
             if not is_worse:
-                reason = (
-                    f"loses {100 * rung.drop:.2f} points, more than max_drop allows ({100 * (job.max_drop or 0):g})"
-                )
+                reason = f"loses {100 * rung.drop:.2f} points, more than max_drop allows ({100 * (max_drop or 0):g})"
             state.notes.append(f"{name}: left out, as it {reason}; the nearest is {best}.")
             if processes().is_main_process:
                 shutil.rmtree(rung.folder, ignore_errors=True)
@@ -294,7 +262,7 @@ def _climb(job: Job, state: State, targets: Sequence[float], *, refine: bool) ->
             if not loses_more:
                 left, number = left[1:], number + 1
                 continue
-            if asked and left[1:]:
+            if not job.request.refine and left[1:]:
                 state.notes.append(f"{_names(left[1:])}: not tried, as {name} loses too much already.")
             between = round(math.sqrt(target * (last.target if last else 1.0)), 1)
             left = [between] if refine and (last.target if last else 1.0) < between < target else []
@@ -312,80 +280,11 @@ def _names(targets: Sequence[float]) -> str:
     return ", ".join(f"{target:g}x" for target in targets)
 
 
-def _check_not_sharded(args: DistillationArguments) -> None:
-    kinds = {"FSDP": args.fsdp, "DeepSpeed": args.deepspeed}
-    asked = [one for one, value in kinds.items() if value or parse_flag_from_env(f"ACCELERATE_USE_{one.upper()}")]
-    if asked:
-        raise CompressionError(
-            f"compress trains whole models, in one process or several; args or the launcher ask for {asked[0]}, which "
-            "trains a model in pieces. Leave it out."
-        )
-
-
-def _read_speedups(speedup: Any, max_drop: float | None) -> list[float]:
-    if max_drop is not None:
-        check_fraction("max_drop", max_drop, "the loss of accuracy that is allowed")
-    if speedup is None:
-        return list(SPEEDUPS if max_drop is None else _STEPS)
-    several = isinstance(speedup, Iterable) and not isinstance(speedup, str | Mapping | Tensor)
-    given = list(speedup) if several else [speedup]
-    if not given or not all(is_number(one) and 1 < one < 1000 for one in given):
-        raise CompressionError(
-            f"speedup={speedup!r} must be a number above 1, how many times as fast, or several, such as (2, 4)."
-        )
-    return sorted({float(one) for one in given})
-
-
-def _check(
-    runtime: Any,
-    time_limit: Any,
-    importance: Any,
-    reconstruct: Any,
-    batch_size: Any,
-    length: Any,
-    max_length: Any,
-    round_to: Any,
-    evaluations: Any,
-    seed: Any,
-) -> None:
-    check_choice("runtime", runtime, RUNTIMES)
-    if runtime != "torch":
-        from hfcompress.deploy.runtime import import_exporter
-
-        import_exporter()
-    if time_limit is not None:
-        check_number("time_limit", time_limit, zero=False)
-    check_choice("importance", importance, ("auto", "obs", "fisher", "taylor"))
-    check_choice("reconstruct", reconstruct, ("auto", True, False))
-    counts = {"batch_size": batch_size, "round_to": round_to, "evaluations": evaluations}
-    counts |= {name: value for name, value in (("length", length), ("max_length", max_length)) if value is not None}
-    for name, value in counts.items():
-        check_count(name, value)
-    if not is_integer(seed) or not 0 <= seed < 2**32:
-        raise CompressionError(f"seed={seed!r} must be a whole number from 0 to {2**32 - 1}.")
-
-
 def _folder(output_dir: str | os.PathLike[str] | None) -> Path:
     """Return the ladder's folder; a temporary one, of the first process, if none is named."""
     if output_dir is not None:
         return Path(agree(str(Path(output_dir).expanduser())))
     return Path(agree(tempfile.mkdtemp(prefix="hfcompress-ladder-") if processes().is_main_process else ""))
-
-
-def _device(device: Any, runtime: Runtime, trained_on: torch.device) -> torch.device:
-    """Return where models are timed and measured."""
-    if device is None:
-        return trained_on if runtime == "torch" else torch.device("cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CompressionError(f"device={device!r} is none that torch has here ({reason}); pass 'cpu'.") from error
-    if found.type == "meta" or (runtime != "torch" and found.type != "cpu"):
-        with_what = "the meta device runs nothing" if found.type == "meta" else f"runtime={runtime!r} runs on the CPU"
-        raise CompressionError(f"device={device!r}, but {with_what}; leave device=None.")
-    return found
 
 
 def _tabulate(clock: Clock, structure: Structure, round_to: int, progress: Progress) -> TimeTable:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.errors import CompressionError
 from hfcompress.report.intervals import McNemar, SignFlip
-from hfcompress.report.measurements import MB, ForwardPass, Measurement, Speedup, main_quality, speedup
+from hfcompress.report.measurements import MB, Measurement, main_quality
 from hfcompress.report.rendering import draw
 from hfcompress.report.tables import Report, Row, Table, render
+from hfcompress.report.times import ForwardPass, Speedup, speedup
 from hfcompress.search.loss_table import Plan
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Rung:
     @property
     def speedup(self) -> Speedup:
         """How many times as fast as the original it is, as measured, with its 99 % interval."""
-        found = speedup(self.original, self.measured)
+        found = speedup(self.original.passes, self.measured.passes)
         assert found is not None
         return found
 

@@ -22,10 +22,11 @@ from hfcompress.report.comparison import Comparison
 from hfcompress.report.intervals import paired_interval
 from hfcompress.report.vocabulary import VocabularyReport
 from hfcompress.search.candidates import Candidate, Search
-from hfcompress.search.clock import Runtime, on_device
+from hfcompress.search.clock import on_device
 from hfcompress.search.ladder import FULL, Ladder, Rung, describe_test
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.progress import Progress
+from hfcompress.search.request import Request
 from hfcompress.search.rows import Parts
 from hfcompress.search.structure import find_structure
 from hfcompress.search.training import Trained, train_rung
@@ -49,8 +50,6 @@ class Job:
         tokenizers: That of the original, and that of the rungs.
         vocabulary: What was removed of the vocabulary, if anything was.
         search: How plans are searched for.
-        runtime: What serves them.
-        max_drop: The loss that is allowed.
         folder: Of the ladder.
         deadline: By `time.monotonic`, when to stop.
         progress: What shows how far it is.
@@ -64,11 +63,14 @@ class Job:
     tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
     vocabulary: VocabularyReport | None
     search: Search
-    runtime: Runtime
-    max_drop: float | None
     folder: Path
     deadline: float | None
     progress: Progress
+
+    @property
+    def request(self) -> Request:
+        """What is asked of them."""
+        return self.search.request
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -103,7 +105,7 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
     if processes().is_main_process:
         served: Any = on_device(student, job.original.device)
         exported = job.folder / WORK / name
-        if job.runtime != "torch":
+        if job.request.runtime != "torch":
             served, notes = _export(job, student, exported)
         if trained.is_stopped:
             notes.append(describe_stop(job.args, trained))
@@ -114,7 +116,7 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
         rung = Rung(
             name=name,
             target=target,
-            runtime=job.runtime,
+            runtime=job.request.runtime,
             folder=str(folder),
             original=found.rows[FULL],
             measured=found.rows[name],
@@ -127,10 +129,10 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
             notes=tuple(notes),
             stopped=trained.is_stopped,
         )
-        if job.max_drop is not None:
-            rung = replace(rung, notes=(*rung.notes, describe_test(rung, job.max_drop)))
+        if job.request.max_drop is not None:
+            rung = replace(rung, notes=(*rung.notes, describe_test(rung, job.request.max_drop)))
         save_compressed(student, folder, processing_class=job.tokenizer, results=Ladder((rung,), (), str(folder)))
-        if job.runtime != "torch":
+        if job.request.runtime != "torch":
             shutil.rmtree(folder / "onnx", ignore_errors=True)
             shutil.move(exported, folder / "onnx")
     processes().wait_for_everyone()
@@ -143,7 +145,7 @@ def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedC
     from hfcompress.deploy.exported_model import load_exported
     from hfcompress.deploy.exporting import export
 
-    if job.runtime == "onnx-int8":
+    if job.request.runtime == "onnx-int8":
         rows = [{name: row[name] for name in row if name != "teacher_logits"} for row in job.parts.check]
         try:
             export(student, folder, processing_class=job.tokenizer, dtype="int8", dataset=rows, repeats=0)
