@@ -128,7 +128,8 @@ def _what_was_written(arguments: argparse.Namespace, before: int | None) -> str:
     name = _output(arguments)
     begun = () if name is None or arguments.verb != "compress" else ("ladder.json", ".work")
     if any((Path(str(name)).expanduser() / one).exists() for one in begun):
-        return f"what is done of the ladder is in {name}, and the same command goes on from there"
+        without = " without --overwrite" if arguments.overwrite else ""
+        return f"what is done of the ladder is in {name}, and the same command{without} goes on from there"
     return "nothing was written" if _identity(arguments) == before else f"{name} was written"
 
 

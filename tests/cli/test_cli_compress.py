@@ -1,6 +1,7 @@
 """``hfcompress compress``: from a folder and a file of texts to a ladder."""
 
 import json
+from pathlib import Path
 
 import pytest
 from command_line import COLUMNS, contents, load, read_reviews
@@ -8,7 +9,8 @@ from stopwatch import time_by_flops
 from transformers import AutoTokenizer, TrainingArguments
 
 from hfcompress_cli import application
-from hfcompress_cli.commands.compress import set_aside
+from hfcompress_cli.commands import compress as command
+from hfcompress_cli.commands.compress import put_back, set_aside
 from hfcompress_cli.held_out import read_parts
 
 SHORT = ("--epochs", 1, "--speedup", "1.5,2.5", "--batch-size", 4)
@@ -100,6 +102,30 @@ def test_a_ladder_is_replaced_when_another_one_has_begun(tmp_path):
     with set_aside(tmp_path):
         assert [one.name for one in tmp_path.iterdir() if one.is_file()] == ["notes.txt"]
     assert (tmp_path / "ladder.json").read_text() == "not whole"
+
+
+def test_a_ladder_that_was_set_aside_when_a_process_was_killed_comes_back(tmp_path):
+    (tmp_path / "2x").mkdir()
+    for name, text in (("2x/config.json", "{}"), ("ladder.json", '{"rungs": [{"name": "2x"}]}'), ("notes.txt", "mine")):
+        (tmp_path / name).write_text(text)
+    before = contents(tmp_path)
+    for killed_after in (0, 1, 2):
+        moved, rename = [], Path.rename
+
+        def move(self, target, moved=moved, rename=rename, most=killed_after):
+            if len(moved) == most:
+                raise KeyboardInterrupt
+            moved.append(self)
+            return rename(self, target)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "rename", move)
+            patch.setattr(command, "put_back", lambda output: None)  # the process is gone
+            with pytest.raises(KeyboardInterrupt), set_aside(tmp_path):
+                raise KeyboardInterrupt
+        assert len(moved) == killed_after
+        put_back(tmp_path)
+        assert contents(tmp_path) == before
 
 
 def test_the_rows_that_measure_are_those_that_finetune_held_out(data):

@@ -19,6 +19,7 @@ from stopwatch import time_by_flops
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hfcompress import CompressionError, DistillationArguments, DistillationTrainer
+from hfcompress.distill import logits_cache
 from hfcompress.distill.layer_losses import LayerLosses
 from hfcompress.metrics import predict
 from hfcompress.models.inputs import dummy_inputs
@@ -26,9 +27,10 @@ from hfcompress.models.profiling import count_flops
 from hfcompress.search import candidates, compressing, rungs, training
 from hfcompress.search import clock as clocks
 from hfcompress.search.compressing import compress
-from hfcompress.search.ladder import Ladder, Rung, describe_choice, describe_test
+from hfcompress.search.ladder import Ladder, Rung, describe_choice, describe_test, side_by_side
 from hfcompress.search.rows import read_parts, readable, text_lengths, with_logits
-from hfcompress.search.state import State
+from hfcompress.search.state import State, describe_arguments
+from hfcompress.search.training import default_arguments
 
 ROWS = texts(240)
 
@@ -109,6 +111,29 @@ def test_figures_are_those_of_the_models(made):
         assert low <= rung.drop <= high
 
 
+def test_times_are_shown_as_if_all_were_timed_side_by_side(made):
+    """The third rung was timed while the machine was half as fast: the original took twice its time too."""
+    first = made[0].rungs[0]
+
+    def timed(one, factor):
+        passes = (replace(one.passes[0], times_ms=tuple(factor * ms for ms in (10.0, 11, 12, 13, 14, 15, 16, 17, 18))),)
+        return replace(one, passes=passes)
+
+    asked = {"2x": (1.0, 0.5), "4x": (2.0, 0.5)}
+    found = [
+        replace(first, name=name, original=timed(first.original, slow), measured=timed(first.measured, slow * share))
+        for name, (slow, share) in asked.items()
+    ]
+    rows = Ladder(tuple(found), (), "").to_markdown().splitlines()[2:5]
+    cells = [[cell.strip() for cell in row.split("|")[1:5]] for row in rows]
+    assert [(row[0], row[1], row[3]) for row in cells] == [
+        ("original", "1.00x", "14.00"),
+        ("2x", "2.00x", "7.00"),
+        ("4x", "2.00x", "7.00"),
+    ]
+    assert [one.latency_ms for one in side_by_side(found).values()] == [14, 7, 7]
+
+
 def test_the_ladder_shows_itself(made):
     ladder, *_ = made
     assert "1.5x" in str(ladder)
@@ -166,6 +191,7 @@ def test_too_few_rows_for_the_paired_test_are_warned_of(made):
 def test_called_again_it_returns_what_is_done(made, monkeypatch):
     ladder, model, folder = made
     monkeypatch.setattr(compressing, "make_candidate", lambda *args: pytest.fail("made again"))
+    monkeypatch.setattr(compressing, "with_logits", lambda *args: pytest.fail("the teacher was asked again"))
     again = compress(model, ROWS, **settings(folder))
     assert again.to_dict() == ladder.to_dict()
 
@@ -226,7 +252,7 @@ def test_what_goes_on_computes_attention_as_the_original_does(made, tmp_path):
     job = SimpleNamespace(
         base=original, is_late=False, progress=progress, search=None, parts=None, request=request, args=args
     )
-    state = State(tmp_path / "ladder.json", "", [made[0].rungs[0]], [], None)
+    state = State(tmp_path / "ladder.json", "", [made[0].rungs[0]])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compressing, "make_candidate", make)
         compressing._climb(job, state)
@@ -244,6 +270,9 @@ def test_two_processes_make_the_ladder_that_one_does(made, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first["ladder"] == second["ladder"]
+    alone = settings(tmp_path, speedup=1.5)
+    alone["args"].per_device_train_batch_size //= 2
+    assert compress(small(), ROWS, **alone).to_dict() == first["ladder"]  # which one process finds done
     assert done.stderr.count("1.5x: ") == 1
     rung = made[0].rungs[0]
     assert [list(shape) for shape in rung.shapes] == first["ladder"]["rungs"]["1.5x"]["shapes"]
@@ -273,8 +302,12 @@ def test_the_last_that_loses_little_ends_the_ladder(tmp_path, monkeypatch):
     assert not (tmp_path / "ladder" / "3x").exists()
 
 
-def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stopped=()):
-    """Climb with rungs of these speed-ups and losses, by what was asked, and without training any."""
+def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stopped=(), targets=None):
+    """Climb with rungs of these speed-ups and losses, by what was asked, and without training any.
+
+    Returns:
+        The names of the rungs, the notes, and what each rung that was made began with.
+    """
     first = made[0].rungs[0]
     own = replace(first.original, passes=(replace(first.original.passes[0], times_ms=(100.0,) * 8),))
 
@@ -282,33 +315,66 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stoppe
         ratio, drop = found[target]
         passes = (replace(first.measured.passes[0], times_ms=(100.0 / ratio,) * 8),)
         measured = replace(first.measured, passes=passes)
-        folder = str(tmp_path / name)
-        rung = replace(first, name=name, target=target, original=own, measured=measured, drop=drop, folder=folder)
-        return replace(rung, stopped=target in stopped), None
+        (tmp_path / name).mkdir(exist_ok=True)
+        own_folder = {"folder": str(tmp_path / name), "name": name, "target": target}
+        rung = replace(first, original=own, measured=measured, drop=drop, **own_folder)
+        return replace(rung, stopped=target in stopped), SimpleNamespace(name=name)
 
-    patch.setattr(compressing, "make_candidate", lambda *args: None)
+    begun = []
+    patch.setattr(compressing, "make_candidate", lambda above, *rest: begun.append(getattr(above, "name", None)))
     patch.setattr(compressing, "make_rung", make)
+    patch.setattr(compressing, "_load", lambda job, rung: SimpleNamespace(name=rung.name))
     progress = SimpleNamespace(at=lambda *args: None, say=lambda line: None)
-    request = SimpleNamespace(targets=[*found], max_drop=max_drop, refine=refine)
+    request = SimpleNamespace(targets=targets or [*found], max_drop=max_drop, refine=refine)
     job = SimpleNamespace(
         base=None, is_late=False, progress=progress, search=None, parts=None, request=request, args=None
     )
-    state = State(tmp_path / "ladder.json", "", [], [], None)
-    compressing._climb(job, state)
+    state = State.open(tmp_path, "")
+    try:
+        compressing._climb(job, state)
+    finally:
+        again = State.open(tmp_path, "")
+        assert (again.rungs, again.left_out) == ([rung for rung in state.rungs if not rung.stopped], state.left_out)
     assert state.ended != bool(stopped)
-    return [rung.name for rung in state.rungs], state.notes
+    return [rung.name for rung in state.rungs], [*(one.note for one in state.left_out), *state.notes], begun
 
 
 def test_a_rung_is_faster_or_better_than_the_one_above(made, tmp_path, monkeypatch):
     found = {2: (2.1, 0.01), 3: (2.0, 0.02), 4: (4.1, 0.03), 5: (4.0, 0.02)}
-    names, notes = climbed(made, tmp_path, monkeypatch, found)
+    names, notes, begun = climbed(made, tmp_path, monkeypatch, found)
     assert names == ["2x", "4x", "5x"]
+    assert begun == [None, "2x", "2x", "4x"]
     assert notes == ["3x: left out, as it is neither faster nor better than 2x; the nearest is 2x."]
+
+
+def test_the_first_rung_is_faster_or_better_than_the_original(made, tmp_path, monkeypatch):
+    names, notes, _ = climbed(made, tmp_path, monkeypatch, {2: (0.9, 0.0), 3: (3.1, 0.0)})
+    assert names == ["3x"]
+    assert notes == ["2x: left out, as it is neither faster nor better than the original; the nearest is the original."]
+
+
+def test_what_was_left_out_is_not_made_again(made, tmp_path, monkeypatch):
+    found = {2: (2.1, 0.01), 3: (2.0, 0.02), 4: (4.1, 0.03), 5: None}
+    with pytest.raises(TypeError):  # as if it was interrupted at the last
+        climbed(made, tmp_path, monkeypatch, found)
+    names, notes, begun = climbed(made, tmp_path, monkeypatch, found | {5: (5.1, 0.04)})
+    assert (names, begun) == (["2x", "4x", "5x"], ["4x"])
+    assert notes == ["3x: left out, as it is neither faster nor better than 2x; the nearest is 2x."]
+
+
+@pytest.mark.parametrize("between", [(2.5, 0.01), (2.5, 0.02), (2.0, 0.004)], ids=["kept", "too much", "no better"])
+def test_one_between_is_tried_once(between, made, tmp_path, monkeypatch):
+    found = {2: (2.1, 0.003), 3: (3.1, 0.03), 2.4: between}
+    names, notes, begun = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01, refine=True, targets=[2, 3, 4])
+    assert begun == [None, "2x", "2x"]
+    assert names == (["2x", "2.4x"] if between == (2.5, 0.01) else ["2x"])
+    assert notes[0].startswith("3x: left out, as it loses 3.00 points")
+    assert [note[:4] for note in notes[1:]] == ([] if between == (2.5, 0.01) else ["2.4x"])
 
 
 def test_those_beyond_max_drop_are_named(made, tmp_path, monkeypatch):
     found = {2: (2.1, 0.0), 3: (3.1, 0.02), 4: (4.1, 0.0), 5: (5, 0.0)}
-    names, notes = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01)
+    names, notes, _ = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01)
     assert names == ["2x"]
     assert "3x: left out, as it loses 2.00 points, more than max_drop allows (1); the nearest is 2x." in notes
     assert notes[-1] == "4x, 5x: not tried, as 3x loses too much already."
@@ -317,7 +383,7 @@ def test_those_beyond_max_drop_are_named(made, tmp_path, monkeypatch):
 @pytest.mark.parametrize("third", [(3.1, 0.02), (2.0, 0.005)], ids=["more than allowed", "slower and worse"])
 def test_a_rung_that_is_left_out_since_its_training_was_stopped_ends_nothing(third, made, tmp_path, monkeypatch):
     found = {2: (2.1, 0.001), 3: third, 4: (4.1, 0.0)}
-    names, notes = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01, stopped=(3,))
+    names, notes, _ = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01, stopped=(3,))
     assert names == ["2x"]
     assert notes[0].startswith("3x: left out, as it ")
     assert notes[1:] == [
@@ -326,11 +392,14 @@ def test_a_rung_that_is_left_out_since_its_training_was_stopped_ends_nothing(thi
     ]
 
 
-def test_no_time_is_no_rung(tmp_path):
-    ladder = compress(small(), ROWS, **settings(tmp_path, time_limit=1e-9))
+def test_no_time_is_no_rung_but_the_logits_stay(tmp_path, monkeypatch):
+    model = small()
+    ladder = compress(model, ROWS, **settings(tmp_path, time_limit=1e-9))
     assert len(ladder) == 0
     assert "1.5x, 3x: not begun within time_limit." in ladder.notes
     assert "none" in str(ladder)
+    monkeypatch.setattr(logits_cache, "_compute_logits", lambda *args: pytest.fail("the teacher was asked again"))
+    compress(model, ROWS, **settings(tmp_path, time_limit=1e-9))
 
 
 def test_a_rung_whose_training_was_stopped_is_made_again(made, tmp_path, monkeypatch):
@@ -586,6 +655,63 @@ def test_rows_without_a_label_are_read(missing, tmp_path):
     assert sum(weight == 1 for weight in parts.train["weight"]) == 64
 
 
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
+def test_labels_may_be_true_or_false(problem, tmp_path):
+    model = small(problem_type=problem)
+    single = problem == "single_label_classification"
+    labels = [bool(row["labels"]) if single else [bool(row["labels"]), False] for row in ROWS]
+    rows = [dict(row) | {"labels": None if n % 3 else labels[n]} for n, row in enumerate(ROWS)]
+    parts = read_parts(model, word_tokenizer(), rows, None, settings(tmp_path)["args"], None, 0)
+    for part in (parts.train, parts.measure):
+        for value in part["labels"]:
+            assert not any(isinstance(one, bool) for one in (value if isinstance(value, list) else [value]))
+    assert sum(map(bool, parts.train["hfcompress_unlabelled"])) == 160
+
+
+def test_a_text_column_leaves_the_training_as_it_is(tmp_path, monkeypatch):
+    rows, seen = [{"review": row["text"], "labels": row["labels"]} for row in ROWS], []
+
+    def watch(student, teacher, parts, args, *rest, **more):
+        seen.append(args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rungs, "train_rung", watch)
+    with pytest.raises(KeyboardInterrupt):
+        compress(small(), rows, **settings(tmp_path, text_column="review", args=None))
+    args = default_arguments(seen[0].output_dir, "single_label_classification", labelled=True, seed=0)
+    args.text_column = "review"
+    assert describe_arguments(seen[0]) == describe_arguments(args)
+
+
+def test_the_page_says_what_rungs_are_trained_with():
+    page = (Path(__file__).parents[2] / "docs" / "compress.md").read_text()
+    code = page.partition("### The training of a rung")[2].partition("```python\n")[2].partition("```")[0]
+    found = {}
+    exec(code, found)
+    own = default_arguments("training", "single_label_classification", labelled=True, seed=found["args"].seed)
+    where = {"bf16": False, "fp16": False, "use_cpu": False, "dataloader_pin_memory": True}  # as the device has it
+    written, expected = (describe_arguments(one) | where for one in (found["args"], own))
+    kept = {"save_strategy": "no", "logging_strategy": "no", "per_device_eval_batch_size": 64}  # no model differs
+    assert written | kept == expected
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_model_that_names_no_padding_reads_that_of_the_tokenizer(architecture, tmp_path):
+    model = build(architecture, layers=2, vocab_size=3 + len(WORDS), pad_token_id=None)
+    ladder = compress(model, ROWS, **settings(tmp_path, speedup=1.3))
+    assert model.config.pad_token_id is None
+    for rung in ladder.rungs:
+        assert rung.model.config.pad_token_id == word_tokenizer().pad_token_id
+    assert len(ladder) == 1
+
+
+def test_int8_needs_rows_to_judge_it_by(tmp_path):
+    rows = ROWS.select(range(12))
+    with pytest.raises(CompressionError, match="judges int8 by a third of the rows that no rung learns from, 4; "):
+        compress(small(), ROWS, **settings(tmp_path, runtime="onnx-int8", eval_dataset=rows))
+    assert not (tmp_path / "ladder").exists()
+
+
 def test_rows_without_a_label_learn_from_the_teacher(tmp_path):
     rows = [dict(row) | ({"labels": None} if n % 3 else {}) for n, row in enumerate(ROWS)]
     ladder = compress(small(), rows, **settings(tmp_path, speedup=2))
@@ -656,6 +782,8 @@ def test_a_teacher_with_its_own_tokenizer_reads_no_more_than_it_can(most, tmp_pa
         ({"speedup": torch.tensor(2.0)}, "speedup=.* must be a number above 1"),
         ({"output_dir": 5}, "output_dir=5 is no path"),
         ({"seed": None}, "seed=None must be a whole number"),
+        ({"text_column": "review"}, "text_column='review' beside args=: name it there"),
+        ({"args": None, "text_pair_column": 2}, "text_pair_column=2 must be the name of a column"),
         ({"teacher": "bert"}, "teacher must be a model, not str"),
         ({"teacher": build("bert")}, "the teacher's 100, so the teacher cannot read"),
         ({"eval_dataset": "rows"}, "eval_dataset must be a data set with rows"),
@@ -743,6 +871,7 @@ def test_models_in_pieces_are_refused(kind, tmp_path, monkeypatch):
         ([{"text": "good", "labels": -5}] * 50, "Row 0 of train_dataset has the label -5"),
         ([{"text": "good", "labels": 0.5}] * 50, "Row 0 of train_dataset has the label 0.5"),
         ([{"input_ids": [3]}, {"text": "good"}], "Row 1 of train_dataset has no 'input_ids'"),
+        ([{"text": "good", "labels": [1, 0]}, {"text": "good", "labels": -1}], "do not make a table: cannot mix list"),
     ],
     ids=[
         "empty",
@@ -756,6 +885,7 @@ def test_models_in_pieces_are_refused(kind, tmp_path, monkeypatch):
         "no class",
         "half a class",
         "mixed",
+        "mixed labels",
     ],
 )
 def test_rows_that_do_not_do_are_refused(rows, message, tmp_path):

@@ -33,6 +33,7 @@ from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_
 from hfcompress.models.exported import ExportedModule
 from hfcompress.models.heads_and_neurons import find_linear_paths
 from hfcompress.models.inputs import check_dataset, read_examples
+from hfcompress.models.padding import pad_like
 from hfcompress.models.tensors import check_has_values, stored_bytes
 from hfcompress.models.tokenizers import check_tokenizer, encode_texts
 from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
@@ -223,7 +224,5 @@ def _float32_copy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     own.config.dtype = torch.float32
     own.config.architectures = [type(own).__name__]
     vars(own.config).pop("quantization_config", None)  # a plan of shapes, which are in the graph
-    text = own.config.get_text_config()
-    if text.pad_token_id is None:
-        text.pad_token_id = own.config.pad_token_id = tokenizer.pad_token_id
+    pad_like(own, tokenizer)
     return own

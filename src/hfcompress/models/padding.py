@@ -85,6 +85,13 @@ def padded_with(model: nn.Module, index: int | None) -> Iterator[None]:
         config.pad_token_id = before
 
 
+def pad_like(model: nn.Module, tokenizer: Any) -> None:
+    """Set ``config.pad_token_id``, if it is None, to the id that a tokenizer pads with, in place."""
+    config, text = get_config(model), _text_config(model)
+    if getattr(text, "pad_token_id", 0) is None:
+        text.pad_token_id = config.pad_token_id = tokenizer.pad_token_id
+
+
 @contextmanager
 def without_padding(model: nn.Module) -> Iterator[None]:
     """Let a model without ``config.pad_token_id`` read batches without padding, of each text the last token too."""

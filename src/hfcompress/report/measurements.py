@@ -157,32 +157,31 @@ def make_table(models: Mapping[str, Measurement], *, verbose: bool) -> Table:
 def main_figures(models: Mapping[str, Measurement]) -> Table:
     """Return the main figures, a row a model, without empty columns."""
     first, *_ = ones = list(models.values())
-    packed: _Form = _megabytes if any(one.passes for one in ones) else "-".format
+    packed: _Form = megabytes if any(one.passes for one in ones) else "-".format
     columns = {
         "model": list(models),
-        "parameters": _cells(ones, "parameters", "{:,}".format),
-        "sparsity": _cells(ones, "sparsity", "{:.1%}".format),
-        "MB": _cells(ones, "bytes", _megabytes),
-        "MB packed": _cells(ones, "bytes_packed", packed),
-        "GFLOPs": _cells(ones, "flops", lambda flops: _three_digits(flops / 1e9)),
-        "ms a batch": _cells(ones, "latency_ms", "{:.1f}".format),
+        "parameters": cells(ones, "parameters", "{:,}".format),
+        "sparsity": cells(ones, "sparsity", "{:.1%}".format),
+        "MB": cells(ones, "bytes", megabytes),
+        "MB packed": cells(ones, "bytes_packed", packed),
+        "GFLOPs": cells(ones, "flops", lambda flops: three_digits(flops / 1e9)),
+        "ms a batch": cells(ones, "latency_ms", "{:.1f}".format),
         "speed-up": [
             "1.00x" if one is first and one.passes else str(speedup(first.passes, one.passes) or "-") for one in ones
         ],
-        **_quality_columns(ones),
-        "against first": _cells(ones, "paired_test", lambda test: f"{test.verdict} (p {_p_value(test)})"),
+        **main_quality_columns(ones),
+        **{head: cells(ones, name, "{:.3f}".format) for head, name in (_LABEL_FIGURES | _CORRELATIONS).items()},
+        "against first": cells(ones, "paired_test", lambda test: f"{test.verdict} (p {p_value(test)})"),
     }
-    table = [[head, *cells] for head, cells in columns.items() if set(cells) != {"-"}]
+    table = [[head, *column] for head, column in columns.items() if set(column) != {"-"}]
     return Table(list(zip(*table, strict=True)), "<" + ">" * (len(table) - 1))
 
 
-def _quality_columns(ones: Sequence[Measurement]) -> dict[str, list[str]]:
-    """Return the columns of the figures of quality, by their heads."""
+def main_quality_columns(ones: Sequence[Measurement]) -> dict[str, list[str]]:
+    """Return the columns of the figure of quality that pictures show, by their heads."""
     label, figure, _ = main_quality(ones)
     form, of_ends = _FORMS[figure]
-    columns = {label: _cells(ones, figure, form), "95 % interval": _cells(ones, f"{figure}_interval", of_ends)}
-    others = _LABEL_FIGURES | _CORRELATIONS
-    return columns | {head: _cells(ones, name, "{:.3f}".format) for head, name in others.items()}
+    return {label: cells(ones, figure, form), "95 % interval": cells(ones, f"{figure}_interval", of_ends)}
 
 
 def main_quality(ones: Sequence[Measurement]) -> tuple[str, str, bool]:
@@ -203,31 +202,31 @@ def all_figures(models: Mapping[str, Measurement]) -> Table:
     rows = [["", *models]]
 
     def add(label: str, name: str, form: _Form, records: Sequence[Any] = ones, *, ratios: bool = True) -> None:
-        cells = _cells(records, name, form)
+        written = cells(records, name, form)
         base, *values = (record and getattr(record, name) for record in records)
         for index, value in enumerate(values, start=1):
             if ratios and value is not None and base:
-                cells[index] += f" ({value / base:.3f}x)"
-        if set(cells) != {"-"}:
-            rows.append([label, *cells])
+                written[index] += f" ({value / base:.3f}x)"
+        if set(written) != {"-"}:
+            rows.append([label, *written])
 
     add("parameters", "parameters", "{:,}".format)
     add("parameters that are not zero", "nonzeros", "{:,}".format)
     add("zeros of the prunable weights", "sparsity", "{:.2%}".format, ratios=False)
-    add("MB in memory", "bytes_in_memory", lambda size: _three_digits(size / MB))
-    add("MB on disk, dense", "bytes", lambda size: _three_digits(size / MB))
-    add("MB on disk, packed", "bytes_packed", lambda size: _three_digits(size / MB))
+    add("MB in memory", "bytes_in_memory", lambda size: three_digits(size / MB))
+    add("MB on disk, dense", "bytes", lambda size: three_digits(size / MB))
+    add("MB on disk, packed", "bytes_packed", lambda size: three_digits(size / MB))
     for index in range(max(len(one.passes) for one in ones)):
         passes = [one.passes[index] if index < len(one.passes) else None for one in ones]
         speedups = [None, *(speedup(first.passes, other.passes, index) for other in others)]
         batch = f", {' or '.join(dict.fromkeys(one.label for one in passes if one))}"
-        add(f"GFLOPs{batch}", "flops", lambda flops: _three_digits(flops / 1e9), passes)
+        add(f"GFLOPs{batch}", "flops", lambda flops: three_digits(flops / 1e9), passes)
         add(f"ms, median{batch}", "latency_ms", "{:.2f}".format, passes)
         add(f"ms, quartiles{batch}", "quartiles_ms", "{0[0]:.2f} to {0[1]:.2f}".format, passes, ratios=False)
         add(f"speed-up{batch}", "label", str, speedups, ratios=False)
         add(f"speed-up, 99 % interval{batch}", "interval", "{0[0]:.2f}x to {0[1]:.2f}x".format, speedups, ratios=False)
-        add(f"examples a second{batch}", "throughput", _three_digits, passes)
-        add(f"peak memory in MB{batch}", "peak_bytes", lambda size: _three_digits(size / MB), passes)
+        add(f"examples a second{batch}", "throughput", three_digits, passes)
+        add(f"peak memory in MB{batch}", "peak_bytes", lambda size: three_digits(size / MB), passes)
     add("labelled examples", "examples", "{:,}".format, ratios=False)
     accuracy, interval = accuracy_name(ones), "{0[0]:.3f} to {0[1]:.3f}".format
     add(accuracy, "accuracy", "{:.3f}".format)
@@ -237,11 +236,11 @@ def all_figures(models: Mapping[str, Measurement]) -> Table:
         add(f"{label}, 95 % interval", f"{name}_interval", interval, ratios=False)
     for label, name in (("F1", "f1"), ("cross-entropy", "cross_entropy"), ("calibration error", "calibration_error")):
         add(label, name, "{:.3f}".format)
-    add("mean squared error", "mse", _three_digits)
+    add("mean squared error", "mse", three_digits)
     add(
         "mean squared error, 95 % interval",
         "mse_interval",
-        lambda ends: " to ".join(map(_three_digits, ends)),
+        lambda ends: " to ".join(map(three_digits, ends)),
         ratios=False,
     )
     for label, name in _CORRELATIONS.items():
@@ -249,7 +248,7 @@ def all_figures(models: Mapping[str, Measurement]) -> Table:
         add(f"{label}, 95 % interval", f"{name}_interval", interval, ratios=False)
     alike = "labels predicted like the reference" if accuracy == "label accuracy" else "predictions like the reference"
     add(alike, "agreement", "{:.1%}".format, ratios=False)
-    add("mean distance from the reference", "reference_difference", _three_digits, ratios=False)
+    add("mean distance from the reference", "reference_difference", three_digits, ratios=False)
     only_one_right = "{0.only_first}, {0.only_this}".format
     add("only the reference right, only this one right", "mcnemar", only_one_right, ratios=False)
     add("McNemar's test", "mcnemar", _test_result, ratios=False)
@@ -322,36 +321,38 @@ def _explain_quality(ones: Sequence[Measurement], *, verbose: bool) -> list[str]
     return notes
 
 
-def _cells(records: Sequence[Any], name: str, form: _Form) -> list[str]:
+def cells(records: Sequence[Any], name: str, form: _Form) -> list[str]:
     """Write an attribute of each record; "-" or "undefined" where the record or the attribute is None."""
     values = (record and getattr(record, name) for record in records)
     absent = ("undefined" if name in getattr(record, "undefined", ()) else "-" for record in records)
     return [missing if value is None else form(value) for value, missing in zip(values, absent, strict=True)]
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / MB:.1f}" if size >= MB else _three_digits(size / MB)
+def megabytes(size: int) -> str:
+    """Write a size in bytes as megabytes."""
+    return f"{size / MB:.1f}" if size >= MB else three_digits(size / MB)
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
     """Write three significant digits, or all digits before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
-def _three_digits_of_ends(ends: tuple[float, float]) -> str:
-    return f"{_three_digits(ends[0])} to {_three_digits(ends[1])}"
+def _ends(ends: tuple[float, float]) -> str:
+    return f"{three_digits(ends[0])} to {three_digits(ends[1])}"
 
 
 # Of the figure that the main table shows with its interval.
 _FORMS: dict[str, tuple[_Form, _Form]] = {
     "accuracy": ("{:.3f}".format, "{0[0]:.3f} to {0[1]:.3f}".format),
-    "mse": (_three_digits, _three_digits_of_ends),
+    "mse": (three_digits, _ends),
 }
 
 
 def _test_result(test: McNemar | SignFlip) -> str:
-    return f"{test.verdict}, p {_p_value(test)}"
+    return f"{test.verdict}, p {p_value(test)}"
 
 
-def _p_value(test: McNemar | SignFlip) -> str:
+def p_value(test: McNemar | SignFlip) -> str:
+    """Write the p-value of a test."""
     return f"{test.p_value:.3f}" if test.p_value >= 0.001 else "< 0.001"

@@ -136,9 +136,6 @@ class Clock:
 
         assert self._tokenizer is not None
         own = copy.deepcopy(model).cpu().float()
-        text = own.config.get_text_config()
-        if text.pad_token_id is None:
-            text.pad_token_id = self._tokenizer.pad_token_id
         with evaluation_mode(own):
             inputs = GraphInputs(own, self._tokenizer)
             graph = build_graph(own, inputs)

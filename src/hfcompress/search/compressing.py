@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import shutil
 import tempfile
@@ -21,16 +20,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import max_tokens
+from hfcompress.models.padding import pad_like
 from hfcompress.models.profiling import TimeTable
 from hfcompress.search.candidates import Search, TooFastError, make_candidate
 from hfcompress.search.clock import Clock, Runtime, on_device, typical_length
-from hfcompress.search.ladder import FULL, Ladder, describe_choice
+from hfcompress.search.ladder import FULL, Ladder, Rung, describe_choice
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.progress import Progress
-from hfcompress.search.request import check_models, check_training_and_place, read_device, read_request
+from hfcompress.search.request import (
+    LEAST_FOR_INT8,
+    Request,
+    check_models,
+    check_training_and_place,
+    read_device,
+    read_request,
+)
 from hfcompress.search.rows import check_teacher, read_parts, readable, text_lengths, with_logits
 from hfcompress.search.rungs import WORK, Job, describe_rung, make_rung
-from hfcompress.search.state import State, describe_arguments, digest_call
+from hfcompress.search.state import LeftOut, State, describe_arguments, digest_call
 from hfcompress.search.structure import Structure, find_structure
 from hfcompress.search.training import check_training, default_arguments
 from hfcompress.search.vocabulary import read_with, with_fewer_tokens
@@ -52,6 +59,8 @@ def compress(
     device: str | torch.device | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     time_limit: float | None = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
     args: DistillationArguments | None = None,
     importance: Importance | Literal["auto"] = "auto",
     reconstruct: bool | Literal["auto"] = "auto",
@@ -76,8 +85,8 @@ def compress(
     Args:
         model: The fine-tuned classifier; it is not changed. All weights of the smaller ones are trained, also those
             that are frozen in it.
-        train_dataset: Rows with texts (``text``, or the columns that ``args`` names), or ``input_ids``; and ``labels``,
-            as a Trainer takes them. Rows without a label (None, -1 or -100) learn from the teacher alone.
+        train_dataset: Rows with texts, or ``input_ids``; and ``labels``, as a Trainer takes them. Rows without a label
+            (None; where there is one class a row, also -1 or -100) learn from the teacher alone.
         processing_class: The tokenizer, saved beside each model.
         eval_dataset: Other labelled rows, which the model was not fine-tuned on: a third of them, 1,000 at most, says
             whether a training is kept, and the others measure the models. These choose nothing, but with ``max_drop``
@@ -97,7 +106,11 @@ def compress(
         output_dir: The folder for the models; a temporary one if None.
         time_limit: In minutes: training stops then, and what is done by then is returned. The same call later makes a
             model again whose training was stopped, and goes on from there.
-        args: How each model is trained; four epochs at 5e-5, which falls linearly, if None.
+        text_column: Column of the text; ``"text"`` if None. Where ``args`` is passed, name it there.
+        text_pair_column: Column of the second text of a pair.
+        args: How each model is trained, all of it. If None, for four epochs at 5e-5, which falls linearly, on the
+            labels (cross-entropy, or the mean squared error) and on the teacher (KL divergence at temperature 2, or the
+            mean squared error) by halves, in the mixed precision that the device computes natively.
         importance: How heads and neurons are ranked: ``"obs"``, ``"fisher"`` or ``"taylor"``, as for
             `prune_structured`. ``"auto"``: ``"obs"`` where outputs are reconstructed, else ``"fisher"``.
         reconstruct: Whether outputs are reconstructed; ``"auto"``: yes.
@@ -111,7 +124,8 @@ def compress(
             of which all rows must have the text then. It makes models smaller, not faster. A text with another token is
             made up of shorter pieces; what that costs is in the accuracy measured.
         round_to: Neurons stay in multiples of this.
-        evaluations: Plans that are evaluated on calibration rows, at most, for each model.
+        evaluations: Plans that are evaluated on calibration rows, at most, for each model: the first search; each of
+            up to four others, where the plan that was found misses its time as measured, evaluates a quarter as many.
         seed: Of the rows held out, the search and, where ``args`` is None, the training.
 
     Returns:
@@ -126,7 +140,7 @@ def compress(
         ``ladder = hfc.compress(model, data, processing_class=tokenizer, speedup=(2, 4), output_dir="ladder")``
     """
     check_models(model, processing_class, teacher, teacher_processing_class)
-    check_training_and_place(args, output_dir, time_limit)
+    check_training_and_place(args, (text_column, text_pair_column), output_dir, time_limit)
     request = read_request(
         speedup=speedup,
         max_drop=max_drop,
@@ -142,15 +156,23 @@ def compress(
         seed=seed,
     )
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
-    reading = args or DistillationArguments(output_dir=WORK, report_to="none")
+    reading = args or DistillationArguments(
+        output_dir=WORK, report_to="none", text_column=text_column or "text", text_pair_column=text_pair_column
+    )
     original = copy.deepcopy(model).to(reading.device).eval()
     for parameter in filter(torch.is_floating_point, original.parameters()):
         parameter.requires_grad_(True)  # as those have that are loaded where a call goes on
+    pad_like(original, processing_class)
     parts = read_parts(model, processing_class, train_dataset, eval_dataset, reading, request.max_length, request.seed)
     reads_ids = check_teacher(model, processing_class, teacher, teacher_processing_class, parts, reading)
     if request.importance in ("fisher", "taylor") and not parts.labelled:
         raise CompressionError(
             f"importance={request.importance!r} needs labels, and train_dataset has none; choose 'obs'."
+        )
+    if request.runtime == "onnx-int8" and len(parts.check) < LEAST_FOR_INT8:
+        raise CompressionError(
+            f"runtime='onnx-int8' judges int8 by a third of the rows that no rung learns from, {len(parts.check)}; "
+            f"pass an eval_dataset of at least {3 * LEAST_FOR_INT8} rows, or choose runtime='onnx'."
         )
     base, tokenizer, fewer = original, processing_class, None
     if request.vocabulary:
@@ -170,10 +192,13 @@ def compress(
     folder = _folder(output_dir)
     if args is None:
         own.output_dir = str(folder / WORK)
+        own.text_column, own.text_pair_column = reading.text_column, reading.text_pair_column
     args = own
-    settings = asdict(request) | {"device": str(served_on), "args": describe_arguments(args)}
+    settings = asdict(request) | {"device": served_on.type, "args": describe_arguments(args)}
     tokenizers = processing_class, teacher_processing_class
-    state = State.open(folder, digest_call(model, teacher, parts, settings, tokenizers))
+    state = State.open(folder, agree(digest_call(model, teacher, parts, settings, tokenizers)))
+    if state.ended:
+        return _ladder(state, request, folder)
     with _progress(args, len(request.targets)) as progress:
         progress.at("the teacher's logits", 0)
         of_teacher = None if reads_ids else teacher_processing_class
@@ -201,10 +226,15 @@ def compress(
             progress=progress,
         )
         _climb(job, state)
-    if processes().is_main_process:
+    if (state.ended or output_dir is None) and processes().is_main_process:  # else a later call reads the logits there
         shutil.rmtree(folder / WORK, ignore_errors=True)
+    return _ladder(state, request, folder)
+
+
+def _ladder(state: State, request: Request, folder: Path) -> Ladder:
     chosen = [] if request.max_drop is None else describe_choice(state.rungs, request.max_drop)
-    return Ladder(tuple(state.rungs), (*state.notes, *chosen), str(folder))
+    left_out = [one.note for one in state.left_out]
+    return Ladder(tuple(state.rungs), (*left_out, *state.notes, *chosen), str(folder))
 
 
 def _climb(job: Job, state: State) -> None:
@@ -214,66 +244,70 @@ def _climb(job: Job, state: State) -> None:
         job: What they have in common.
         state: What is done; noted as it grows.
     """
-    above, left, number = job.base, list(job.request.targets), 0
-    max_drop, refine = job.request.max_drop, job.request.refine
-    while left and not state.ended:
-        target, name = left[0], f"{left[0]:g}x"
-        done = next((rung for rung in state.rungs if rung.name == name), None)
-        if done is not None:
-            # No config says how attention is computed, and the original may do it otherwise than what is loaded.
-            attention: str = getattr(job.base.config, "_attn_implementation", None) or "eager"
-            above = load_compressed(done.folder, attn_implementation=attention).to(job.args.device)
-            left, number = left[1:], number + 1
-            continue
+    request, made = job.request, dict[str, PreTrainedModel]()
+    while left := state.to_make(request.targets, refine=request.refine):
+        target, *left = left
+        name = f"{target:g}x"
         if job.is_late:
-            state.notes.append(f"{_names(left)}: not begun within time_limit.")
+            state.notes.append(f"{_names([target, *left])}: not begun within time_limit.")
             return
-        base = _OF_TABLE + number * _OF_RUNG
+        base = _OF_TABLE + (len(state.rungs) + len(state.left_out)) * _OF_RUNG
 
         def tick(done: float, what: str = f"{name}: search", base: float = base) -> None:
             job.progress.at(what, base + _OF_SEARCH * done)
 
-        last = state.rungs[-1] if state.rungs else None
-        best = last.name if last else FULL
+        last = state.below(target)
+        above = job.base if last is None else made.pop(last.name, None) or _load(job, last)
         try:
             candidate = make_candidate(above, job.search, job.parts, 1 / target, tick)
         except TooFastError as error:
             reached = f" The nearest is {last.name}, {last.speedup.ratio:.2f} times." if last else ""
             state.notes.append(
-                f"{_names(left)}: cannot be reached; even the fewest heads, neurons and layers are predicted to be "
-                f"{1 / error.share:.1f} times as fast.{reached}"
+                f"{_names([target, *left])}: cannot be reached; even the fewest heads, neurons and layers are "
+                f"predicted to be {1 / error.share:.1f} times as fast.{reached}"
             )
             break
         rung, student = make_rung(job, candidate, name, target, base + _OF_SEARCH)
-        is_worse = last is not None and rung.speedup.ratio <= last.speedup.ratio and rung.drop >= last.drop
-        loses_more = max_drop is not None and rung.drop > max_drop + 1e-9
-        if is_worse or loses_more:
-            reason = f"is neither faster nor better than {best}"
-            if not is_worse:
-                reason = f"loses {100 * rung.drop:.2f} points, more than max_drop allows ({100 * (max_drop or 0):g})"
-            state.notes.append(f"{name}: left out, as it {reason}; the nearest is {best}.")
-            if processes().is_main_process:
-                shutil.rmtree(rung.folder, ignore_errors=True)
-            if rung.stopped:  # its whole training may do better, so nothing ends here
-                state.notes.append(f"{name}: time_limit stopped its training; the same call makes it again.")
-                if left[1:]:
-                    state.notes.append(f"{_names(left[1:])}: not begun within time_limit.")
-                return
-            if not loses_more:
-                left, number = left[1:], number + 1
-                continue
-            if not job.request.refine and left[1:]:
-                state.notes.append(f"{_names(left[1:])}: not tried, as {name} loses too much already.")
-            between = round(math.sqrt(target * (last.target if last else 1.0)), 1)
-            left = [between] if refine and (last.target if last else 1.0) < between < target else []
-            refine = False
+        reason, loses_more = _why_left_out(rung, last, request.max_drop)
+        if reason is None:
+            state.rungs.append(rung)
+            made = {name: student}
+            state.write()
+            job.progress.say(describe_rung(rung))
             continue
-        state.rungs.append(rung)
+        made = {} if last is None else {last.name: above}
+        if processes().is_main_process:
+            shutil.rmtree(rung.folder, ignore_errors=True)
+        note = f"{name}: left out, as it {reason}; the nearest is {last.name if last else 'the ' + FULL}."
+        if rung.stopped:  # its whole training may do better, so nothing ends here
+            state.notes += [note, f"{name}: time_limit stopped its training; the same call makes it again."]
+            if left:
+                state.notes.append(f"{_names(left)}: not begun within time_limit.")
+            return
+        state.left_out.append(LeftOut(target, loses_more, note))
         state.write()
-        job.progress.say(describe_rung(rung))
-        above, left, number = student, left[1:], number + 1
+        if loses_more and left and not request.refine:
+            state.notes.append(f"{_names(left)}: not tried, as {name} loses too much already.")
     state.ended = True
     state.write()
+
+
+def _why_left_out(rung: Rung, last: Rung | None, max_drop: float | None) -> tuple[str | None, bool]:
+    """Say why a rung is not in the ladder, if it is not, and whether that is since it loses more than is allowed."""
+    ratio, drop = (1.0, 0.0) if last is None else (last.speedup.ratio, last.drop)
+    loses_more = max_drop is not None and rung.drop > max_drop + 1e-9
+    if rung.speedup.ratio <= ratio and rung.drop >= drop:
+        return f"is neither faster nor better than {last.name if last else 'the ' + FULL}", loses_more
+    if max_drop is not None and loses_more:
+        return f"loses {100 * rung.drop:.2f} points, more than max_drop allows ({100 * max_drop:g})", True
+    return None, False
+
+
+def _load(job: Job, rung: Rung) -> PreTrainedModel:
+    """Load a rung of an earlier call; no config says how attention is computed, and the original's may be another."""
+    attention: str = getattr(job.base.config, "_attn_implementation", None) or "eager"
+    model: PreTrainedModel = load_compressed(rung.folder, attn_implementation=attention).to(job.args.device)
+    return model
 
 
 def _names(targets: Sequence[float]) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.errors import CompressionError
 from hfcompress.report.intervals import McNemar, SignFlip
-from hfcompress.report.measurements import MB, Measurement, main_quality
+from hfcompress.report.measurements import Measurement, cells, main_quality_columns, megabytes, p_value
 from hfcompress.report.rendering import draw
 from hfcompress.report.tables import Report, Row, Table, render
 from hfcompress.report.times import ForwardPass, Speedup, speedup
@@ -46,6 +46,7 @@ class Rung:
         recipe: How it was trained, in words.
         notes: What else is to say about it.
         stopped: Whether its training was stopped by ``time_limit``.
+        held_out: Whether the rows that measure were held out of ``train_dataset``, as there was no ``eval_dataset``.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Rung:
     recipe: str
     notes: tuple[str, ...] = ()
     stopped: bool = False
+    held_out: bool = False
 
     @property
     def speedup(self) -> Speedup:
@@ -195,7 +197,7 @@ class Ladder(Report):
     def _models(self) -> dict[str, Measurement]:
         if not self.rungs:
             raise CompressionError(f"The ladder has no rung, so there is nothing to draw. {' '.join(self.notes)}")
-        return {FULL: self.rungs[0].original} | {rung.name: rung.measured for rung in self.rungs}
+        return side_by_side(self.rungs)
 
     def _table(self) -> Table:
         return rung_table(self.rungs, self.notes)
@@ -253,41 +255,59 @@ def _points(loss: float) -> str:
     return f"{100 * loss:g} point{'' if loss == 0.01 else 's'}"
 
 
+def side_by_side(rungs: Sequence[Rung]) -> dict[str, Measurement]:
+    """Return the original and the rungs as if all had been timed in turns with each other.
+
+    Each rung was timed in turns with the original alone, and a machine is not always as fast. So of each the times are
+    the original's median beside the first rung, by what it took of the original's time in each of its own rounds.
+    """
+    first = rungs[0].original
+    models = {FULL: first}
+    for rung in rungs:
+        own, before = rung.measured.passes[0], rung.original.passes[0]
+        shares = (one / other for one, other in zip(own.times_ms, before.times_ms, strict=True))
+        times = tuple(first.passes[0].latency_ms * share for share in shares)
+        models[rung.name] = replace(rung.measured, passes=(replace(own, times_ms=times),))
+    return models
+
+
 def rung_table(rungs: Sequence[Rung], notes: Sequence[str] = ()) -> Table:
     """Return the table of a ladder, the original first."""
     if not rungs:
         return Table([("rung",), ("none",)], "<", notes)
-    label, figure, _ = main_quality([rungs[0].original])
-    head = ("rung", "speed-up", "99 % interval", "ms", label, "95 % interval", "kept", "p", "MB", "recipe")
-    first = rungs[0].original
-    rows: list[Row] = [
-        head,
-        (FULL, "1.00x", "", f"{first.latency_ms:.2f}", *_quality(first, figure), "", "", _mb(first), ""),
-    ]
-    for rung in rungs:
-        found, own, test = rung.speedup, rung.measured, rung.measured.paired_test
-        between = "few rounds" if found.interval is None else "{:.2f} to {:.2f}".format(*found.interval)
-        kept = "-" if rung.kept is None else f"{rung.kept:.1%}"
-        p = "-" if test is None else f"{test.p_value:.3f}"
-        cells = (f"{found.ratio:.2f}x", between, f"{own.latency_ms:.2f}", *_quality(own, figure), kept, p, _mb(own))
-        rows.append((rung.name, *cells, rung.recipe))
+    models, first = side_by_side(rungs), rungs[0].original
+    ones, speedups = list(models.values()), [rung.speedup for rung in rungs]
+    lost, form = ("points lost", _as_points) if first.mse is None else ("R2 lost", "{:.3f}".format)
+    tests = [rung.measured.paired_test for rung in rungs]
+    intervals = ["few rounds" if one.interval is None else "{:.2f} to {:.2f}".format(*one.interval) for one in speedups]
+    losses = [f"{form(rung.drop)} ({' to '.join(map(form, rung.drop_interval))})" for rung in rungs]
+    columns = {
+        "rung": list(models),
+        "speed-up": ["1.00x", *(f"{one.ratio:.2f}x" for one in speedups)],
+        "99 % interval": ["", *intervals],
+        "ms": cells(ones, "latency_ms", "{:.2f}".format),
+        **main_quality_columns(ones),
+        "kept": ["", *("-" if rung.kept is None else f"{rung.kept:.1%}" for rung in rungs)],
+        lost: ["", *losses],
+        "p": ["", *("-" if test is None else p_value(test) for test in tests)],
+        "MB": cells(ones, "bytes", megabytes),
+        "recipe": ["", *(rung.recipe for rung in rungs)],
+    }
+    table = [[head, *column] for head, column in columns.items()]
     timed = first.passes[0]
+    held_out = ", held out of those to learn from: if the original was fine-tuned on them, it is worse on others"
     own_notes = [
-        f"Measured in turns with the original, {timed.label} tokens, on {first.device} with {first.threads} threads; "
-        f"quality of {first.examples:,} rows that taught nothing. p: the paired test against the original."
+        f"Each timed in turns with the original, {timed.label} tokens, on {first.device} with {first.threads} threads; "
+        "ms: of the original beside the first rung, divided by the speed-up.",
+        f"Quality of {first.examples:,} rows that no rung learned from{held_out if rungs[0].held_out else ''}. {lost}: "
+        "with the 95 % interval of the paired difference; p: the paired test against the original.",
     ]
     own_notes += [f"{rung.name}: {note}" for rung in rungs for note in rung.notes]
-    return Table(rows, "<>>>>>>>><", [*own_notes, *notes])
+    return Table(list(zip(*table, strict=True)), "<>>>>>>>>><", [*own_notes, *notes])
 
 
-def _quality(one: Measurement, figure: str) -> tuple[str, str]:
-    value, interval = getattr(one, figure), getattr(one, f"{figure}_interval")
-    between = "-" if interval is None else "{:.3f} to {:.3f}".format(*interval)
-    return "-" if value is None else f"{value:.3f}", between
-
-
-def _mb(one: Measurement) -> str:
-    return f"{one.bytes / MB:.1f}"
+def _as_points(loss: float) -> str:
+    return f"{100 * loss:.2f}"
 
 
 def _read_measurement(values: Mapping[str, Any]) -> Measurement:

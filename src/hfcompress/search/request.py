@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from hfcompress.shrink.importance import Importance
 from hfcompress.shrink.request import check_model
 from hfcompress.validation import check_choice, check_count, check_fraction, check_number, is_integer, is_number
 
+LEAST_FOR_INT8 = 10  # rows to judge it by
 SPEEDUPS = (2.0, 4.0, 10.0)
 _STEPS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0)  # tried in turn where only max_drop is given
 
@@ -121,7 +122,7 @@ def check_models(model: Any, tokenizer: Any, teacher: Any, teacher_tokenizer: An
     if tokenizer.pad_token is None:
         raise CompressionError(
             "processing_class has no padding token, and models are trained on padded batches; set it, such as "
-            "tokenizer.pad_token = tokenizer.eos_token, and model.config.pad_token_id to its id."
+            "tokenizer.pad_token = tokenizer.eos_token."
         )
     if teacher is None and teacher_tokenizer is not None:
         raise CompressionError("teacher_processing_class= is the tokenizer of teacher=; pass that too, or leave both.")
@@ -130,10 +131,18 @@ def check_models(model: Any, tokenizer: Any, teacher: Any, teacher_tokenizer: An
         check_tokenizer(teacher_tokenizer, "teacher_processing_class")
 
 
-def check_training_and_place(args: Any, output_dir: Any, time_limit: Any) -> None:
-    """Refuse arguments of a training in pieces, what is no folder, and no time."""
+def check_training_and_place(args: Any, columns: Sequence[Any], output_dir: Any, time_limit: Any) -> None:
+    """Refuse arguments of a training in pieces, columns that are named twice, what is no folder, and no time."""
     if args is not None and not isinstance(args, DistillationArguments):
         raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
+    named = {
+        name: one for name, one in zip(("text_column", "text_pair_column"), columns, strict=True) if one is not None
+    }
+    for name, one in named.items():
+        if args is not None:
+            raise CompressionError(f"{name}={one!r} beside args=: name it there, DistillationArguments({name}=...).")
+        if not isinstance(one, str):
+            raise CompressionError(f"{name}={one!r} must be the name of a column.")
     kinds = {"FSDP": args and args.fsdp, "DeepSpeed": args and args.deepspeed}
     asked = [one for one, value in kinds.items() if value or parse_flag_from_env(f"ACCELERATE_USE_{one.upper()}")]
     if asked:

@@ -47,6 +47,7 @@ class Parts:
         measure_original: The same, as the original reads them: other ids, where rungs have a smaller vocabulary.
         labelled: Whether rows to learn from have labels.
         problem: What the labels mean.
+        held_out: Whether the last three were held out of those to learn from.
     """
 
     train: Dataset
@@ -55,15 +56,13 @@ class Parts:
     measure_original: Dataset
     labelled: bool
     problem: Problem
+    held_out: bool
 
     def calibration(self, *, labels: bool) -> list[dict[str, Any]]:
         """Return evenly spaced rows of those to learn from, with or without their labels."""
         data = self.train
-        if labels and self.labelled:
-            known = [n for n, value in enumerate(data["labels"]) if not _is_missing(value, self.problem)]
-            if "hfcompress_unlabelled" in data.column_names:
-                known = [n for n, unknown in enumerate(data["hfcompress_unlabelled"]) if not unknown]
-            data = data.select(known)
+        if labels and "hfcompress_unlabelled" in data.column_names:
+            data = data.select([n for n, unknown in enumerate(data["hfcompress_unlabelled"]) if not unknown])
         count = min(_CALIBRATION, len(data))
         rows = data.select([n * len(data) // count for n in range(count)])
         left_out = {"teacher_logits", "hfcompress_unlabelled"} | (set() if labels else {"labels"})
@@ -129,7 +128,7 @@ def read_parts(
         rows = _fill_labels(rows, unknown, problem, args)
     elif all(unknown) and "labels" in rows.column_names:
         rows = rows.remove_columns("labels")
-    return Parts(rows, check, measure, measure, not all(unknown), problem)
+    return Parts(rows, check, measure, measure, not all(unknown), problem, eval_dataset is None)
 
 
 def check_teacher(
@@ -250,7 +249,13 @@ def _read(
             raise CompressionError(
                 f"Row {blank[0]} of {owner} has no {blank[1]!r}, and others have it; give it to all or to none."
             )
-        data = datasets.Dataset.from_list([{name: _plain(row.get(name)) for name in columns} for row in rows])
+        try:
+            data = datasets.Dataset.from_list([{name: _plain(row.get(name)) for name in columns} for row in rows])
+        except (TypeError, ValueError) as error:  # pyarrow's
+            raise CompressionError(
+                f"The rows of {owner} do not make a table: {error}. Give each column values of one kind, and None "
+                "where there is no label."
+            ) from error
     if data.format["type"] == "custom":
         raise CompressionError(
             f"{owner} has a transform (set_transform), which compress would leave out; apply it with map, or call "
@@ -268,8 +273,8 @@ def _read(
     if lacking or not len(data):
         raise CompressionError(
             f"{owner} has {len(data)} rows with the columns {', '.join(data.column_names) or 'none'}, and neither "
-            f"'input_ids' nor {' and '.join(map(repr, texts))}: name the columns of the texts in args=, "
-            "DistillationArguments(text_column=..., text_pair_column=...)."
+            f"'input_ids' nor {' and '.join(map(repr, texts))}: name the columns of the texts, text_column=... and "
+            "text_pair_column=... (in args=, if you pass that)."
         )
     for name in texts:
         check_texts(f"{owner}[{name!r}]", data[name])
@@ -317,8 +322,15 @@ def _with_known_ids(owner: str, model: PreTrainedModel, data: Dataset) -> Datase
 
 
 def _with_classes(data: Dataset, problem: Problem) -> Dataset:
-    """Turn classes that are floats, as pandas makes them where some are missing, into whole numbers."""
-    if problem != "single_label_classification" or "labels" not in data.column_names:
+    """Turn True and False, and classes that are floats, as pandas makes them where some are missing, into numbers."""
+    if "labels" not in data.column_names:
+        return data
+    feature: Any = data.features["labels"]
+    inner = getattr(feature, "feature", feature)
+    if getattr(inner, "dtype", None) == "bool":
+        number = type(inner)("int64")
+        return data.cast_column("labels", number if inner is feature else type(feature)(number, length=feature.length))
+    if problem != "single_label_classification":
         return data
     labels = [None if value != value else value for value in data["labels"]]
     floats = [value for value in labels if isinstance(value, float)]
@@ -370,6 +382,9 @@ def _fill_labels(rows: Dataset, unknown: Sequence[bool], problem: Problem, args:
         blank = -100
     labels = [blank if missing else value for value, missing in zip(rows["labels"], unknown, strict=True)]
     given = rows[column] if column in rows.column_names else [1.0] * len(rows)
+    lacking = next((n for n, (value, missing) in enumerate(zip(given, unknown, strict=True)) if value is None), None)
+    if lacking is not None:
+        raise CompressionError(f"A row to learn from has no {column!r}, and others have it; give it to all or to none.")
     weights = [0.0 if missing else float(value) for value, missing in zip(given, unknown, strict=True)]
     rows = rows.remove_columns([name for name in ("labels", column) if name in rows.column_names])
     rows = rows.add_column("labels", labels).add_column(column, weights)
@@ -393,4 +408,5 @@ def _is_missing(value: Any, problem: Problem) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, Tensor) or hasattr(value, "tolist") else value
+    value = value.tolist() if isinstance(value, Tensor) or hasattr(value, "tolist") else value
+    return None if isinstance(value, float) and value != value else value  # NaN is how pandas writes a missing value

@@ -128,6 +128,7 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
             recipe=_recipe(job, candidate, trained),
             notes=tuple(notes),
             stopped=trained.is_stopped,
+            held_out=job.parts.held_out,
         )
         if job.request.max_drop is not None:
             rung = replace(rung, notes=(*rung.notes, describe_test(rung, job.request.max_drop)))

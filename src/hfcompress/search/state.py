@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,21 @@ _STATE = "ladder.json"
 _VERSION = 1
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A rung that was made, and is not in the ladder.
+
+    Attributes:
+        target: The speed-up that was asked.
+        loses_more: Whether it loses more than ``max_drop`` allows; else it is neither faster nor better.
+        note: Why, in words.
+    """
+
+    target: float
+    loses_more: bool
+    note: str
+
+
 @dataclass
 class State:
     """What is done, as the file in the ladder's folder has it.
@@ -36,16 +52,18 @@ class State:
         file: The file.
         digest: Of the arguments.
         rungs: Those that are done.
-        notes: What could not be reached.
+        left_out: Those that are not in the ladder.
+        notes: What was not made.
         times: The table of times.
         ended: Whether there is nothing left to do.
     """
 
     file: Path
     digest: str
-    rungs: list[Rung]
-    notes: list[str]
-    times: TimeTable | None
+    rungs: list[Rung] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    times: TimeTable | None = None
     ended: bool = False
 
     @classmethod
@@ -56,11 +74,12 @@ class State:
         if not there.is_dir():
             raise CompressionError(f"output_dir={str(folder)!r}: {str(there)!r} is a file; name a folder.")
         if not file.exists():
-            return cls(file, digest, [], [], None)
+            return cls(file, digest)
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             same = found["version"] == _VERSION and found["digest"] == digest
             rungs = [Rung.from_dict(one) for one in found["rungs"]] if same else []
+            left_out = [LeftOut(**one) for one in found["left_out"]]
             table, notes, ended = found["times"], list(found["notes"]), found["ended"]
             times = table and TimeTable(
                 tuple(table["heads"]), tuple(table["neurons"]), tuple(map(tuple, table["times"])), table["rest"]
@@ -73,10 +92,31 @@ class State:
                 "output_dir, or remove that one."
             )
         whole = [*takewhile(lambda rung: not rung.stopped and (folder / rung.name).is_dir(), rungs)]
-        # The others are made again.
         whole = [replace(rung, folder=str(folder / rung.name)) for rung in whole]
-        ended = ended and len(whole) == len(rungs)
-        return cls(file, digest, whole, notes if ended else [], times, ended)
+        if len(whole) < len(rungs):  # the others are made again, and so is what was left out beside them
+            left_out = [one for one in left_out if one.target < rungs[len(whole)].target]
+            ended = False
+        return cls(file, digest, whole, left_out, notes if ended else [], times, ended)
+
+    def below(self, target: float) -> Rung | None:
+        """Return the fastest rung of those that were asked to be slower."""
+        return next((rung for rung in reversed(self.rungs) if rung.target < target), None)
+
+    def to_make(self, targets: Sequence[float], *, refine: bool) -> list[float]:
+        """Return the speed-ups of which there is still a rung to make.
+
+        Args:
+            targets: Those that are asked, ascending.
+            refine: Whether one between the last that loses little and the first that loses more is tried.
+        """
+        tried = [rung.target for rung in self.rungs] + [one.target for one in self.left_out]
+        too_much = min((one.target for one in self.left_out if one.loses_more), default=None)
+        if too_much is None:
+            return [target for target in targets if target not in tried]
+        least = max((rung.target for rung in self.rungs), default=1.0)
+        between = round(math.sqrt(too_much * least), 1)
+        is_new = all(target in targets for target in tried)
+        return [between] if refine and is_new and least < between < too_much else []
 
     def write(self) -> None:
         """Write what is done, at once or not at all."""
@@ -85,6 +125,7 @@ class State:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         values = {"version": _VERSION, "digest": self.digest, "times": self.times and asdict(self.times)}
         values |= {"rungs": [rung.to_dict() for rung in self.rungs], "notes": self.notes}
+        values["left_out"] = [asdict(one) for one in self.left_out]
         values["ended"] = self.ended
         temporary = self.file.with_name(f".{_STATE}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -93,7 +134,7 @@ class State:
 
 def describe_arguments(args: DistillationArguments) -> dict[str, Any]:
     """Return what of the arguments can change a model."""
-    places = ("output_dir", "logging_dir", "run_name", "disable_tqdm", "hub_token", "logging_steps")
+    places = ("output_dir", "logging_dir", "run_name", "disable_tqdm", "hub_token", "logging_steps", "local_rank")
     return {name: value for name, value in json.loads(args.to_json_string()).items() if name not in places}
 
 

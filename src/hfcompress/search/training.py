@@ -181,6 +181,7 @@ def _make_trainer(
 ) -> DistillationTrainer:
     own = copy.copy(args)
     own.disable_tqdm, own.load_best_model_at_end, own.eval_strategy = True, False, "no"
+    own.save_strategy = "no"  # a rung that is interrupted is made again
     trainer = DistillationTrainer(
         model=student,
         args=own,

@@ -37,7 +37,7 @@ def with_fewer_tokens(
         if lacking:
             raise CompressionError(
                 f"vocabulary=True needs the texts of all rows, and {owner} has no column {lacking[0]!r}; add it to "
-                "the rows, or name the columns in args=DistillationArguments(text_column=..., text_pair_column=...)."
+                "the rows, or name the columns, text_column=... and text_pair_column=... (in args=, if you pass that)."
             )
         if not len(data):  # of so few rows that none checks the training
             continue

@@ -61,23 +61,26 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress_cli.data import encode, read_rows
     from hfcompress_cli.held_out import read_parts
     from hfcompress_cli.models import load
-    from hfcompress_cli.outputs import terminal_width
+    from hfcompress_cli.outputs import seen_before, terminal_width
 
     output = Path(arguments.output).expanduser()
+    if launch.is_main():
+        put_back(output)
     check_output(output, arguments.overwrite)
     columns, label = options.text_columns(arguments), arguments.label_column
     reading, reads_labels = options.reading(arguments), options.labels(arguments)
-    _, rows, _, others = read_parts(arguments, label, None, arguments.seed)
+    table, rows, other_table, others = read_parts(arguments, label, None, arguments.seed)
     model, tokenizer = load(arguments.model, trained=True, reads_texts=True)
 
-    def encoded(part: Any) -> Any:
-        return with_texts(encode(part, columns, label, model, tokenizer, arguments.max_length, **reads_labels), part)
+    def encoded(part: Any, whole: Any) -> Any:
+        made = encode(part, columns, label, model, tokenizer, arguments.max_length, table=whole, **reads_labels)
+        return with_texts(made, part)
 
     def with_texts(made: list[Any], part: Any) -> list[Any]:
         kept = columns if arguments.vocabulary else []  # which is encoded anew
         return [own | {name: row[name] for name in kept} for own, row in zip(made, part, strict=True)]
 
-    learned = encoded(rows)
+    learned = encoded(rows, table)
     for source in arguments.unlabelled:
         more = read_rows(source, columns, None, seed=arguments.seed, **reading | {"rows": None})
         learned += with_texts(encode(more, columns, None, model, tokenizer, arguments.max_length), more)
@@ -97,7 +100,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
             model,
             learned,
             processing_class=tokenizer,
-            eval_dataset=encoded(others) if others else None,
+            eval_dataset=encoded(others, other_table) if others else None,
             speedup=arguments.speedup,
             max_drop=arguments.max_drop,
             runtime=arguments.runtime,
@@ -114,7 +117,10 @@ def run(arguments: argparse.Namespace) -> options.Results:
     if launch.is_main():
         write_page(ladder, output / "index.html")
         print(f"Written to {arguments.output}.", file=sys.stderr)
-    return ladder.to_text(width=terminal_width()), ladder.to_dict()
+    text = ladder.to_text(width=terminal_width())
+    if arguments.eval_data is None and others:
+        text += f"\n{seen_before('the model')}"
+    return text, ladder.to_dict()
 
 
 def write_page(ladder: Any, file: Path) -> None:
@@ -142,18 +148,24 @@ def set_aside(output: Path) -> Iterator[None]:
     if file.is_file():
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        for name in (*_rungs(file), file.name):
+        for name in (file.name, *_rungs(file)):  # without that file it is known to be unfinished
             if (output / name).exists():
                 (output / name).rename(aside / name)
     try:
         yield
     finally:
-        if aside.is_dir() and not file.exists():
-            for one in list(aside.iterdir()):
-                one.rename(output / one.name)
-        shutil.rmtree(aside, ignore_errors=True)
-        with suppress(OSError):  # it is not there, or holds what a ladder goes on with
-            aside.parent.rmdir()
+        put_back(output)
+
+
+def put_back(output: Path) -> None:
+    """Put a ladder that was set aside back into its folder, if no other one has begun; forget it else."""
+    aside = output / ".work" / "replaced"
+    if aside.is_dir() and not (output / "ladder.json").exists():
+        for one in sorted(aside.iterdir(), key=lambda one: one.name == "ladder.json"):  # by which it is known, last
+            one.rename(output / one.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):  # it is not there, or holds what a ladder goes on with
+        aside.parent.rmdir()
 
 
 def _rungs(file: Path) -> list[str]:
