@@ -288,7 +288,7 @@ def _climb(job: Job, state: State) -> None:
         state.write()
         if loses_more and left and not request.refine:
             state.notes.append(f"{_names(left)}: not tried, as {name} loses too much already.")
-    state.ended = True
+    state.ended = not any(rung.stopped for rung in state.rungs)
     state.write()
 
 
