@@ -24,13 +24,14 @@ RESULTS = Path(__file__).with_name("results")
 TEMPLATE = Path(__file__).with_name("comparison.md.j2")
 PAGE = Path("docs", "comparison", "index.md")
 RUNS = {"paper": "IMDB, MiniLM", "base-sentences": "sentences, base scale"}  # folders of the results
+LADDER, OF = "base-compress", "base-sentences"  # the rows of `compress`, with a BERT of their own; what they belong to
 
 
 class Figures:
     """The figures of the committed runs, as the template asks for them."""
 
     def __init__(self, folder: Path = RESULTS) -> None:
-        self._content = {name: json.loads((folder / name / "results.json").read_text()) for name in RUNS}
+        self._content = {name: json.loads((folder / name / "results.json").read_text()) for name in (*RUNS, LADDER)}
 
     def results(self, run: str, key: str) -> list[Result]:
         """Return a system's results, one a seed."""
@@ -79,12 +80,15 @@ class Figures:
     def table(self) -> str:
         """Return the paper's validation accuracy beside our test accuracies, by system."""
         rows = []
-        for entry in self._content["paper"]["systems"]:
+        ladder = [entry for entry in self._content[LADDER]["systems"] if entry["key"] != "bert"]
+        for entry in [*self._content["paper"]["systems"], *ladder]:
             paper, key = entry["paper"], entry["key"]
             row = {"system": entry["title"], "paper": f"{paper['validation_accuracy'][1]:.2f}" if paper else "-"}
-            for run, title in RUNS.items():
-                row[title] = self.accuracy(run, key)
-                row[f"minus BERT's, {title}"] = "-" if key == "bert" else self.difference(run, key, "bert")
+            for of, title in RUNS.items():
+                run = of if entry not in ladder else LADDER if of == OF else None
+                row[title] = "-" if run is None else self.accuracy(run, key)
+                alone = run is None or key == "bert"
+                row[f"minus BERT's, {title}"] = "-" if alone else self.difference(str(run), key, "bert")
             rows.append(row)
         return tabulate_rows(rows, "github")
 
@@ -105,7 +109,7 @@ def render(figures: Figures) -> str:
         "value": lambda *given: f"{figures.value(*given):.3f}",
         "percent": lambda *given: f"{figures.value(*given):.1%}",
         "cost": figures.cost,
-        "machines": sorted({result["machine"] for run in RUNS for result in figures.all_results(run)}),
+        "machines": sorted({result["machine"] for run in (*RUNS, LADDER) for result in figures.all_results(run)}),
         "timed": figures.timed_on(),
     }
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)

@@ -23,7 +23,7 @@ def draw_epochs(entry: Result, output: Path) -> None:
     left, right = figure.subplots(1, 2)
     _draw_panel(left, entry, "accuracy", {"train": "train_accuracy", "validation": "eval_accuracy"})
     _draw_panel(right, entry, "loss", {"train": "train_loss", "validation": "eval_distillation_loss"})
-    figure.suptitle(f"Figure {number}: {entry['title']}, accuracy and loss over the epochs")
+    figure.suptitle(f"Figure {number}: {_plain(entry['title'])}, accuracy and loss over the epochs")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(output / f"figure-{number}.png", dpi=120)
 
@@ -70,10 +70,15 @@ def _draw_accuracy_against(costs: dict[str, float], label: str, entries: list[Re
     for entry in sorted(entries, key=lambda entry: -accuracies[entry["key"]][0]):
         accuracy, low, high = accuracies[entry["key"]]
         style: dict[str, Any] = {"fmt": markers[entry["key"]], "capsize": 3, "markersize": 8, "alpha": 0.7}
-        style |= {"markerfacecolor": "none", "label": f"{accuracy:.3f} {entry['title']}"}
+        style |= {"markerfacecolor": "none", "label": f"{accuracy:.3f} {_plain(entry['title'])}"}
         axes.errorbar(costs[entry["key"]], accuracy, yerr=[[accuracy - low], [high - accuracy]], **style)
     axes.set(xlabel=label, ylabel=f"{part} accuracy, 95 % interval")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=9)
     figure.savefig(file, dpi=120)
+
+
+def _plain(title: str) -> str:
+    """Return a title without its Markdown."""
+    return title.replace("`", "")

@@ -158,7 +158,7 @@ def format_p(value: float) -> str:
 
 def _further_rows(entries: list[Result]) -> list[dict[str, str]]:
     """Return accuracy, cross-entropy and sparsity before and after the further training of the fine-tuned BERT."""
-    further = [system.key for system in SYSTEMS if system.starts_from_bert]
+    further = [system.key for system in SYSTEMS if system.starts_from_bert and system.speedup is None]
     return [
         {
             "system": entry["title"],

@@ -211,7 +211,7 @@ def test_a_resumed_run_ends_with_the_same_numbers(finished, tmp_path, monkeypatc
     assert "epoch 1:" not in printed[: printed.index("] BERT pruned 10 %")]  # of BERT and GPT-2, one epoch was left
     expected = read_systems(finished)
     assert without_times(read_systems(output)) == without_times({key: expected[key] for key in keys})
-    assert "Still to be trained: BERT pruned 20 %, KD student" in (output / "results.md").read_text()
+    assert "Not in this run: BERT pruned 20 %, KD student" in (output / "results.md").read_text()
 
 
 def test_a_finished_run_only_rewrites_its_report(finished, capsys):
@@ -484,7 +484,7 @@ def test_the_packaged_sentences_are_other_texts():
     assert 50 < lengths[0] < 200 < lengths[1]
 
 
-@pytest.mark.parametrize("preset", ["quick", "paper", "base-sentences"])
+@pytest.mark.parametrize("preset", ["quick", *comparison.RUNS, comparison.LADDER])
 def test_the_committed_report_is_of_the_committed_results(preset):
     folder = ROOT / "examples" / "imdb" / "results" / preset
     content = json.loads((folder / "results.json").read_text())
@@ -492,7 +492,7 @@ def test_the_committed_report_is_of_the_committed_results(preset):
     assert report.render_report(content, pictures) == (folder / "results.md").read_text()
 
 
-@pytest.mark.parametrize("run", comparison.RUNS)
+@pytest.mark.parametrize("run", [*comparison.RUNS, comparison.LADDER])
 def test_committed_accuracies_are_those_of_the_committed_predictions(run):
     content = json.loads((ROOT / "examples" / "imdb" / "results" / run / "results.json").read_text())
     titles = {entry["key"]: entry["title"] for entry in content["systems"]}
