@@ -126,18 +126,22 @@ def _print(arguments: argparse.Namespace, text: str, values: dict[str, Any]) -> 
 def _what_was_written(arguments: argparse.Namespace, before: int | None) -> str:
     """Say what an interrupted verb has written, if anything."""
     name = _output(arguments)
+    same = _identity(arguments) == before
     begun = () if name is None or arguments.verb != "compress" else ("ladder.json", ".work")
+    if begun and arguments.overwrite and before is not None and same:
+        return f"the ladder in {name} is as it was"
     if any((Path(str(name)).expanduser() / one).exists() for one in begun):
         without = " without --overwrite" if arguments.overwrite else ""
         return f"what is done of the ladder is in {name}, and the same command{without} goes on from there"
-    return "nothing was written" if _identity(arguments) == before else f"{name} was written"
+    return "nothing was written" if same else f"{name} was written"
 
 
 def _identity(arguments: argparse.Namespace) -> int | None:
     """Return what tells the folder or file that is written from the one that was there before."""
     name = _output(arguments)
+    file = "ladder.json" if arguments.verb == "compress" else ""  # the folder stays
     try:
-        return None if name is None else Path(name).expanduser().stat().st_ino
+        return None if name is None else (Path(name).expanduser() / file).stat().st_ino
     except OSError:  # there is none
         return None
 

@@ -36,6 +36,9 @@ def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):
         assert rung["measured"]["examples"] == len(reviews) - len(reviews) // 3
         assert AutoTokenizer.from_pretrained(folder)("good")["input_ids"]
     assert "<svg" in (tmp_path / "ladder" / "index.html").read_text()
+    (tmp_path / "ladder" / ".work" / "replaced").mkdir(parents=True)  # as if --overwrite had been killed
+    for name in ("ladder.json", "1.5x", "2.5x"):
+        (tmp_path / "ladder" / name).rename(tmp_path / "ladder" / ".work" / "replaced" / name)
     table = run(*command)  # of what is done
     assert table.startswith("rung")
     assert f"{found['rungs']['2.5x']['speedup']['ratio']:.2f}x" in table

@@ -320,10 +320,10 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stoppe
         rung = replace(first, original=own, measured=measured, drop=drop, **own_folder)
         return replace(rung, stopped=target in stopped), SimpleNamespace(name=name)
 
-    begun = []
+    begun, loaded = [], []
     patch.setattr(compressing, "make_candidate", lambda above, *rest: begun.append(getattr(above, "name", None)))
     patch.setattr(compressing, "make_rung", make)
-    patch.setattr(compressing, "_load", lambda job, rung: SimpleNamespace(name=rung.name))
+    patch.setattr(compressing, "_load", lambda job, rung: loaded.append(rung.name) or SimpleNamespace(name=rung.name))
     progress = SimpleNamespace(at=lambda *args: None, say=lambda line: None)
     request = SimpleNamespace(targets=targets or [*found], max_drop=max_drop, refine=refine)
     job = SimpleNamespace(
@@ -336,6 +336,7 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stoppe
         again = State.open(tmp_path, "")
         assert (again.rungs, again.left_out) == ([rung for rung in state.rungs if not rung.stopped], state.left_out)
     assert state.ended != bool(stopped)
+    assert len(loaded) <= 1  # only where it goes on
     return [rung.name for rung in state.rungs], [*(one.note for one in state.left_out), *state.notes], begun
 
 
@@ -370,6 +371,20 @@ def test_one_between_is_tried_once(between, made, tmp_path, monkeypatch):
     assert names == (["2x", "2.4x"] if between == (2.5, 0.01) else ["2x"])
     assert notes[0].startswith("3x: left out, as it loses 3.00 points")
     assert [note[:4] for note in notes[1:]] == ([] if between == (2.5, 0.01) else ["2.4x"])
+
+
+def test_one_between_that_is_stopped_is_made_again_and_nothing_else(made, tmp_path, monkeypatch):
+    found = {2: (2.1, 0.003), 3: (3.1, 0.03), 2.4: (2.5, 0.01)}
+    asked = {"max_drop": 0.01, "refine": True, "targets": [2, 3, 4]}
+    assert climbed(made, tmp_path, monkeypatch, found, stopped=(2.4,), **asked)[2] == [None, "2x", "2x"]
+    names, _, begun = climbed(made, tmp_path, monkeypatch, found, **asked)
+    assert (names, begun) == (["2x", "2.4x"], ["2x"])
+
+
+def test_one_between_that_was_tried_already_is_not_tried_again(made, tmp_path, monkeypatch):
+    found = {1.5: (8, 0.0), 2: (7, 0.0), 3: (7, 0.0), 4: (7, 0.0), 6: (9, 0.03)}
+    names, _, begun = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01, refine=True)
+    assert (names, len(begun)) == (["1.5x"], 5)
 
 
 def test_those_beyond_max_drop_are_named(made, tmp_path, monkeypatch):
@@ -655,17 +670,29 @@ def test_rows_without_a_label_are_read(missing, tmp_path):
     assert sum(weight == 1 for weight in parts.train["weight"]) == 64
 
 
+def test_weights_are_of_the_rows_with_a_label(tmp_path):
+    rows = [dict(row) | ({"labels": None} if n % 3 else {"weight": 2.0}) for n, row in enumerate(ROWS)]
+    parts = read_parts(small(), word_tokenizer(), rows, None, settings(tmp_path)["args"], None, 0)
+    assert sorted({(row["weight"], row["hfcompress_unlabelled"]) for row in parts.train}) == [(0, True), (2, False)]
+    del rows[0]["weight"]
+    with pytest.raises(CompressionError, match="A row with a label has no 'weight', and others have it"):
+        read_parts(small(), word_tokenizer(), rows, ROWS, settings(tmp_path)["args"], None, 0)
+
+
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
 def test_labels_may_be_true_or_false(problem, tmp_path):
     model = small(problem_type=problem)
     single = problem == "single_label_classification"
     labels = [bool(row["labels"]) if single else [bool(row["labels"]), False] for row in ROWS]
-    rows = [dict(row) | {"labels": None if n % 3 else labels[n]} for n, row in enumerate(ROWS)]
+    rows = [dict(row) | {"labels": None if n % 3 else labels[n], "number": n} for n, row in enumerate(ROWS)]
     parts = read_parts(model, word_tokenizer(), rows, None, settings(tmp_path)["args"], None, 0)
     for part in (parts.train, parts.measure):
         for value in part["labels"]:
             assert not any(isinstance(one, bool) for one in (value if isinstance(value, list) else [value]))
-    assert sum(map(bool, parts.train["hfcompress_unlabelled"])) == 160
+    known = [row for row in parts.train if not row["hfcompress_unlabelled"]]
+    assert len(known) == 64
+    for row in [*known, *parts.check, *parts.measure]:
+        assert row["labels"] == labels[row["number"]]  # True is 1
 
 
 def test_a_text_column_leaves_the_training_as_it_is(tmp_path, monkeypatch):
@@ -688,7 +715,7 @@ def test_the_page_says_what_rungs_are_trained_with():
     code = page.partition("### The training of a rung")[2].partition("```python\n")[2].partition("```")[0]
     found = {}
     exec(code, found)
-    own = default_arguments("training", "single_label_classification", labelled=True, seed=found["args"].seed)
+    own = default_arguments("training", "single_label_classification", labelled=True, seed=0)
     where = {"bf16": False, "fp16": False, "use_cpu": False, "dataloader_pin_memory": True}  # as the device has it
     written, expected = (describe_arguments(one) | where for one in (found["args"], own))
     kept = {"save_strategy": "no", "logging_strategy": "no", "per_device_eval_batch_size": 64}  # no model differs
@@ -700,9 +727,28 @@ def test_a_model_that_names_no_padding_reads_that_of_the_tokenizer(architecture,
     model = build(architecture, layers=2, vocab_size=3 + len(WORDS), pad_token_id=None)
     ladder = compress(model, ROWS, **settings(tmp_path, speedup=1.3))
     assert model.config.pad_token_id is None
-    for rung in ladder.rungs:
-        assert rung.model.config.pad_token_id == word_tokenizer().pad_token_id
     assert len(ladder) == 1
+    rung = ladder.rungs[0]
+    assert rung.model.config.pad_token_id == word_tokenizer().pad_token_id
+    parts = read_parts(model, word_tokenizer(), ROWS, None, settings(tmp_path)["args"], None, 0)
+    with torch.no_grad():
+        right = [
+            int(model.eval()(torch.tensor([r["input_ids"]])).logits.argmax()) == r["labels"] for r in parts.measure
+        ]
+    assert rung.original.accuracy == pytest.approx(np.mean(right))
+
+
+def test_padding_that_a_model_would_take_for_text_is_refused(tmp_path):
+    model, tokenizer = build("gpt2", vocab_size=3 + len(WORDS), pad_token_id=None), word_tokenizer()
+    tokenizer.pad_token = WORDS[0]
+    with pytest.raises(CompressionError, match=f"A text ends with '{WORDS[0]}', with which processing_class pads"):
+        compress(
+            model, [{"text": f"good {WORDS[0]}", "labels": 0}] * 50, **settings(tmp_path, processing_class=tokenizer)
+        )
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    with pytest.raises(CompressionError, match="resize_token_embeddings"):
+        compress(model, ROWS, **settings(tmp_path, processing_class=tokenizer))
+    assert not (tmp_path / "ladder").exists()
 
 
 def test_int8_needs_rows_to_judge_it_by(tmp_path):

@@ -35,7 +35,7 @@ from hfcompress.search.request import (
     read_device,
     read_request,
 )
-from hfcompress.search.rows import check_teacher, read_parts, readable, text_lengths, with_logits
+from hfcompress.search.rows import check_padding, check_teacher, read_parts, readable, text_lengths, with_logits
 from hfcompress.search.rungs import WORK, Job, describe_rung, make_rung
 from hfcompress.search.state import LeftOut, State, describe_arguments, digest_call
 from hfcompress.search.structure import Structure, find_structure
@@ -162,8 +162,9 @@ def compress(
     original = copy.deepcopy(model).to(reading.device).eval()
     for parameter in filter(torch.is_floating_point, original.parameters()):
         parameter.requires_grad_(True)  # as those have that are loaded where a call goes on
-    pad_like(original, processing_class)
     parts = read_parts(model, processing_class, train_dataset, eval_dataset, reading, request.max_length, request.seed)
+    check_padding(model, processing_class, parts)
+    pad_like(original, processing_class)
     reads_ids = check_teacher(model, processing_class, teacher, teacher_processing_class, parts, reading)
     if request.importance in ("fisher", "taylor") and not parts.labelled:
         raise CompressionError(
@@ -198,7 +199,7 @@ def compress(
     tokenizers = processing_class, teacher_processing_class
     state = State.open(folder, agree(digest_call(model, teacher, parts, settings, tokenizers)))
     if state.ended:
-        return _ladder(state, request, folder)
+        return _finish(state, request, folder)
     with _progress(args, len(request.targets)) as progress:
         progress.at("the teacher's logits", 0)
         of_teacher = None if reads_ids else teacher_processing_class
@@ -226,12 +227,13 @@ def compress(
             progress=progress,
         )
         _climb(job, state)
-    if (state.ended or output_dir is None) and processes().is_main_process:  # else a later call reads the logits there
+    return _finish(state, request, folder)
+
+
+def _finish(state: State, request: Request, folder: Path) -> Ladder:
+    """Return the ladder; where it is whole, the teacher's logits are not needed any more."""
+    if state.ended and processes().is_main_process:
         shutil.rmtree(folder / WORK, ignore_errors=True)
-    return _ladder(state, request, folder)
-
-
-def _ladder(state: State, request: Request, folder: Path) -> Ladder:
     chosen = [] if request.max_drop is None else describe_choice(state.rungs, request.max_drop)
     left_out = [one.note for one in state.left_out]
     return Ladder(tuple(state.rungs), (*left_out, *state.notes, *chosen), str(folder))
@@ -284,7 +286,7 @@ def _climb(job: Job, state: State) -> None:
             if left:
                 state.notes.append(f"{_names(left)}: not begun within time_limit.")
             return
-        state.left_out.append(LeftOut(target, loses_more, note))
+        state.left_out.append(LeftOut(target, last.target if last else 1.0, loses_more, note))
         state.write()
         if loses_more and left and not request.refine:
             state.notes.append(f"{_names(left)}: not tried, as {name} loses too much already.")

@@ -258,15 +258,17 @@ def _points(loss: float) -> str:
 def side_by_side(rungs: Sequence[Rung]) -> dict[str, Measurement]:
     """Return the original and the rungs as if all had been timed in turns with each other.
 
-    Each rung was timed in turns with the original alone, and a machine is not always as fast. So of each the times are
-    the original's median beside the first rung, by what it took of the original's time in each of its own rounds.
+    Each rung was timed in turns with the original alone, and a machine is not always as fast. So the original's time is
+    its median beside the first rung, and of each rung that, by what it took of the original's time in its own rounds.
     """
     first = rungs[0].original
-    models = {FULL: first}
+    reference = first.passes[0]
+    steady = replace(reference, times_ms=(reference.latency_ms,) * len(reference.times_ms))
+    models = {FULL: replace(first, passes=(steady,))}
     for rung in rungs:
         own, before = rung.measured.passes[0], rung.original.passes[0]
         shares = (one / other for one, other in zip(own.times_ms, before.times_ms, strict=True))
-        times = tuple(first.passes[0].latency_ms * share for share in shares)
+        times = tuple(reference.latency_ms * share for share in shares)
         models[rung.name] = replace(rung.measured, passes=(replace(own, times_ms=times),))
     return models
 

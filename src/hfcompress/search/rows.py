@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -155,6 +155,28 @@ def check_teacher(
             "token, but teacher= reads other tokens than the model; set both to 0, or pass one with its tokenizer."
         )
     return reads_ids
+
+
+def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, parts: Parts) -> None:
+    """Refuse a tokenizer's padding token that a model without one of its own would take for text, or text for it."""
+    if getattr(model.config.get_text_config(), "pad_token_id", 0) is not None:
+        return
+    index, embeddings = tokenizer.pad_token_id, cast(Any, model.get_input_embeddings())
+    count = len(embeddings.weight)
+    if index >= count:
+        raise CompressionError(
+            f"processing_class pads with the id {index}, and {type(model).__name__} has tokens from 0 to {count - 1}; "
+            "call model.resize_token_embeddings(len(tokenizer)), or choose another padding token."
+        )
+    for data in (parts.train, parts.check, parts.measure):
+        ids = data["input_ids"]
+        masks = data["attention_mask"] if "attention_mask" in data.column_names else ([1] * len(one) for one in ids)
+        read = ([token for token, kept in zip(*row, strict=True) if kept] for row in zip(ids, masks, strict=True))
+        if any(row[-1:] == [index] for row in read):
+            raise CompressionError(
+                f"A text ends with {tokenizer.pad_token!r}, with which processing_class pads, and the config names no "
+                "padding token: the model would read the token before. Add one of its own to tokenizer and model."
+            )
 
 
 def with_logits(
@@ -329,7 +351,7 @@ def _with_classes(data: Dataset, problem: Problem) -> Dataset:
     inner = getattr(feature, "feature", feature)
     if getattr(inner, "dtype", None) == "bool":
         number = type(inner)("int64")
-        return data.cast_column("labels", number if inner is feature else type(feature)(number, length=feature.length))
+        return data.cast_column("labels", number if inner is feature else replace(feature, feature=number))
     if problem != "single_label_classification":
         return data
     labels = [None if value != value else value for value in data["labels"]]
@@ -382,9 +404,12 @@ def _fill_labels(rows: Dataset, unknown: Sequence[bool], problem: Problem, args:
         blank = -100
     labels = [blank if missing else value for value, missing in zip(rows["labels"], unknown, strict=True)]
     given = rows[column] if column in rows.column_names else [1.0] * len(rows)
-    lacking = next((n for n, (value, missing) in enumerate(zip(given, unknown, strict=True)) if value is None), None)
+    lacking = next(
+        (n for n, (value, missing) in enumerate(zip(given, unknown, strict=True)) if value is None and not missing),
+        None,
+    )
     if lacking is not None:
-        raise CompressionError(f"A row to learn from has no {column!r}, and others have it; give it to all or to none.")
+        raise CompressionError(f"A row with a label has no {column!r}, and others have it; give it to all or to none.")
     weights = [0.0 if missing else float(value) for value, missing in zip(given, unknown, strict=True)]
     rows = rows.remove_columns([name for name in ("labels", column) if name in rows.column_names])
     rows = rows.add_column("labels", labels).add_column(column, weights)

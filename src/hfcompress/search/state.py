@@ -35,11 +35,13 @@ class LeftOut:
 
     Attributes:
         target: The speed-up that was asked.
+        above: That of the rung that it was made of; 1 for the original.
         loses_more: Whether it loses more than ``max_drop`` allows; else it is neither faster nor better.
         note: Why, in words.
     """
 
     target: float
+    above: float
     loses_more: bool
     note: str
 
@@ -93,8 +95,8 @@ class State:
             )
         whole = [*takewhile(lambda rung: not rung.stopped and (folder / rung.name).is_dir(), rungs)]
         whole = [replace(rung, folder=str(folder / rung.name)) for rung in whole]
-        if len(whole) < len(rungs):  # the others are made again, and so is what was left out beside them
-            left_out = [one for one in left_out if one.target < rungs[len(whole)].target]
+        if len(whole) < len(rungs):  # the others are made again, and so is what was made of them
+            left_out = [one for one in left_out if one.above in (1.0, *(rung.target for rung in whole))]
             ended = False
         return cls(file, digest, whole, left_out, notes if ended else [], times, ended)
 
@@ -115,7 +117,7 @@ class State:
             return [target for target in targets if target not in tried]
         least = max((rung.target for rung in self.rungs), default=1.0)
         between = round(math.sqrt(too_much * least), 1)
-        is_new = all(target in targets for target in tried)
+        is_new = between not in tried and all(target in targets for target in tried)
         return [between] if refine and is_new and least < between < too_much else []
 
     def write(self) -> None:

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     output = Path(arguments.output).expanduser()
     if launch.is_main():
         put_back(output)
-    check_output(output, arguments.overwrite)
+        check_output(output, arguments.overwrite)
     columns, label = options.text_columns(arguments), arguments.label_column
     reading, reads_labels = options.reading(arguments), options.labels(arguments)
     table, rows, other_table, others = read_parts(arguments, label, None, arguments.seed)
@@ -114,13 +115,12 @@ def run(arguments: argparse.Namespace) -> options.Results:
             vocabulary=arguments.vocabulary,
             seed=arguments.seed,
         )
+    if arguments.eval_data is None and others:
+        ladder = replace(ladder, notes=(*ladder.notes, seen_before("the model")))
     if launch.is_main():
         write_page(ladder, output / "index.html")
         print(f"Written to {arguments.output}.", file=sys.stderr)
-    text = ladder.to_text(width=terminal_width())
-    if arguments.eval_data is None and others:
-        text += f"\n{seen_before('the model')}"
-    return text, ladder.to_dict()
+    return ladder.to_text(width=terminal_width()), ladder.to_dict()
 
 
 def write_page(ladder: Any, file: Path) -> None:
@@ -160,7 +160,9 @@ def set_aside(output: Path) -> Iterator[None]:
 def put_back(output: Path) -> None:
     """Put a ladder that was set aside back into its folder, if no other one has begun; forget it else."""
     aside = output / ".work" / "replaced"
-    if aside.is_dir() and not (output / "ladder.json").exists():
+    if not (aside / "ladder.json").is_file():
+        return
+    if not (output / "ladder.json").exists():
         for one in sorted(aside.iterdir(), key=lambda one: one.name == "ladder.json"):  # by which it is known, last
             one.rename(output / one.name)
     shutil.rmtree(aside, ignore_errors=True)
