@@ -298,11 +298,12 @@ def rung_table(rungs: Sequence[Rung], notes: Sequence[str] = ()) -> Table:
     table = [[head, *column] for head, column in columns.items()]
     timed = first.passes[0]
     held_out = ", held out of those to learn from: if the original was fine-tuned on them, it is worse on others"
+    source = held_out if rungs[0].held_out else ""
     own_notes = [
-        f"Each timed in turns with the original, {timed.label} tokens, on {first.device} with {first.threads} threads; "
+        f"Each timed in turns with the original, {timed.label} tokens, on {first.device}, threads: {first.threads}; "
         "ms: of the original beside the first rung, divided by the speed-up.",
-        f"Quality of {first.examples:,} rows that no rung learned from{held_out if rungs[0].held_out else ''}. {lost}: "
-        "with the 95 % interval of the paired difference; p: the paired test against the original.",
+        f"Quality of {first.examples:,} rows that no rung learned from{source}. With the {lost} the 95 % interval of "
+        "the paired difference; p: the paired test against the original.",
     ]
     own_notes += [f"{rung.name}: {note}" for rung in rungs for note in rung.notes]
     return Table(list(zip(*table, strict=True)), "<>>>>>>>>><", [*own_notes, *notes])
