@@ -98,7 +98,6 @@ class Clock:
             tick: Called after each model.
         """
         light = share_weights(self.original)
-        heads, neurons = (max(counts) for counts in zip(*(b.shape for b in structure.blocks), strict=True))
 
         def time_layers(shapes: Sequence[Shape]) -> float:
             with ExitStack() as undo:
@@ -108,16 +107,19 @@ class Clock:
             tick()
             return share
 
-        points = _POINTS[self._runtime]
-        numbers = grid(heads, 1, points[0]), grid(neurons, round_to, points[1], round_to)
-        return tabulate_times(time_layers, len(structure.blocks), *numbers, fewer=self._fewer(structure))
+        grids = self._grids(structure, round_to)
+        return tabulate_times(time_layers, len(structure.blocks), *grids, fewer=self._fewer(structure))
 
     def count_shapes(self, structure: Structure, round_to: int) -> int:
         """Return how many models `tabulate` times."""
+        heads, neurons = self._grids(structure, round_to)
+        return len(heads) * len(neurons) + (self._fewer(structure) is not None)
+
+    def _grids(self, structure: Structure, round_to: int) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the numbers of heads and of neurons that are timed."""
         heads, neurons = (max(counts) for counts in zip(*(b.shape for b in structure.blocks), strict=True))
         points = _POINTS[self._runtime]
-        pairs = len(grid(heads, 1, points[0])) * len(grid(neurons, round_to, points[1], round_to))
-        return pairs + (self._fewer(structure) is not None)
+        return grid(heads, 1, points[0]), grid(neurons, round_to, points[1], round_to)
 
     def _fewer(self, structure: Structure) -> int | None:
         """The fewest first layers that make a model; None where layers cannot be left out."""
