@@ -306,8 +306,11 @@ CITED = {
             (*AT_MOST_HALF, study_accuracy("schedules", "trained on, nothing pruned")),
         ),
         (
-            r"with it not pruned, pruning at once had ([\d.]+)\.",
-            (study_accuracy("schedules", "one-shot 0.7, pooler not pruned"),),
+            r"with it not pruned, pruning at once had ([\d.]+), the cubic schedule ([\d.]+) and equal steps ([\d.]+),",
+            tuple(
+                study_accuracy("schedules", f"{schedule} 0.7, pooler not pruned")
+                for schedule in ("one-shot", "cubic", "iterative")
+            ),
         ),
     ],
     "docs/distillation.md": [

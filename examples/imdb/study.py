@@ -222,6 +222,11 @@ def render_page(name: str, results: Result, text: str, rows: list[dict[str, str]
     missing = [title for title, of_seeds in results["runs"].items() if not of_seeds]
     if missing:
         text += f" Not run: {', '.join(missing)}."
+    if elsewhere := _trained_elsewhere(results["runs"]):
+        text += (
+            f" From a BERT that was trained again on another machine, in one seed or more: {'; '.join(elsewhere)}. "
+            "There the gain is over the training of the first one with nothing pruned."
+        )
     text = "\n\n".join(textwrap.fill(one, 120, break_on_hyphens=False) for one in text.split("\n\n"))
     runs = [run for of_seeds in results["runs"].values() for run in of_seeds if "machine" in run]
     machines, precisions = ({run[name] for run in runs} for name in ("machine", "precision"))
@@ -233,6 +238,16 @@ def render_page(name: str, results: Result, text: str, rows: list[dict[str, str]
 
 {"; ".join(sorted(machines))}; trained in {" and ".join(sorted(precisions))}. Program: `python -m examples.imdb.{name}`.
 """
+
+
+def _trained_elsewhere(runs: Mapping[str, Sequence[Result]]) -> list[str]:
+    """Return the titles of runs on another machine than that of the BERT whose figures are shown."""
+    first = {run["seed"]: run.get("machine") for run in runs[BERT]}
+    return [
+        title
+        for title, of_seeds in runs.items()
+        if any("machine" in run and run["machine"] != first[run["seed"]] for run in of_seeds)
+    ]
 
 
 def describe_bert(results: Result) -> str:
