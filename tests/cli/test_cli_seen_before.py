@@ -2,6 +2,7 @@
 
 import pytest
 from command_line import COLUMNS
+from stopwatch import time_by_flops
 from transformers import BertModel
 
 CLAUSE = "was trained on these before, its accuracy on others is lower)"
@@ -16,7 +17,8 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("verb", OPTIONS)
-def test_held_out_rows_may_have_been_seen_before(verb, models, data, tmp_path, run):
+def test_held_out_rows_may_have_been_seen_before(verb, models, data, tmp_path, run, monkeypatch):
+    time_by_flops(monkeypatch)
     command = [verb, models / "bert", "--data", data / "train.csv", *COLUMNS, *OPTIONS[verb]]
     printed = run(*command, "-o", tmp_path / "one")
     assert " ".join(printed.split()).count(f"(if the {'teacher' if verb == 'distill' else 'model'} {CLAUSE}") == 1

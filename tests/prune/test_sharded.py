@@ -21,9 +21,9 @@ def run(size, folder):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def found(request, tmp_path_factory):
-    return run(request.param, tmp_path_factory.mktemp("sharded"))
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return run(3, tmp_path_factory.mktemp("sharded"))  # by which few sizes can be divided
 
 
 def test_uneven_and_empty_shards_are_pruned_as_a_stable_sort_says(found):

@@ -35,13 +35,13 @@ torch.save(found, f"{folder}/found.pt")
 """
 HEADS = ("llama", "qwen2", "t5")  # whose config states the size of a head
 NEITHER = ("bloom", "xlm")  # no setting states the neurons
-PLAIN = tuple(name for name in WITH_NEURONS if name not in NEITHER)
+BY_NEURONS = ("bert", *(name for name in WITH_NEURONS if name not in (*NEITHER, *SHRINKABLE)))  # others by FLOPs
 FISHER = {"importance": "fisher", "dataset": LABELLED, "reconstruct": False}
 RECONSTRUCTED = FISHER | {"reconstruct": True}
 TWELVE = {"num_attention_heads": 12, "num_key_value_heads": 12, "hidden_size": 48}  # of which 7 is no divisor
 CASES = (
     {f"{name}-flops": (name, {"flops": 0.85} | FISHER) for name in SHRINKABLE}
-    | {f"{name}-neurons": (name, {"neurons": 0.5} | FISHER) for name in PLAIN}
+    | {f"{name}-neurons": (name, {"neurons": 0.5} | FISHER) for name in BY_NEURONS}
     | {f"{name}-heads": (name, {"heads": 0.5, "neurons": 0.3} | FISHER) for name in HEADS}
     | {
         "bert-parameters": ("bert", {"parameters": 0.9, "importance": "l1"}),
