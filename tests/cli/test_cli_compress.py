@@ -131,6 +131,21 @@ def test_a_ladder_that_was_set_aside_when_a_process_was_killed_comes_back(tmp_pa
         assert contents(tmp_path) == before
 
 
+def test_an_interrupted_overwrite_says_which_ladder_is_there(tmp_path):
+    text = ["compress", "model", "--data", "data.csv", "--overwrite", "-o", str(tmp_path)]
+    arguments = application._parser().parse_args(text)
+    assert application._what_was_written(arguments, None) == "nothing was written"
+    (tmp_path / "ladder.json").write_text("{}")
+    before = application._identity(arguments)
+    with set_aside(tmp_path):  # and no other one has begun
+        pass
+    assert application._what_was_written(arguments, before) == f"the ladder in {tmp_path} is as it was"
+    (tmp_path / "new").write_text("{}")
+    (tmp_path / "new").replace(tmp_path / "ladder.json")
+    said = application._what_was_written(arguments, before)
+    assert said.endswith("and the same command without --overwrite goes on from there")
+
+
 def test_the_rows_that_measure_are_those_that_finetune_held_out(data):
     """So that the accuracies are of rows that the model was not trained on."""
     parts = []

@@ -826,7 +826,7 @@ def test_a_teacher_with_its_own_tokenizer_reads_no_more_than_it_can(most, tmp_pa
         ({"device": "meta"}, "the meta device runs nothing"),
         ({"speedup": {2: 4}}, "speedup=.* must be a number above 1"),
         ({"speedup": torch.tensor(2.0)}, "speedup=.* must be a number above 1"),
-        ({"output_dir": 5}, "output_dir=5 is no path"),
+        ({"output_dir": 5}, "output_dir=5 is not a path"),
         ({"seed": None}, "seed=None must be a whole number"),
         ({"text_column": "review"}, "text_column='review' beside args=: name it there"),
         ({"args": None, "text_pair_column": 2}, "text_pair_column=2 must be the name of a column"),
@@ -895,10 +895,10 @@ def test_a_tokenizer_that_does_not_pad_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DeepSpeed"])
-def test_models_in_pieces_are_refused(kind, tmp_path, monkeypatch):
+def test_sharded_models_are_refused(kind, tmp_path, monkeypatch):
     asked = settings(tmp_path)
     monkeypatch.setenv(f"ACCELERATE_USE_{kind.upper()}", "true")  # as accelerate launch sets it
-    with pytest.raises(CompressionError, match=f"ask for {kind}, which trains a model in pieces"):
+    with pytest.raises(CompressionError, match=f"ask for {kind}, which shards the model"):
         compress(small(), ROWS, **asked)
     assert not (tmp_path / "ladder").exists()
 

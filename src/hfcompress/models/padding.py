@@ -85,18 +85,21 @@ def padded_with(model: nn.Module, index: int | None) -> Iterator[None]:
         config.pad_token_id = before
 
 
+def lacks_pad_id(model: nn.Module) -> bool:
+    """Whether ``config.pad_token_id`` is None, so that the model reads batches without padding alone."""
+    return getattr(_text_config(model), "pad_token_id", 0) is None
+
+
 def pad_like(model: nn.Module, tokenizer: Any) -> None:
     """Set ``config.pad_token_id``, if it is None, to the id that a tokenizer pads with, in place."""
-    config, text = get_config(model), _text_config(model)
-    if getattr(text, "pad_token_id", 0) is None:
-        text.pad_token_id = config.pad_token_id = tokenizer.pad_token_id
+    if lacks_pad_id(model):
+        _text_config(model).pad_token_id = get_config(model).pad_token_id = tokenizer.pad_token_id
 
 
 @contextmanager
 def without_padding(model: nn.Module) -> Iterator[None]:
     """Let a model without ``config.pad_token_id`` read batches without padding, of each text the last token too."""
-    needs_one = getattr(_text_config(model), "pad_token_id", 0) is None
-    with padded_with(model, -1 if needs_one else None):  # an id that no text has
+    with padded_with(model, -1 if lacks_pad_id(model) else None):  # an id that no text has
         yield
 
 

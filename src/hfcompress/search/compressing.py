@@ -231,7 +231,7 @@ def compress(
 
 
 def _finish(state: State, request: Request, folder: Path) -> Ladder:
-    """Return the ladder; where it is whole, the teacher's logits are not needed any more."""
+    """Return the ladder; where it is complete, the teacher's logits are not needed any more."""
     if state.ended and processes().is_main_process:
         shutil.rmtree(folder / WORK, ignore_errors=True)
     chosen = [] if request.max_drop is None else describe_choice(state.rungs, request.max_drop)
@@ -281,7 +281,7 @@ def _climb(job: Job, state: State) -> None:
         if processes().is_main_process:
             shutil.rmtree(rung.folder, ignore_errors=True)
         note = f"{name}: left out, as it {reason}; the nearest is {last.name if last else 'the ' + FULL}."
-        if rung.stopped:  # its whole training may do better, so nothing ends here
+        if rung.stopped:  # its full training may do better, so nothing ends here
             state.notes += [note, f"{name}: time_limit stopped its training; the same call makes it again."]
             if left:
                 state.notes.append(f"{_names(left)}: not begun within time_limit.")

@@ -132,7 +132,7 @@ def check_models(model: Any, tokenizer: Any, teacher: Any, teacher_tokenizer: An
 
 
 def check_training_and_place(args: Any, columns: Sequence[Any], output_dir: Any, time_limit: Any) -> None:
-    """Refuse arguments of a training in pieces, columns that are named twice, what is no folder, and no time."""
+    """Refuse sharded training, columns named beside ``args``, an output_dir that is not a path, and time_limit <= 0."""
     if args is not None and not isinstance(args, DistillationArguments):
         raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
     named = {
@@ -147,13 +147,13 @@ def check_training_and_place(args: Any, columns: Sequence[Any], output_dir: Any,
     asked = [one for one, value in kinds.items() if value or parse_flag_from_env(f"ACCELERATE_USE_{one.upper()}")]
     if asked:
         raise CompressionError(
-            f"compress trains whole models, in one process or several; args or the launcher ask for {asked[0]}, which "
-            "trains a model in pieces. Leave it out."
+            f"compress trains full models, in one process or several; args or the launcher ask for {asked[0]}, which "
+            "shards the model. Leave it out."
         )
     if not isinstance(output_dir, str | os.PathLike | None):
-        raise CompressionError(f"output_dir={output_dir!r} is no path; name a folder.")
+        raise CompressionError(f"output_dir={output_dir!r} is not a path; name a directory.")
     if output_dir is not None and not str(output_dir):
-        raise CompressionError("output_dir is empty; name a folder, '.' for the working directory.")
+        raise CompressionError("output_dir is empty; name a directory, '.' for the working directory.")
     if time_limit is not None:
         check_number("time_limit", time_limit, zero=False)
 

@@ -23,6 +23,7 @@ from hfcompress.metrics import MISSING_LABELS
 from hfcompress.models.classifier import count_outputs, get_problem_type, input_names
 from hfcompress.models.inputs import LABELS, check_lengths, check_mask
 from hfcompress.models.labels import check_class_names, label_order
+from hfcompress.models.padding import lacks_pad_id
 from hfcompress.models.tokenizers import check_texts, token_limit, truncation
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def check_teacher(
 
 def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, parts: Parts) -> None:
     """Refuse a tokenizer's padding token that a model without one of its own would take for text, or text for it."""
-    if getattr(model.config.get_text_config(), "pad_token_id", 0) is not None:
+    if not lacks_pad_id(model):
         return
     index, embeddings = tokenizer.pad_token_id, cast(Any, model.get_input_embeddings())
     count = len(embeddings.weight)
@@ -404,11 +405,7 @@ def _fill_labels(rows: Dataset, unknown: Sequence[bool], problem: Problem, args:
         blank = -100
     labels = [blank if missing else value for value, missing in zip(rows["labels"], unknown, strict=True)]
     given = rows[column] if column in rows.column_names else [1.0] * len(rows)
-    lacking = next(
-        (n for n, (value, missing) in enumerate(zip(given, unknown, strict=True)) if value is None and not missing),
-        None,
-    )
-    if lacking is not None:
+    if any(value is None and not missing for value, missing in zip(given, unknown, strict=True)):
         raise CompressionError(f"A row with a label has no {column!r}, and others have it; give it to all or to none.")
     weights = [0.0 if missing else float(value) for value, missing in zip(given, unknown, strict=True)]
     rows = rows.remove_columns([name for name in ("labels", column) if name in rows.column_names])

@@ -93,12 +93,12 @@ class State:
                 f"{file} is of a ladder that was made with another model, other data or other arguments; name another "
                 "output_dir, or remove that one."
             )
-        whole = [*takewhile(lambda rung: not rung.stopped and (folder / rung.name).is_dir(), rungs)]
-        whole = [replace(rung, folder=str(folder / rung.name)) for rung in whole]
-        if len(whole) < len(rungs):  # the others are made again, and so is what was made of them
-            left_out = [one for one in left_out if one.above in (1.0, *(rung.target for rung in whole))]
+        kept = [*takewhile(lambda rung: not rung.stopped and (folder / rung.name).is_dir(), rungs)]
+        kept = [replace(rung, folder=str(folder / rung.name)) for rung in kept]
+        if len(kept) < len(rungs):  # the others are made again, and so is what was made of them
+            left_out = [one for one in left_out if one.above in (1.0, *(rung.target for rung in kept))]
             ended = False
-        return cls(file, digest, whole, left_out, notes if ended else [], times, ended)
+        return cls(file, digest, kept, left_out, notes if ended else [], times, ended)
 
     def below(self, target: float) -> Rung | None:
         """Return the fastest rung of those that were asked to be slower."""
