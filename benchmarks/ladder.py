@@ -121,14 +121,14 @@ class Run:
         for rung in rungs:
             self._once(f"{rung.name} ladder", partial(self._test_rung, rung))
         self._once("plans", self._predict)
+        for rung in rungs:
+            self._once(f"{rung.name} ladder in int8", partial(self._test_in_int8, rung.name, rung.model))
+        self._once("1x int8", lambda: self._test_in_int8("original", self.clock.original))
         for number, rung in enumerate(rungs, 1):
             self._once(f"{rung.name} layers", partial(self._test_trained, self._with_layers, rung, number))
             self._once(f"{rung.name} fisher", partial(self._test_trained, self._with_fisher, rung, number))
         if rungs:
             self._once("1x control", partial(self._test_trained, self._original, rungs[-1], len(rungs)))
-        self._once("1x int8", lambda: self._test_in_int8("original", self.clock.original))
-        for rung in rungs:
-            self._once(f"{rung.name} ladder in int8", partial(self._test_in_int8, rung.name, rung.model))
 
     def _once(self, name: str, compute: Callable[[], Result]) -> None:
         def announced() -> Result:
