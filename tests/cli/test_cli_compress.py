@@ -91,11 +91,23 @@ def test_a_folder_without_a_ladder_is_left_alone(run, models, data, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_ladder_is_replaced_when_another_one_has_begun(tmp_path):
+def test_a_ladder_is_replaced_when_another_one_has_a_model(tmp_path):
     (tmp_path / "2x").mkdir()
     for name, text in (("2x/config.json", "{}"), ("ladder.json", '{"rungs": [{"name": "2x"}]}'), ("notes.txt", "mine")):
         (tmp_path / name).write_text(text)
     before = contents(tmp_path)
+    for begun in ({}, {"rungs": [], "ended": False}):  # and no model of another one is done
+        with set_aside(tmp_path):
+            if begun:
+                (tmp_path / "2x").mkdir()  # saved, and the process ended before that was noted
+                (tmp_path / "ladder.json").write_text(json.dumps(begun))
+        assert contents(tmp_path) == before
+    with set_aside(tmp_path):
+        (tmp_path / "ladder.json").write_text(json.dumps({"rungs": [], "ended": True}))  # nothing could be reached
+    assert not (tmp_path / "2x").exists()
+    (tmp_path / "2x").mkdir()
+    for name, text in (("2x/config.json", "{}"), ("ladder.json", '{"rungs": [{"name": "2x"}]}')):
+        (tmp_path / name).write_text(text)
     with set_aside(tmp_path):  # and no other one is made
         assert [one.name for one in tmp_path.iterdir() if one.name != ".work"] == ["notes.txt"]
     assert contents(tmp_path) == before

@@ -2,7 +2,6 @@
 
 import pytest
 from command_line import COLUMNS
-from stopwatch import time_by_flops
 from transformers import BertModel
 
 CLAUSE = "was trained on these before, its accuracy on others is lower)"
@@ -12,13 +11,11 @@ OPTIONS = {
     "prune": ["--amount", 0.2, *STEP],
     "shrink": ["--heads", 0.5],
     "distill": ["--student-layers", 1, *STEP],
-    "compress": ["--speedup", 1.2, "--epochs", 0.1],
 }
 
 
 @pytest.mark.parametrize("verb", OPTIONS)
-def test_held_out_rows_may_have_been_seen_before(verb, models, data, tmp_path, run, monkeypatch):
-    time_by_flops(monkeypatch)
+def test_held_out_rows_may_have_been_seen_before(verb, models, data, tmp_path, run):
     command = [verb, models / "bert", "--data", data / "train.csv", *COLUMNS, *OPTIONS[verb]]
     printed = run(*command, "-o", tmp_path / "one")
     assert " ".join(printed.split()).count(f"(if the {'teacher' if verb == 'distill' else 'model'} {CLAUSE}") == 1

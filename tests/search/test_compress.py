@@ -26,6 +26,7 @@ from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.profiling import count_flops
 from hfcompress.search import candidates, compressing, rungs, training
 from hfcompress.search import clock as clocks
+from hfcompress.search.clock import describe_machine
 from hfcompress.search.compressing import compress
 from hfcompress.search.ladder import Ladder, Rung, describe_choice, describe_test, side_by_side
 from hfcompress.search.rows import read_parts, readable, text_lengths, with_logits
@@ -217,6 +218,30 @@ def test_other_arguments_need_another_folder(made):
         compress(model, ROWS, **settings(folder, processing_class=word_tokenizer((*WORDS, "other"))))
 
 
+def test_on_another_machine_times_are_measured_again(made):
+    file = made[2] / "ladder" / "ladder.json"
+    digest, machine = (json.loads(file.read_text())[name] for name in ("digest", "machine"))
+    assert machine == made[0].rungs[0].machine == describe_machine(torch.device("cpu"))
+    assert machine.endswith(f"threads: {torch.get_num_threads()}")
+    assert State.open(file.parent, digest, machine).times is not None
+    elsewhere = State.open(file.parent, digest, "another")
+    assert (elsewhere.times, len(elsewhere.rungs)) == (None, 2)
+
+
+def test_the_table_says_which_rung_was_timed_where(made):
+    first, second = made[0].rungs
+    assert str(made[0]).count(first.machine.partition(",")[0]) == 1
+    notes = " ".join(str(Ladder((first, replace(second, machine="abacus, threads: 1")), (), "")).split())
+    assert f"on {first.machine} (1.5x) and abacus, threads: 1 (3x); ms:" in notes
+
+
+def test_a_ladder_of_another_release_is_refused(made, tmp_path):
+    values = json.loads((made[2] / "ladder" / "ladder.json").read_text())
+    (tmp_path / "ladder.json").write_text(json.dumps(values | {"version": 1}))
+    with pytest.raises(CompressionError, match="another release of hfcompress began"):
+        State.open(tmp_path, values["digest"], values["machine"])
+
+
 def test_interrupted_it_goes_on_to_the_same_ladder(made, tmp_path, monkeypatch):
     ladder, model, _ = made
     make, calls = compressing.make_candidate, []
@@ -252,7 +277,7 @@ def test_what_goes_on_computes_attention_as_the_original_does(made, tmp_path):
     job = SimpleNamespace(
         base=original, is_late=False, progress=progress, search=None, parts=None, request=request, args=args
     )
-    state = State(tmp_path / "ladder.json", "", [made[0].rungs[0]])
+    state = State(tmp_path / "ladder.json", "", "", [made[0].rungs[0]])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compressing, "make_candidate", make)
         compressing._climb(job, state)
@@ -329,11 +354,11 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stoppe
     job = SimpleNamespace(
         base=None, is_late=False, progress=progress, search=None, parts=None, request=request, args=None
     )
-    state = State.open(tmp_path, "")
+    state = State.open(tmp_path, "", "")
     try:
         compressing._climb(job, state)
     finally:
-        again = State.open(tmp_path, "")
+        again = State.open(tmp_path, "", "")
         assert (again.rungs, again.left_out) == ([rung for rung in state.rungs if not rung.stopped], state.left_out)
     assert state.ended != bool(stopped)
     assert len(loaded) <= 1  # only where it goes on
@@ -500,6 +525,10 @@ def test_another_runtime_serves_the_rungs(runtime, tmp_path, monkeypatch):
     with torch.no_grad():
         difference = (rung.model(**text).logits - served(**text).logits).abs().max()
     exact = runtime == "onnx" or any("float32, because int8" in note for note in rung.notes)
+    assert rung.runtime == ("onnx" if exact else "onnx-int8")
+    precision = "float32" if exact else "int8"
+    for shown in (str(ladder), (folder / "README.md").read_text()):
+        assert f"Run by ONNX Runtime in {precision}, and the original by torch" in " ".join(shown.split())
     assert difference < (1e-4 if exact else 0.5)
     assert rung.measured.parameters is None
     assert rung.measured.bytes == (folder / "onnx" / "model.onnx").stat().st_size
@@ -615,6 +644,29 @@ def test_balanced_class_weights_do_not_count_rows_without_a_label(tmp_path):
     assert len(known) < len(parts.train)
     expected = [len(known) / (2 * known.count(label)) for label in (0, 1)]
     assert trainer._label_weights.by_class.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"bf16_full_eval": True},
+        {"prediction_loss_only": True},
+        {"eval_on_start": True, "eval_do_concat_batches": False},
+    ],
+    ids=str,
+)
+def test_arguments_of_an_evaluation_change_no_rung(asked, made, tmp_path):
+    """Rows are predicted before and after a training: in half precision, the weights would stay so."""
+    args = settings(tmp_path)["args"]
+    for name, value in asked.items():
+        setattr(args, name, value)
+    model, student, before = small(), small(), dict(vars(args))
+    parts = read_parts(model, word_tokenizer(), ROWS, None, args, None, 0)
+    parts = readable(with_logits(model, model, parts, None, args, tmp_path), model, args)
+    trained = training.train_rung(student, None, parts, args, word_tokenizer(), deadline=None, tick=lambda done: None)
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+    assert trained.scores is not None
+    assert vars(args) == before
 
 
 @pytest.mark.filterwarnings("ignore:bf16=True on the processor")
@@ -836,6 +888,7 @@ def test_a_teacher_with_its_own_tokenizer_reads_no_more_than_it_can(most, tmp_pa
         ({"eval_dataset": [{"text": "good", "labels": 2}] * 5}, "eval_dataset has the label 2"),
         ({"eval_dataset": [{"text": "", "labels": 0}] * 5}, "A row of eval_dataset has 0 tokens"),
         ({"eval_dataset": [{"input_ids": [99], "labels": 0}] * 5}, "has the token 99, and"),
+        ({"eval_dataset": [{"input_ids": torch.tensor([[3, 4]]), "labels": 0}] * 5}, "input_ids of row 0 of eval_data"),
     ],
     ids=str,
 )
@@ -843,6 +896,14 @@ def test_what_cannot_be_asked_is_refused(asked, message, tmp_path):
     with pytest.raises(CompressionError, match=message):
         compress(small(), ROWS, **settings(tmp_path, **asked))
     assert not (tmp_path / "ladder").exists()
+
+
+@pytest.mark.parametrize("role", ["model", "teacher"])
+def test_a_model_that_nobody_has_trained_is_refused(role, tmp_path):
+    small().bert.save_pretrained(tmp_path / "base")
+    untrained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    with pytest.raises(CompressionError, match=rf"head of {role} is new \(classifier\.bias, classifier\.weight"):
+        compress(**{"model": small()} | settings(tmp_path, train_dataset=ROWS, **{role: untrained}))
 
 
 def test_all_weights_of_a_rung_are_trained(made, tmp_path):

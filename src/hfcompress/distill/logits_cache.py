@@ -19,6 +19,7 @@ from hfcompress.distill.arguments import warn_if_bfloat16_is_slow
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_config, get_logits, input_names, unwrap
 from hfcompress.models.inputs import Padder, check_lengths, check_mask, unpadded_rows
+from hfcompress.models.new_head import check_trained
 from hfcompress.models.padding import reading, unpadded_batches, without_padding
 from hfcompress.models.tensors import check_has_values, packed_tensors, plain_parts
 from hfcompress.models.tokenizers import check_tokenizer, token_limit, tokenizer_rules, truncation
@@ -92,6 +93,7 @@ def cache_teacher_logits(
             "teacher to DistillationTrainer."
         )
     check_has_values(teacher.named_parameters(), "The teacher's ")
+    check_trained(teacher, "teacher")
     if max_length is not None:
         check_count("max_length", max_length)
     if bf16:

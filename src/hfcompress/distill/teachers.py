@@ -16,6 +16,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.losses import mean_logits
 from hfcompress.models.classifier import check_model_kind, get_problem_type, input_names
 from hfcompress.models.labels import label_order
+from hfcompress.models.new_head import check_trained
 from hfcompress.models.padding import (
     fill_padding,
     find_padding,
@@ -167,6 +168,7 @@ def _check_pair(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     """Refuse a teacher that does not fit a student; return the order of its classes if it is not the student's."""
     check_model_kind(teacher, "teacher", needed="a model or a list of models")
     check_has_values(teacher.named_parameters(), "The teacher's ")
+    check_trained(teacher, "teacher")
     if any(hasattr(parameter, "ds_id") for parameter in teacher.parameters()):
         raise CompressionError(
             "The teacher's weights are partitioned by DeepSpeed (ZeRO-3), so that it cannot run by itself; load it "

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_config, unwrap
 from hfcompress.models.tensors import has_plain_values
 
@@ -36,6 +37,23 @@ def new_head(model: nn.Module) -> list[str]:
     inner = unwrap(model)
     names = _marked_names(inner)
     return names or _missing_names(inner)
+
+
+def check_trained(model: nn.Module, name: str) -> None:
+    """Refuse a model whose classification head nobody has trained, where its answers are needed.
+
+    Args:
+        model: Any module.
+        name: The argument.
+
+    Raises:
+        CompressionError: See `new_head`.
+    """
+    if head := new_head(model):
+        raise CompressionError(
+            f"The classification head of {name} is new ({', '.join(head)}): random numbers, by which its answers mean "
+            "nothing. Fine-tune it first, or load the model that was fine-tuned."
+        )
 
 
 def mark_new_head(model: nn.Module, names: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfcompress.compat import processor_features
 from hfcompress.errors import CompressionError
 from hfcompress.models.blocks import Shape, grid, shaped
 from hfcompress.models.classifier import evaluation_mode, max_tokens
@@ -158,6 +159,21 @@ def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     if model.device.type == device.type and device.index in (None, model.device.index):
         return model
     return copy.deepcopy(model).to(device)
+
+
+def describe_machine(device: torch.device) -> str:
+    """Name what times depend on: the accelerator, or what the processor can do; and how many threads torch has.
+
+    Example:
+        >>> describe_machine(torch.device("cpu"))  # doctest: +SKIP
+        'cpu (AVX2, AVX-512, AVX-512 VNNI), threads: 2'
+    """
+    name, features = device.type, ", ".join(processor_features())
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu" and features:
+        name = f"cpu ({features})"
+    return f"{name}, threads: {torch.get_num_threads()}"
 
 
 def typical_length(model: PreTrainedModel, lengths: Sequence[int]) -> int:

@@ -23,9 +23,9 @@ from hfcompress.models.classifier import max_tokens
 from hfcompress.models.padding import pad_like
 from hfcompress.models.profiling import TimeTable
 from hfcompress.search.candidates import Search, TooFastError, make_candidate
-from hfcompress.search.clock import Clock, Runtime, on_device, typical_length
+from hfcompress.search.clock import Clock, Runtime, describe_machine, on_device, typical_length
 from hfcompress.search.ladder import FULL, Ladder, Rung, describe_choice
-from hfcompress.search.processes import agree, processes
+from hfcompress.search.processes import PATIENCE, agree, processes
 from hfcompress.search.progress import Progress
 from hfcompress.search.request import (
     LEAST_FOR_INT8,
@@ -89,8 +89,9 @@ def compress(
             (None; where there is one class a row, also -1 or -100) learn from the teacher alone.
         processing_class: The tokenizer, saved beside each model.
         eval_dataset: Other labelled rows, which the model was not fine-tuned on: a third of them, 1,000 at most, says
-            whether a training is kept, and the others measure the models. These choose nothing, but with ``max_drop``
-            which speed-up is the last. If None, a fifth of the labelled rows of ``train_dataset``, 3,000 at most, is
+            whether a training is kept, and the others measure the models. These choose nothing, but that a model which
+            is neither faster nor better than the one before is left out, and with ``max_drop`` which speed-up is the
+            last. If None, a fifth of the labelled rows of ``train_dataset``, 3,000 at most, is
             held out for both; if the model was fine-tuned on them, its accuracy there is too high.
         speedup: How many times as fast, above 1, or several such numbers. If None: 2, 4 and 10, or with ``max_drop``
             1.5, 2, 3, 4 and so on until more is lost, and one between the last two.
@@ -157,7 +158,11 @@ def compress(
     )
     deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
     reading = args or DistillationArguments(
-        output_dir=WORK, report_to="none", text_column=text_column or "text", text_pair_column=text_pair_column
+        output_dir=WORK,
+        report_to="none",
+        text_column=text_column or "text",
+        text_pair_column=text_pair_column,
+        ddp_timeout=PATIENCE,
     )
     original = copy.deepcopy(model).to(reading.device).eval()
     for parameter in filter(torch.is_floating_point, original.parameters()):
@@ -197,7 +202,8 @@ def compress(
     args = own
     settings = asdict(request) | {"device": served_on.type, "args": describe_arguments(args)}
     tokenizers = processing_class, teacher_processing_class
-    state = State.open(folder, agree(digest_call(model, teacher, parts, settings, tokenizers)))
+    digest = agree(digest_call(model, teacher, parts, settings, tokenizers))
+    state = State.open(folder, digest, agree(describe_machine(served_on)))
     if state.ended:
         return _finish(state, request, folder)
     with _progress(args, len(request.targets)) as progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,9 +44,9 @@ class Rung:
         drop: The loss of accuracy (label accuracy of several labels; R2 of a regression).
         drop_interval: Its 95 % interval, paired by rows.
         recipe: How it was trained, in words.
+        machine: What both were timed on: the accelerator, or what the processor can do; and threads.
         notes: What else is to say about it.
         stopped: Whether its training was stopped by ``time_limit``.
-        held_out: Whether the rows that measure were held out of ``train_dataset``, as there was no ``eval_dataset``.
     """
 
     name: str
@@ -61,9 +61,9 @@ class Rung:
     drop: float
     drop_interval: tuple[float, float]
     recipe: str
+    machine: str
     notes: tuple[str, ...] = ()
     stopped: bool = False
-    held_out: bool = False
 
     @property
     def speedup(self) -> Speedup:
@@ -296,17 +296,36 @@ def rung_table(rungs: Sequence[Rung], notes: Sequence[str] = ()) -> Table:
         "recipe": ["", *(rung.recipe for rung in rungs)],
     }
     table = [[head, *column] for head, column in columns.items()]
-    timed = first.passes[0]
-    held_out = ", held out of those to learn from: if the original was fine-tuned on them, it is worse on others"
-    source = held_out if rungs[0].held_out else ""
     own_notes = [
-        f"Each timed in turns with the original, {timed.label} tokens, on {first.device}, threads: {first.threads}; "
+        f"Each timed in turns with the original, {first.passes[0].label} tokens, on {_by_value(rungs, _machine)}; "
         "ms: of the original beside the first rung, divided by the speed-up.",
-        f"Quality of {first.examples:,} rows that no rung learned from{source}. With the {lost} the 95 % interval of "
-        "the paired difference; p: the paired test against the original.",
+        f"Quality of {first.examples:,} rows that no rung learned from; if the original was fine-tuned on them, or its "
+        f"epoch chosen by them, it is worse on others. With the {lost} the 95 % interval of the paired difference; p: "
+        "the paired test against the original.",
     ]
+    if any(rung.runtime != "torch" for rung in rungs):
+        own_notes[:0] = [
+            f"Run by {_by_value(rungs, _runtime)}, and the original by torch: speed, quality and MB are those of the "
+            "exported models, in the directory onnx of each rung, not of the weights beside it in torch."
+        ]
     own_notes += [f"{rung.name}: {note}" for rung in rungs for note in rung.notes]
     return Table(list(zip(*table, strict=True)), "<>>>>>>>>><", [*own_notes, *notes])
+
+
+def _machine(rung: Rung) -> str:
+    return rung.machine
+
+
+def _runtime(rung: Rung) -> str:
+    return {"torch": "torch", "onnx": "ONNX Runtime in float32", "onnx-int8": "ONNX Runtime in int8"}[rung.runtime]
+
+
+def _by_value(rungs: Sequence[Rung], read: Callable[[Rung], str]) -> str:
+    """Return what all rungs have; where they differ, the names of the rungs behind each value."""
+    names: dict[str, list[str]] = {}
+    for rung in rungs:
+        names.setdefault(read(rung), []).append(rung.name)
+    return " and ".join(value if len(names) == 1 else f"{value} ({', '.join(own)})" for value, own in names.items())
 
 
 def _as_points(loss: float) -> str:

@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from hfcompress.compat import current_accelerator
 
 Value = TypeVar("Value")
+PATIENCE = 7 * 24 * 3600  # seconds that the others wait while the first process searches, exports and measures
 
 
 def processes() -> PartialState:

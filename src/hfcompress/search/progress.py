@@ -9,6 +9,11 @@ from tqdm.auto import tqdm
 _FORM = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
+def is_watched() -> bool:
+    """Whether standard error is a terminal or a notebook, whose kernel gives it no terminal."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 class Progress:
     """Shows how much of the work is done.
 

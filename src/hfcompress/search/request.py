@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import check_model_kind
+from hfcompress.models.new_head import check_trained
 from hfcompress.models.tokenizers import check_tokenizer
 from hfcompress.search.clock import RUNTIMES, Runtime
 from hfcompress.shrink.importance import Importance
@@ -113,8 +114,9 @@ def read_request(
 
 
 def check_models(model: Any, tokenizer: Any, teacher: Any, teacher_tokenizer: Any) -> None:
-    """Refuse a model that cannot be shrunk, a teacher that is no classifier, and tokenizers that are none."""
+    """Refuse a model that is not trained or cannot be shrunk, such a teacher, and tokenizers that are none."""
     check_model(model)
+    check_trained(model, "model")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise CompressionError(
             f"processing_class={tokenizer!r:.60} is not a tokenizer; pass the model's, which is saved beside it."
@@ -128,6 +130,7 @@ def check_models(model: Any, tokenizer: Any, teacher: Any, teacher_tokenizer: An
         raise CompressionError("teacher_processing_class= is the tokenizer of teacher=; pass that too, or leave both.")
     if teacher is not None:
         check_model_kind(teacher, "teacher")
+        check_trained(teacher, "teacher")
         check_tokenizer(teacher_tokenizer, "teacher_processing_class")
 
 

@@ -44,11 +44,10 @@ class Parts:
         train: To learn from; a row without a label has the weight 0 in the label term.
         check: Labelled rows that are in no other part; they say whether a training is kept, and judge int8. Rows that
             the original was trained on would not do: it has learned their labels by heart, and so have its rungs.
-        measure: Labelled rows, which decide nothing but which speed-up loses at most ``max_drop``.
+        measure: Labelled rows, which decide nothing but which rungs are left out: see ``eval_dataset`` of `compress`.
         measure_original: The same, as the original reads them: other ids, where rungs have a smaller vocabulary.
         labelled: Whether rows to learn from have labels.
         problem: What the labels mean.
-        held_out: Whether the last three were held out of those to learn from.
     """
 
     train: Dataset
@@ -57,7 +56,6 @@ class Parts:
     measure_original: Dataset
     labelled: bool
     problem: Problem
-    held_out: bool
 
     def calibration(self, *, labels: bool) -> list[dict[str, Any]]:
         """Return evenly spaced rows of those to learn from, with or without their labels."""
@@ -129,7 +127,7 @@ def read_parts(
         rows = _fill_labels(rows, unknown, problem, args)
     elif all(unknown) and "labels" in rows.column_names:
         rows = rows.remove_columns("labels")
-    return Parts(rows, check, measure, measure, not all(unknown), problem, eval_dataset is None)
+    return Parts(rows, check, measure, measure, not all(unknown), problem)
 
 
 def check_teacher(
@@ -332,6 +330,12 @@ def encode(
 def _with_known_ids(owner: str, model: PreTrainedModel, data: Dataset) -> Dataset:
     """Return data whose texts are as long as the model reads, and hold none but its tokens."""
     texts = data["input_ids"]
+    wrong_row = next((n for n, ids in enumerate(texts) if ids and isinstance(ids[0], list)), None)
+    if wrong_row is not None:
+        raise CompressionError(
+            f"input_ids of row {wrong_row} of {owner} are not the tokens of one text: pass one row a text, with a list "
+            "of numbers, such as tokenizer(text) returns without return_tensors."
+        )
     check_lengths(owner, model, map(len, texts))
     embeddings: Any = model.get_input_embeddings()
     tokens = len(embeddings.weight)

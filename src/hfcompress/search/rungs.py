@@ -22,7 +22,7 @@ from hfcompress.report.comparison import Comparison
 from hfcompress.report.intervals import paired_interval
 from hfcompress.report.vocabulary import VocabularyReport
 from hfcompress.search.candidates import Candidate, Search
-from hfcompress.search.clock import on_device
+from hfcompress.search.clock import Runtime, describe_machine, on_device
 from hfcompress.search.ladder import FULL, Ladder, Rung, describe_test
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.progress import Progress
@@ -99,14 +99,14 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
         )
     job.progress.at(f"{name}: measuring", begin + TRAINING)
     folder = job.folder / name
-    notes: list[str] = []
+    runtime, notes = job.request.runtime, list[str]()
     rung: Rung | None = None
     processes().wait_for_everyone()
     if processes().is_main_process:
         served: Any = on_device(student, job.original.device)
         exported = job.folder / WORK / name
         if job.request.runtime != "torch":
-            served, notes = _export(job, student, exported)
+            served, runtime, notes = _export(job, student, exported)
         if trained.is_stopped:
             notes.append(describe_stop(job.args, trained))
         found = _measure(job, name, served)
@@ -116,7 +116,7 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
         rung = Rung(
             name=name,
             target=target,
-            runtime=job.request.runtime,
+            runtime=runtime,
             folder=str(folder),
             original=found.rows[FULL],
             measured=found.rows[name],
@@ -126,9 +126,9 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
             drop=drop,
             drop_interval=interval,
             recipe=_recipe(job, candidate, trained),
+            machine=describe_machine(job.original.device),
             notes=tuple(notes),
             stopped=trained.is_stopped,
-            held_out=job.parts.held_out,
         )
         if job.request.max_drop is not None:
             rung = replace(rung, notes=(*rung.notes, describe_test(rung, job.request.max_drop)))
@@ -141,8 +141,8 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
     return rung or Rung.from_dict(values), student
 
 
-def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedClassifier, list[str]]:
-    """Export a model for the runtime; in float32 where no int8 model passes the gate, which is said."""
+def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedClassifier, Runtime, list[str]]:
+    """Export a model for the runtime; in float32 where no int8 model passes the gate. Return what it is, and notes."""
     from hfcompress.deploy.exported_model import load_exported
     from hfcompress.deploy.exporting import export
 
@@ -150,12 +150,12 @@ def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedC
         rows = [{name: row[name] for name in row if name != "teacher_logits"} for row in job.parts.check]
         try:
             export(student, folder, processing_class=job.tokenizer, dtype="int8", dataset=rows, repeats=0)
-            return load_exported(folder), []
+            return load_exported(folder), "onnx-int8", []
         except CompressionError as error:
             export(student, folder, processing_class=job.tokenizer, repeats=0)
-            return load_exported(folder), [f"float32, because int8 was refused: {error}"]
+            return load_exported(folder), "onnx", [f"float32, because int8 was refused: {error}"]
     export(student, folder, processing_class=job.tokenizer, repeats=0)
-    return load_exported(folder), []
+    return load_exported(folder), "onnx", []
 
 
 def _measure(job: Job, name: str, served: Any) -> Comparison:
@@ -195,7 +195,8 @@ def _recipe(job: Job, candidate: Candidate, trained: Trained) -> str:
     learned = "labels and the teacher" if 0 < args.alpha < 1 else "the teacher" if args.alpha else "labels"
     kept = "" if trained.is_kept else ", which made it worse on held-out rows and was undone"
     tokens = "" if job.vocabulary is None else "{1:,} of {0:,} tokens; ".format(*job.vocabulary.tokens)
-    taught = f"{trained.epochs:g} epochs on {learned} at {args.learning_rate:g}"
+    several = "" if args.world_size == 1 else f" by {args.world_size} processes"  # each with batches of its own
+    taught = f"{trained.epochs:g} epochs on {learned} at {args.learning_rate:g}{several}"
     return f"{tokens}{candidate.evaluated} plans evaluated; {taught}{kept}"
 
 

@@ -26,7 +26,7 @@ from hfcompress.search.processes import processes
 from hfcompress.search.rows import Parts
 
 _STATE = "ladder.json"
-_VERSION = 1
+_VERSION = 2  # also where rungs are made in another way: those of one ladder are all made in the same
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ class State:
         rungs: Those that are done.
         left_out: Those that are not in the ladder.
         notes: What was not made.
-        times: The table of times.
+        machine: What models are timed on.
+        times: The table of times, on it.
         ended: Whether there is nothing left to do.
     """
 
     file: Path
     digest: str
+    machine: str
     rungs: list[Rung] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -69,20 +71,25 @@ class State:
     ended: bool = False
 
     @classmethod
-    def open(cls, folder: Path, digest: str) -> State:
-        """Read what an earlier call with the same arguments has done."""
+    def open(cls, folder: Path, digest: str, machine: str) -> State:
+        """Read what an earlier call with the same arguments has done; its table of times only if on this machine."""
         file = folder / _STATE
         there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
         if not there.is_dir():
             raise CompressionError(f"output_dir={str(folder)!r}: {str(there)!r} is a file; name a folder.")
         if not file.exists():
-            return cls(file, digest)
+            return cls(file, digest, machine)
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-            same = found["version"] == _VERSION and found["digest"] == digest
+            version, same = found["version"], found["digest"] == digest
+            if version != _VERSION:
+                raise CompressionError(
+                    f"{file} is of a ladder that another release of hfcompress began; name another output_dir."
+                )
             rungs = [Rung.from_dict(one) for one in found["rungs"]] if same else []
             left_out = [LeftOut(**one) for one in found["left_out"]]
             table, notes, ended = found["times"], list(found["notes"]), found["ended"]
+            table = table if found["machine"] == machine else None
             times = table and TimeTable(
                 tuple(table["heads"]), tuple(table["neurons"]), tuple(map(tuple, table["times"])), table["rest"]
             )
@@ -98,7 +105,7 @@ class State:
         if len(kept) < len(rungs):  # the others are made again, and so is what was made of them
             left_out = [one for one in left_out if one.above in (1.0, *(rung.target for rung in kept))]
             ended = False
-        return cls(file, digest, kept, left_out, notes if ended else [], times, ended)
+        return cls(file, digest, machine, kept, left_out, notes if ended else [], times, ended)
 
     def below(self, target: float) -> Rung | None:
         """Return the fastest rung of those that were asked to be slower."""
@@ -125,7 +132,8 @@ class State:
         if not processes().is_main_process:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        values = {"version": _VERSION, "digest": self.digest, "times": self.times and asdict(self.times)}
+        values = {"version": _VERSION, "digest": self.digest, "machine": self.machine}
+        values |= {"times": self.times and asdict(self.times)}
         values |= {"rungs": [rung.to_dict() for rung in self.rungs], "notes": self.notes}
         values["left_out"] = [asdict(one) for one in self.left_out]
         values["ended"] = self.ended
@@ -135,9 +143,10 @@ class State:
 
 
 def describe_arguments(args: DistillationArguments) -> dict[str, Any]:
-    """Return what of the arguments can change a model."""
-    places = ("output_dir", "logging_dir", "run_name", "disable_tqdm", "hub_token", "logging_steps", "local_rank")
-    return {name: value for name, value in json.loads(args.to_json_string()).items() if name not in places}
+    """Return what of the arguments can change a model, but for the precision, which follows the machine by default."""
+    left_out = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "hub_token", "logging_steps", "local_rank"}
+    left_out |= {"bf16", "fp16", "use_cpu", "dataloader_pin_memory", "ddp_timeout"}
+    return {name: value for name, value in json.loads(args.to_json_string()).items() if name not in left_out}
 
 
 def digest_call(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,8 @@ from hfcompress.distill.trainer import DistillationTrainer
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.report.intervals import paired_interval
-from hfcompress.search.processes import agree, processes
+from hfcompress.search.processes import PATIENCE, agree, processes
+from hfcompress.search.progress import is_watched
 from hfcompress.search.rows import Parts
 from hfcompress.search.structure import Structure
 
@@ -67,7 +67,8 @@ def default_arguments(output_dir: str, problem: Problem, *, labelled: bool, seed
         report_to="none",
         dataloader_pin_memory=not on_cpu,
         use_cpu=on_cpu,  # or bf16 is refused there
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=not is_watched(),
+        ddp_timeout=PATIENCE,
         seed=seed,
         **settings,
     )
@@ -182,6 +183,9 @@ def _make_trainer(
     own = copy.copy(args)
     own.disable_tqdm, own.load_best_model_at_end, own.eval_strategy = True, False, "no"
     own.save_strategy = "no"  # a rung that is interrupted is made again
+    # Rows are predicted before and after, as whole logits, by weights that stay in float32.
+    own.bf16_full_eval = own.fp16_full_eval = own.eval_on_start = own.prediction_loss_only = False
+    own.eval_do_concat_batches = True
     trainer = DistillationTrainer(
         model=student,
         args=own,

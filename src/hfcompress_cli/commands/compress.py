@@ -14,7 +14,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress_cli.data import encode, read_rows
     from hfcompress_cli.held_out import read_parts
     from hfcompress_cli.models import load
-    from hfcompress_cli.outputs import seen_before, terminal_width
+    from hfcompress_cli.outputs import terminal_width
 
     output = Path(arguments.output).expanduser()
     if launch.is_main():
@@ -115,11 +114,12 @@ def run(arguments: argparse.Namespace) -> options.Results:
             vocabulary=arguments.vocabulary,
             seed=arguments.seed,
         )
-    if arguments.eval_data is None and others:
-        ladder = replace(ladder, notes=(*ladder.notes, seen_before("the model")))
     if launch.is_main():
-        write_page(ladder, output / "index.html")
-        print(f"Written to {arguments.output}.", file=sys.stderr)
+        if not ladder.rungs and _rungs(output / "ladder.json"):  # that of before came back
+            print(f"{arguments.output} is as it was: no model of another ladder was done.", file=sys.stderr)
+        else:
+            write_page(ladder, output / "index.html")
+            print(f"Written to {arguments.output}.", file=sys.stderr)
     return ladder.to_text(width=terminal_width()), ladder.to_dict()
 
 
@@ -143,7 +143,7 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 @contextmanager
 def set_aside(output: Path) -> Iterator[None]:
-    """Take the ladder out of a folder; it comes back if no other one has begun at the end. Other files stay."""
+    """Take the ladder out of a folder; it comes back if no model of another is done at the end. Other files stay."""
     file, aside = output / "ladder.json", output / ".work" / "replaced"
     if file.is_file():
         shutil.rmtree(aside, ignore_errors=True)
@@ -158,16 +158,30 @@ def set_aside(output: Path) -> Iterator[None]:
 
 
 def put_back(output: Path) -> None:
-    """Put a ladder that was set aside back into its folder, if no other one has begun; forget it else."""
+    """Put a ladder that was set aside back into its folder, if no model of another one is done; forget it else."""
     aside = output / ".work" / "replaced"
     if not (aside / "ladder.json").is_file():
         return
-    if not (output / "ladder.json").exists():
+    file = output / "ladder.json"
+    if not _has_come_to_something(file):
+        file.unlink(missing_ok=True)
         for one in sorted(aside.iterdir(), key=lambda one: one.name == "ladder.json"):  # by which it is known, last
+            shutil.rmtree(output / one.name, ignore_errors=True)  # saved, and the process killed before it was noted
             one.rename(output / one.name)
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):  # it is not there, or holds what a ladder goes on with
         aside.parent.rmdir()
+
+
+def _has_come_to_something(file: Path) -> bool:
+    """Whether a ladder has a model, or is complete without one."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return bool(values["rungs"] or values["ended"])
+    except (ValueError, KeyError, TypeError):
+        return True
+    except FileNotFoundError:
+        return False
 
 
 def _rungs(file: Path) -> list[str]:
