@@ -27,7 +27,7 @@ import hfcompress as hfc
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from architectures import (
-    WITH_NEURONS,
+    LISTED,
     arguments,
     batch,
     build,
@@ -184,7 +184,7 @@ _VERBS = {
 
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
-    name: functools.partial(build, name) for name in WITH_NEURONS
+    name: functools.partial(build, name) for name in LISTED
 } | {"mixtral": _mixtral}
 
 

@@ -1,12 +1,10 @@
 """Channels of an ONNX model equalized for int8: the same logits, over the architectures; which channels are found."""
 
-import os
-
 import numpy as np
 import onnx
 import pytest
 import torch
-from architectures import WITH_NEURONS, build
+from architectures import LONG, WITH_NEURONS, build
 from exports import TOKENIZER, inputs, needs_torch_export, shrunken
 from torch import nn
 
@@ -17,7 +15,6 @@ from hfcompress.models.heads_and_neurons import LinearPath, Slice, find_linear_p
 
 pytestmark = needs_torch_export
 SAMPLE = ("albert", "qwen2", "modernbert")  # all with HYPOTHESIS_PROFILE=long: an export takes seconds
-ALL = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 NOT_EXPORTED = ("xlnet", "funnel")
 POST_NORM = ("bert", "roberta", "distilbert", "deberta-v2", "xlm-roberta", "camembert", "mpnet")
 PRE_NORM = ("gpt2", "gpt-neo", "opt", "t5")
@@ -61,8 +58,8 @@ def same(one, other, folder):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", [n for n in WITH_NEURONS if n not in NOT_EXPORTED] if ALL else SAMPLE)
-@pytest.mark.parametrize("whole", [True, False] if ALL else [True])
+@pytest.mark.parametrize("architecture", [n for n in WITH_NEURONS if n not in NOT_EXPORTED] if LONG else SAMPLE)
+@pytest.mark.parametrize("whole", [True, False] if LONG else [True])
 def test_the_logits_stay(architecture, whole, tmp_path):
     heads = {"heads": 0.0} if architecture not in FOUND else {}
     model = build(architecture).eval() if whole else shrunken(architecture, **heads)

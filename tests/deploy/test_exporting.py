@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from architectures import PAD, WITH_NEURONS, build, same_bits, state_of, word_tokenizer
+from architectures import LONG, PAD, WITH_NEURONS, build, same_bits, state_of, word_tokenizer
 from exports import TEXTS, TOKENIZER, export, in_openvino, inputs, logits, needs_torch_export, shrunken
 from transformers import (
     AutoConfig,
@@ -29,7 +29,6 @@ import hfcompress as hfc
 from hfcompress.deploy import exporting
 
 pytestmark = needs_torch_export
-ALL = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 NOT_EXPORTED = "funnel"  # it computes with the length outside of tensors
 EXPORTED = [name for name in WITH_NEURONS if name not in (NOT_EXPORTED, "bert")]
 # One of a kind, all others with HYPOTHESIS_PROFILE=long: an export takes 3 to 8 seconds. Causal with gates, rotated
@@ -77,7 +76,7 @@ def test_token_types_are_read(half):
     assert not torch.equal(exported(**data).logits, exported(**inputs(3, 8)).logits)
 
 
-@pytest.mark.parametrize("architecture", EXPORTED if ALL else SAMPLE)
+@pytest.mark.parametrize("architecture", EXPORTED if LONG else SAMPLE)
 def test_an_architecture_is_exported(architecture, tmp_path):
     model = shrunken(architecture, layers=2 if architecture in ("gpt2", "modernbert") else 1)
     report = export(model, tmp_path / "onnx")
