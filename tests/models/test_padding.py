@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from architectures import EOS, PAD, WITH_NEURONS, build, rows, word_tokenizer
+from architectures import EOS, LONG, PAD, WITH_NEURONS, build, rows, word_tokenizer
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +21,15 @@ from hfcompress.shrink.importance import labelled_batches
 LENGTHS = (3, 9, 4, 9, 6)
 LAST_TOKEN = ("gpt2", "llama", "qwen2", "opt", "gpt-neo", "bloom", "gptj", "falcon", "phi", "phi3", "gemma", "ctrl")
 LAST_TOKEN += ("gpt-neox", "persimmon")
+# No padding token, two outside of the vocabulary, one that is in the texts, and the one at their end.
+NAMED = [
+    (name, pad)
+    for name in LAST_TOKEN
+    for pad in (None, -1, 500, 5, EOS)
+    if LONG or pad in (None, EOS) or name in ("gpt2", "llama")
+]
 CLOSE = {"rtol": 0, "atol": 1e-4}
+MODEL, STUDENT = build("bert", 3), build("bert", 3, seed=9)
 
 
 def make_texts(lengths=LENGTHS, seed=0):
@@ -56,7 +64,7 @@ def measured(model, given, size=16, tokenizer=None):
 
 
 def as_teacher(model, batch):
-    return Teachers(build("bert", 3, seed=9), [model], None).outputs(batch, ForwardRecorder()).logits
+    return Teachers(STUDENT, [model], None).outputs(batch, ForwardRecorder()).logits
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -71,7 +79,7 @@ def test_the_logits_of_a_row_are_those_of_its_text_alone(architecture, side, tmp
         torch.testing.assert_close(measured(model, batch, size), expected, **CLOSE)
         torch.testing.assert_close(measured(model, rows(batch), size), expected, **CLOSE)
     data = Dataset.from_list([{"input_ids": text.tolist()} for text in made])
-    for size in (2, 16):
+    for size in (2, 16) if side == "right" else ():  # no padding is in these rows
         cached = hfc.cache_teacher_logits(model, data, batch_size=size, cache_dir=tmp_path / str(size))
         torch.testing.assert_close(torch.tensor(cached["teacher_logits"]), expected, **CLOSE)
     torch.testing.assert_close(as_teacher(model, batch), expected, **CLOSE)
@@ -79,10 +87,8 @@ def test_the_logits_of_a_row_are_those_of_its_text_alone(architecture, side, tmp
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("pad", [None, -1, 500, 5, EOS])
-@pytest.mark.parametrize("architecture", LAST_TOKEN)
+@pytest.mark.parametrize(("architecture", "pad"), NAMED)
 def test_the_last_token_is_found_whatever_the_config_names(architecture, pad, side):
-    """No padding token, two outside of the vocabulary, one that is in the texts, and the one at their end."""
     model, made = build(architecture, 3, pad_token_id=PAD), make_texts()
     model.config.pad_token_id = pad
     made[1][-1] = made[2][0] = 5
@@ -112,9 +118,6 @@ def test_batches_hold_every_row_once_and_no_padding(lengths, size, seed):
         found |= dict(zip(indices, batch["input_ids"], strict=True))
     assert sorted(found) == list(range(len(made)))
     assert all(torch.equal(found[index], text) for index, text in enumerate(made))
-
-
-MODEL = build("bert", 3)
 
 
 @pytest.mark.parametrize("architecture", ["bart", "t5"])
@@ -232,7 +235,7 @@ def test_holes_in_a_mask_are_not_padding():
 def test_a_known_teacher_runs_once_on_a_padded_batch():
     """That its logits are those without padding is checked at the first batch of each side and length."""
     teacher, batch, calls = build("bert", 3), padded(make_texts(), "right", PAD), []
-    run = Teachers(build("bert", 3, seed=9), [teacher], None)
+    run = Teachers(STUDENT, [teacher], None)
     teacher.register_forward_pre_hook(lambda *_: calls.append(1))
     counts = []
     for _ in range(3):
@@ -245,7 +248,7 @@ def test_a_known_teacher_runs_once_on_a_padded_batch():
 @pytest.mark.parametrize("architecture", ["bert", "xlnet"])
 def test_what_is_recorded_comes_with_the_logits_of_the_texts_alone(architecture):
     model, made = build(architecture, 3), make_texts()
-    run = Teachers(build("bert", 3, seed=9), [model], None)
+    run = Teachers(STUDENT, [model], None)
     for _ in range(2):
         found = run.outputs(padded(made, "right", 7), ForwardRecorder(hidden=True))
         assert found.hidden[0].shape[:2] == (5, 9)
