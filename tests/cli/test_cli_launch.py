@@ -1,4 +1,4 @@
-"""``hfcompress distill`` and ``finetune`` in two processes, as a launcher starts them, against one."""
+"""``hfcompress distill`` and ``finetune`` in two processes, as a launcher starts them, against one; who says what."""
 
 import itertools
 import json
@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from architectures import LONG
 from command_line import COLUMNS, load
 
 LAUNCHERS = {
@@ -27,7 +28,7 @@ def launch(launcher, *arguments):
 
 # Each launcher and each verb; all pairs with HYPOTHESIS_PROFILE=long, as a launch imports torch in three processes.
 PAIRS = [("accelerate", "distill"), ("torchrun", "finetune")]
-if os.environ.get("HYPOTHESIS_PROFILE") == "long":
+if LONG:
     PAIRS = list(itertools.product(LAUNCHERS, ("distill", "finetune")))
 
 
@@ -48,8 +49,18 @@ def test_two_processes_write_what_one_does(launcher, verb, models, data, tmp_pat
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
 
 
-def test_what_one_process_refuses_is_said_once(models, tmp_path):
-    done = launch("torchrun", "prune", models / "bert", "--amount", 0.5, "-o", tmp_path / "out")
-    assert done.returncode != 0
-    assert done.stderr.count("hfcompress prune: runs in one process") == 1
+@pytest.mark.parametrize(
+    ("rank", "said"),
+    [
+        (0, "hfcompress prune: runs in one process; start it without accelerate launch or torchrun.\n"),
+        (1, "hfcompress: process 1 failed, and the first one did not.\n"),
+    ],
+)
+def test_what_all_refuse_is_said_by_the_first_process(rank, said, models, tmp_path, run, monkeypatch):
+    """The others wait for the launcher to end them, and speak only if it does not."""
+    monkeypatch.setattr("hfcompress_cli.launch._PATIENCE", 0)
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("prune", models / "bert", "--amount", 0.5, "-o", tmp_path / "out", status=2) == ""
+    assert run.error == said
     assert list(tmp_path.iterdir()) == []

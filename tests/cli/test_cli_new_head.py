@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from architectures import LONG
 from command_line import COLUMNS, load, make_tokenizer
 from exports import needs_torch_export
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, Trainer, TrainingArguments
@@ -37,7 +38,8 @@ WRITERS = {
 }
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+# For what is done with the folder: a plain config and a plan of shapes; all with HYPOTHESIS_PROFILE=long.
+@pytest.fixture(scope="module", params=WRITERS if LONG else ("prune", "shrink unevenly"))
 def written(request, base, data, tmp_path_factory):
     """What a verb has made of the base model, with a head that is new."""
     from hfcompress_cli import main
@@ -53,6 +55,7 @@ def mark(folder):
     return json.loads((folder / "config.json").read_text()).get(MARK)
 
 
+@pytest.mark.parametrize("written", WRITERS, indirect=True)
 def test_config_and_card_say_that_the_head_is_new(written, run):
     assert mark(written)["weights"] == HEAD
     assert "classification head is new**: `classifier.bias`, `classifier.weight`" in (written / "README.md").read_text()

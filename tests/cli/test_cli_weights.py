@@ -28,10 +28,15 @@ def write(path, reviews, column):
 
 
 @pytest.mark.parametrize(
-    ("given", "read"), [("balanced", "balanced"), ("[1.0, 3.0]", [1.0, 3.0]), (None, None)], ids=str
+    ("held_out", "suffix", "column", "given", "read"),
+    [
+        (0, "csv", "weight", "balanced", "balanced"),
+        (5, "csv", "weight", "balanced", "balanced"),
+        (5, "jsonl", "importance", "[1.0, 3.0]", [1.0, 3.0]),
+        (0, "jsonl", "importance", None, None),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize(("suffix", "column"), [("csv", "weight"), ("jsonl", "importance")])
-@pytest.mark.parametrize("held_out", [0, 5])
 def test_distill_weighs_as_the_trainer_does(held_out, suffix, column, given, read, models, data, tmp_path, run):
     rows = read_reviews(data)
     table = write(tmp_path / f"reviews.{suffix}", rows, column)
