@@ -19,9 +19,8 @@ LABELS = {
 
 
 @pytest.mark.parametrize("case", LABELS)
-@pytest.mark.parametrize("column", ["label", "labels"])
 @pytest.mark.parametrize("pads", [True, False])
-@pytest.mark.parametrize("kind", [list, Dataset.from_list])
+@pytest.mark.parametrize(("kind", "column"), [(list, "labels"), (Dataset.from_list, "label")])
 def test_labels_that_are_no_numbers_are_refused_by_name(case, column, pads, kind, tmp_path):
     labels, shown = LABELS[case]
     data = kind([{"input_ids": [5, 6], "attention_mask": [1, 1], column: label} for label in labels])
@@ -49,8 +48,7 @@ NOT_FIT = {
 
 
 @pytest.mark.parametrize("case", NOT_FIT)
-@pytest.mark.parametrize("pads", [True, False])
-@pytest.mark.parametrize("verb", ["train", "evaluate"])
+@pytest.mark.parametrize(("verb", "pads"), [("train", True), ("evaluate", False)])
 def test_numbers_that_are_no_labels_are_refused_by_name(case, pads, verb, tmp_path):
     """A NaN among them would make the student's weights NaN; others only its figures wrong."""
     settings, labels, message = NOT_FIT[case]
@@ -128,8 +126,11 @@ def test_ids_that_are_too_long_are_refused_by_name(student, teacher, tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize("limit", [int(1e30), -1, 32])
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2", "bloom", "xlnet"])
+@pytest.mark.parametrize(
+    ("architecture", "limit"),
+    [(name, int(1e30)) for name in ("bert", "roberta", "gpt2", "bloom", "xlnet")]
+    + [(name, limit) for name in ("bert", "roberta") for limit in (-1, 32)],
+)
 def test_a_teacher_gets_no_more_tokens_than_it_reads(limit, architecture, tmp_path):
     tokenizer = word_tokenizer()
     tokenizer.model_max_length = limit
