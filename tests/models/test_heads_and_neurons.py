@@ -28,9 +28,9 @@ def test_records_name_the_neurons_that_a_trace_finds(architecture):
     model = build(architecture)
     assert not any(isinstance(module, Conv1D) for module in model.modules())
     assert has_layout(model, "neurons") is (architecture not in TRACED)
-    found = find_or_trace(model, "neurons")
-    assert ends(found) == ends(trace_neurons(model))
-    assert [group.count for group in found] == [group.count for group in trace_neurons(model)]
+    found, traced = find_or_trace(model, "neurons"), trace_neurons(model)
+    assert ends(found) == ends(traced)
+    assert [group.count for group in found] == [group.count for group in traced]
 
 
 @pytest.mark.parametrize("architecture", SHRINKABLE)

@@ -21,20 +21,27 @@ def scheduled(schedule, amount, k, n):
     return amount * {"cubic": 1 - (1 - k / n) ** 3, "linear": k / n, "one-shot": 1}[schedule]
 
 
-@pytest.mark.parametrize(("schedule", "lasting", "amount"), RUNS)
-def test_the_sparsity_follows_the_schedule(schedule, lasting, amount, tmp_path):
-    model = build()
-    weights = sparsity_report(model).weights
+@pytest.fixture(scope="module", params=RUNS, ids=lambda run: f"{run[0]}-{run[2]}")
+def trained(request, tmp_path_factory):
+    """The schedule and the amount of a training, its trainer, and the zeros after each of its steps."""
+    schedule, lasting, amount = request.param
     counter = ZeroCounter()
     gradual = GradualPruning(amount, start=0.2, end=0.8, every=0.2, schedule=schedule)
-    trainer = train(model, tmp_path, gradual, counter, **lasting)
+    logging = {"logging_strategy": "steps", "logging_steps": 1}
+    trainer = train(build(), tmp_path_factory.mktemp("trained"), gradual, counter, **logging, **lasting)
+    return schedule, amount, trainer, counter.zeros
+
+
+def test_the_sparsity_follows_the_schedule(trained):
+    schedule, amount, trainer, found = trained
+    weights = sparsity_report(trainer.model).weights
     assert trainer.state.max_steps == 10
     count = amount if isinstance(amount, int) else round(amount * weights)
     times = [2] if schedule == "one-shot" else [2, 4, 6, 8]
-    for step, zeros in enumerate(counter.zeros):
+    for step, zeros in enumerate(found):
         done = sum(time <= step for time in times)
         assert zeros == pytest.approx(scheduled(schedule, count, done, len(times)) if done else 0, abs=1)
-    assert sparsity_report(model).zeros == counter.zeros[-1] == count
+    assert sparsity_report(trainer.model).zeros == found[-1] == count
     assert pruning_steps(trainer) == times
 
 
@@ -43,15 +50,12 @@ def pruning_steps(trainer):
     return [entry["step"] for entry in trainer.state.log_history if set(entry) == {"sparsity", "epoch", "step"}]
 
 
-@pytest.mark.parametrize(("schedule", "lasting", "amount"), RUNS)
-def test_the_sparsity_is_logged_with_the_loss(schedule, lasting, amount, tmp_path):
-    model, counter = build(), ZeroCounter()
-    gradual = GradualPruning(amount, start=0.2, end=0.8, every=0.2, schedule=schedule)
-    trainer = train(model, tmp_path, gradual, counter, logging_strategy="steps", logging_steps=1, **lasting)
+def test_the_sparsity_is_logged_with_the_loss(trained):
+    _, _, trainer, zeros = trained
     entries = [entry for entry in trainer.state.log_history if "loss" in entry and "sparsity" in entry]
-    weights = sparsity_report(model).weights
+    weights = sparsity_report(trainer.model).weights
     assert {entry["step"]: entry["sparsity"] for entry in entries} == {
-        step: counter.zeros[step - 1] / weights for step in range(3, 11)
+        step: zeros[step - 1] / weights for step in range(3, 11)
     }
 
 
