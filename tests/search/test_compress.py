@@ -511,6 +511,8 @@ def test_another_runtime_serves_the_rungs(runtime, tmp_path, monkeypatch):
     monkeypatch.undo()  # the stand-in for the clock knows torch alone
     monkeypatch.setattr(rungs, "_REPEATS", 2)
     monkeypatch.setattr(candidates, "_TRIES", 1)
+    monkeypatch.setattr(clocks, "_MOST", 5)
+    monkeypatch.setattr(clocks, "_MORE", 1)
     monkeypatch.setitem(clocks._POINTS, runtime, (1, 2))
     monkeypatch.setattr(clocks, "grid", lambda most, least, points, step=1: [most] if points == 1 else [least, most])
     model = build("bert", layers=1, vocab_size=3 + len(WORDS))

@@ -25,7 +25,7 @@ texts = st.lists(
     st.one_of(st.sampled_from(WORDS), st.sampled_from(PARTS), st.text(max_size=4)), min_size=1, max_size=8
 ).flatmap(lambda parts: st.sampled_from([" ".join(parts), "".join(parts)]))
 some_texts = st.lists(texts, min_size=1, max_size=5)
-fewer_examples = settings(max_examples=settings.default.max_examples // 2)  # of each kind of tokenizer
+fewer_examples = settings(max_examples=settings.default.max_examples // 5)  # of each kind of tokenizer
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 

@@ -98,7 +98,7 @@ texts = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" 
 
 
 @every_kind
-@settings(max_examples=max(4, settings.default.max_examples // 10))
+@settings(max_examples=max(2, settings.default.max_examples // 20))
 @given(
     st.sampled_from(["bert", "roberta", "llama", "t5"]),
     texts,
