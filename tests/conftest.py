@@ -37,7 +37,11 @@ def pytest_collection_finish():
 
 
 TOGETHER = (
+    "cli/test_cli_distill.py",
+    "deploy/test_equalization.py",
+    "deploy/test_quality_gate.py",
     "examples/test_imdb.py",
+    "prune/test_callbacks_gradual.py",
     "prune/test_sharded.py",
     "search/test_compress.py",
     "shrink/test_plain.py",
