@@ -21,6 +21,7 @@ check: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python tests/typed_use.py
 	$(VENV)/bin/lint-imports
 
 $(VENV)/.imdb: pyproject.toml constraints.txt
