@@ -113,7 +113,7 @@ def cache_teacher_logits(
 
     state = PartialState(cpu=current_accelerator() is None)
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfcompress" if cache_dir is None else Path(cache_dir)
-    folder = root / data_digest(teacher, dataset.select_columns(read), settings)
+    folder = root / data_digest(teacher, settings, dataset.select_columns(read))
     size = max(_SHARD, -(-len(dataset) // _SHARDS))
     files = {start: folder / f"{start:012d}.arrow" for start in range(0, len(dataset), size)}
     # Shared out by place, not by what is missing: another process may see other files already there.
@@ -190,7 +190,7 @@ def _check_texts(column: list[Any], name: str, start: int) -> None:
             )
 
 
-def data_digest(teacher: nn.Module, data: Dataset, settings: dict[str, Any]) -> str:
+def data_digest(teacher: nn.Module, settings: dict[str, Any], *data: Dataset) -> str:
     """Name a model's logits of data; the name changes with anything that can change them, and with the settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(f"{type(unwrap(teacher)).__module__} {type(unwrap(teacher)).__qualname__}".encode())
@@ -211,10 +211,12 @@ def data_digest(teacher: nn.Module, data: Dataset, settings: dict[str, Any]) -> 
         for part in plain_parts(tensor.detach()):
             values: Any = part.cpu().contiguous().view(-1).view(torch.uint8).numpy()
             digest.update(values)
-    for table in data.with_format("arrow").iter(batch_size=1000):
-        # Taken row by row, the values lie in buffers of their own; a slice would bring its offset along.
-        for batch in table.take(list(range(len(table)))).combine_chunks().to_batches():
-            digest.update(batch.serialize())
+    for one in data:
+        digest.update(f"{len(one)} rows".encode())
+        for table in one.with_format("arrow").iter(batch_size=1000):
+            # Taken row by row, the values lie in buffers of their own; a slice would bring its offset along.
+            for batch in table.take(list(range(len(table)))).combine_chunks().to_batches():
+                digest.update(batch.serialize())
     return digest.hexdigest()[:32]
 
 

@@ -165,8 +165,8 @@ def digest_call(
         settings: The other arguments.
         tokenizers: That of the model, which is saved, and that of the teacher, if it has another.
     """
-    found = [data_digest(model, data, settings) for data in (parts.train, parts.check, parts.measure)]
-    found += [] if teacher is None else [data_digest(teacher, parts.train, settings)]
+    found = [data_digest(model, settings, parts.train, parts.check, parts.measure)]
+    found += [] if teacher is None else [data_digest(teacher, settings)]
     # Names of classes change no logits, but which of a teacher's are whose, and they are saved.
     configs = [get_config(one) for one in (model, teacher) if one is not None]
     found += [str(getattr(config, name, None)) for config in configs for name in ("id2label", "label2id")]
