@@ -25,6 +25,9 @@ class Listener(Protocol):
     def set_done(self, done: int) -> None:
         """So many steps of the innermost stage are done."""
 
+    def rename(self, what: str) -> None:
+        """The innermost stage, which goes on, does something else now."""
+
     def end(self) -> None:
         """The innermost stage ends."""
 

@@ -67,6 +67,10 @@ class Display:
         """Set how many steps of the innermost stage are done."""
         self._stages[-1].done = done
 
+    def rename(self, what: str) -> None:
+        """Say what the innermost stage does now."""
+        self._stages[-1].what = what
+
     def end(self) -> None:
         """Show the stage around the innermost one again."""
         with self._lock:

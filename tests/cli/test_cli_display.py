@@ -11,6 +11,7 @@ from command_line import COLUMNS
 
 import hfcompress as hfc
 from hfcompress.progress import listening, stage, track
+from hfcompress.search.progress import Progress
 from hfcompress_cli import display
 
 
@@ -34,6 +35,9 @@ class Told:
     def set_done(self, done):
         self.events.append(done)
 
+    def rename(self, what):
+        self.events.append(("rename", what))
+
     def end(self):
         self.events.append("end")
 
@@ -51,6 +55,21 @@ def test_a_loop_is_reported_to_who_listens_alone():
     counted = [("begin", "counting", 2), "advance", "advance", "end"]
     assert told.events[:6] == [*counted, ("begin", "resting", None), "end"]
     assert told.events[6] == ("begin", "leaving", 9)
+
+
+def test_a_ladder_is_one_stage_whose_name_changes(capsys):
+    told = Told()
+    with listening(told):
+        progress = Progress(True, True, total=2.0)
+        progress.at("times", 0.5)
+        with stage("ranking"):
+            progress.say("a line")
+        progress.at("2x: training", 1.0)
+        progress.close()
+    within = [("begin", "ranking", None), "end"]
+    first, second = [("rename", "times"), 25], [("rename", "2x: training"), 50]
+    assert told.events == [("begin", "compress", 100), *first, *within, *second, "end"]
+    assert capsys.readouterr().err == "a line\n"  # and no bar beside
 
 
 def shown(stream, monkeypatch, work, patience=0.05):

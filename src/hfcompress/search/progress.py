@@ -1,4 +1,4 @@
-"""A progress bar over all, with the time left, and a line a rung."""
+"""Progress over all, with the time left, and a line a rung: told to who listens, else a bar."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import sys
 
 from tqdm.auto import tqdm
 
+from hfcompress.progress import listener
+
+_PERCENT = 100
 _FORM = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -24,8 +27,12 @@ class Progress:
     """
 
     def __init__(self, shown: bool, speaks: bool, total: float) -> None:
-        self._speaks, self._done = speaks, 0.0
+        self._speaks, self._done, self._total = speaks, 0.0, total
+        self._told = listener()
+        shown = shown and self._told is None
         self._bar = tqdm(total=total, desc="compress", disable=not shown, bar_format=_FORM, file=sys.stderr)
+        if self._told is not None:
+            self._told.begin("compress", _PERCENT)
 
     def at(self, what: str, done: float) -> None:
         """Say what is being done, and how much is done by now; it never goes back."""
@@ -33,6 +40,9 @@ class Progress:
         if done > self._done:
             self._bar.update(done - self._done)
             self._done = done
+        if self._told is not None:
+            self._told.rename(what)
+            self._told.set_done(int(_PERCENT * self._done / self._total))
 
     def say(self, line: str) -> None:
         """Write a line to standard error, above the bar."""
@@ -42,3 +52,5 @@ class Progress:
     def close(self) -> None:
         """Take the bar off the screen."""
         self._bar.close()
+        if self._told is not None:
+            self._told.end()

@@ -196,7 +196,8 @@ def _recipe(job: Job, candidate: Candidate, trained: Trained) -> str:
     kept = "" if trained.is_kept else ", which made it worse on held-out rows and was undone"
     tokens = "" if job.vocabulary is None else "{1:,} of {0:,} tokens; ".format(*job.vocabulary.tokens)
     several = "" if args.world_size == 1 else f" by {args.world_size} processes"  # each with batches of its own
-    taught = f"{trained.epochs:g} epochs on {learned} at {args.learning_rate:g}{several}"
+    epochs = f"{trained.epochs:g} epoch{'' if trained.epochs == 1 else 's'}"
+    taught = f"{epochs} on {learned} at {args.learning_rate:g}{several}"
     return f"{tokens}{candidate.evaluated} plans evaluated; {taught}{kept}"
 
 
