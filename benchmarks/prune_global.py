@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -36,7 +35,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress import prune_global_l1  # imported here, as torch's is, before the time is taken
-from hfcompress.compat import processor_features
+from hfcompress.compat import processor_features, processor_name
 
 AMOUNTS = (0.1, 0.2, 0.5, 0.9)
 Case = dict[str, Any]
@@ -180,10 +179,8 @@ def _build_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def machine() -> str:
     """Name the processor, its features and cores, and the version of torch."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
     features = f" ({', '.join(processor_features())})" if processor_features() else ""
-    return f"{cpu}, {os.cpu_count()} cores{features}, torch {torch.__version__}"
+    return f"{processor_name()}, {os.cpu_count()} cores{features}, torch {torch.__version__}"
 
 
 def _reset_peak() -> float:

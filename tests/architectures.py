@@ -49,7 +49,7 @@ from transformers import (
     XLNetConfig,
 )
 
-LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"  # all cases, where the default run takes a sample
+LONG = os.environ.get("HYPOTHESIS_PROFILE") in ("long", "all")  # all cases, where the default run takes a sample
 VOCABULARY = 100
 PAD, EOS = 0, 4
 _SIZES = {

@@ -16,6 +16,7 @@ from hypothesis import settings
 # Models are built inside the tests, so a first example may be slow. A few examples, the same on every run, or very many
 # and others each time: HYPOTHESIS_PROFILE=long python -m pytest tests/prune tests/test_losses.py
 settings.register_profile("repeatable", max_examples=40, deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("all", settings.get_profile("repeatable"))  # and all cases: see LONG in architectures.py
 settings.register_profile("long", max_examples=2000, deadline=None, derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 

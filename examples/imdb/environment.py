@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import platform
-import re
 import warnings
 from importlib.metadata import distribution
 from pathlib import Path
@@ -29,13 +28,10 @@ def describe_machine() -> dict[str, Any]:
     """Name the processor, its features and cores, the GPU and the system."""
     import torch
 
-    from hfcompress.compat import processor_features
+    from hfcompress.compat import processor_features, processor_name
 
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.*\S)", info.read_text()) if info.exists() else []
-    name = names[0] if names else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    cpu = {"cpu": name, "features": processor_features(), "cores": os.cpu_count()}
+    cpu = {"cpu": processor_name(), "features": processor_features(), "cores": os.cpu_count()}
     return cpu | {"gpu": gpu, "system": platform.platform()}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import platform
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -87,6 +88,14 @@ def _mixed_precision_of_processor() -> MixedPrecision:
     else:
         return MixedPrecision("bf16", "this processor computes bfloat16 natively")
     return MixedPrecision("no", f"this processor has no native bfloat16, and bf16 takes {factor} as long as float32")
+
+
+def processor_name() -> str:
+    """Return the name of the processor, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, (*names, platform.processor(), platform.machine())), "cpu")
 
 
 def processor_features() -> list[str]:

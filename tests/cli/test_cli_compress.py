@@ -8,6 +8,7 @@ from command_line import COLUMNS, contents, load, read_reviews
 from stopwatch import time_by_flops
 from transformers import AutoTokenizer, TrainingArguments
 
+from hfcompress.storage.model_card import MARK
 from hfcompress_cli import application
 from hfcompress_cli.commands import compress as command
 from hfcompress_cli.commands.compress import put_back, set_aside
@@ -36,9 +37,9 @@ def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):
         assert rung["measured"]["examples"] == len(reviews) - len(reviews) // 3
         assert AutoTokenizer.from_pretrained(folder)("good")["input_ids"]
     assert "<svg" in (tmp_path / "ladder" / "index.html").read_text()
-    (tmp_path / "ladder" / ".work" / "replaced").mkdir(parents=True)  # as if --overwrite had been killed
+    (tmp_path / "ladder" / ".replaced").mkdir()  # as if --overwrite had been killed
     for name in ("ladder.json", "1.5x", "2.5x"):
-        (tmp_path / "ladder" / name).rename(tmp_path / "ladder" / ".work" / "replaced" / name)
+        (tmp_path / "ladder" / name).rename(tmp_path / "ladder" / ".replaced" / name)
     table = run(*command)  # of what is done
     assert table.startswith("rung")
     assert f"{found['rungs']['2.5x']['speedup']['ratio']:.2f}x" in table
@@ -91,39 +92,48 @@ def test_a_folder_without_a_ladder_is_left_alone(run, models, data, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_ladder_is_replaced_when_another_one_has_a_model(tmp_path):
-    (tmp_path / "2x").mkdir()
+def a_ladder(folder):
+    """Write what looks like a ladder, beside a file of the user's, and return what is there."""
+    (folder / "2x").mkdir(parents=True)
     for name, text in (("2x/config.json", "{}"), ("ladder.json", '{"rungs": [{"name": "2x"}]}'), ("notes.txt", "mine")):
-        (tmp_path / name).write_text(text)
-    before = contents(tmp_path)
-    for begun in ({}, {"rungs": [], "ended": False}):  # and no model of another one is done
-        with set_aside(tmp_path):
-            if begun:
-                (tmp_path / "2x").mkdir()  # saved, and the process ended before that was noted
-                (tmp_path / "ladder.json").write_text(json.dumps(begun))
-        assert contents(tmp_path) == before
+        (folder / name).write_text(text)
+    return contents(folder)
+
+
+@pytest.mark.parametrize("begun", [None, "not whole", '{"rungs": [], "ended": false}', '{"rungs": [], "ended": true}'])
+def test_a_ladder_comes_back_if_another_one_has_no_model(begun, tmp_path):
+    before = a_ladder(tmp_path)
     with set_aside(tmp_path):
-        (tmp_path / "ladder.json").write_text(json.dumps({"rungs": [], "ended": True}))  # nothing could be reached
-    assert not (tmp_path / "2x").exists()
-    (tmp_path / "2x").mkdir()
-    for name, text in (("2x/config.json", "{}"), ("ladder.json", '{"rungs": [{"name": "2x"}]}')):
-        (tmp_path / name).write_text(text)
-    with set_aside(tmp_path):  # and no other one is made
-        assert [one.name for one in tmp_path.iterdir() if one.name != ".work"] == ["notes.txt"]
+        assert [one.name for one in tmp_path.iterdir() if one.name != ".replaced"] == ["notes.txt"]
+        if begun is not None:
+            (tmp_path / "ladder.json").write_text(begun)
+            for name in ("2x", "4.5x"):  # saved, and the process ended before that was noted
+                (tmp_path / name).mkdir()
+                (tmp_path / name / "README.md").write_text(MARK)
     assert contents(tmp_path) == before
+
+
+def test_a_ladder_is_replaced_by_one_that_has_a_model(tmp_path):
+    a_ladder(tmp_path)
+    text = '{"rungs": [{"name": "4x"}], "ended": false}'
     with set_aside(tmp_path):
-        (tmp_path / "ladder.json").write_text("not whole")
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["ladder.json", "notes.txt"]
-    with set_aside(tmp_path):
-        assert [one.name for one in tmp_path.iterdir() if one.is_file()] == ["notes.txt"]
-    assert (tmp_path / "ladder.json").read_text() == "not whole"
+        (tmp_path / "4x").mkdir()
+        (tmp_path / "ladder.json").write_text(text)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["4x", "ladder.json", "notes.txt"]
+    assert (tmp_path / "ladder.json").read_text() == text
+
+
+def test_a_ladder_whose_successor_cannot_be_reached_stays(run, models, data, tmp_path):
+    command = ["compress", models / "bert", "--data", data / "train.csv", *COLUMNS, *SHORT, "-o", tmp_path / "ladder"]
+    run(*command, "--speedup", 1.5)
+    before = contents(tmp_path / "ladder")
+    assert "900x: cannot be reached" in run(*command, "--speedup", 900, "--overwrite")
+    assert "ladder is as it was: no model of another ladder was done." in run.error
+    assert contents(tmp_path / "ladder") == before
 
 
 def test_a_ladder_that_was_set_aside_when_a_process_was_killed_comes_back(tmp_path):
-    (tmp_path / "2x").mkdir()
-    for name, text in (("2x/config.json", "{}"), ("ladder.json", '{"rungs": [{"name": "2x"}]}'), ("notes.txt", "mine")):
-        (tmp_path / name).write_text(text)
-    before = contents(tmp_path)
+    before = a_ladder(tmp_path)
     for killed_after in (0, 1, 2):
         moved, rename = [], Path.rename
 

@@ -8,7 +8,7 @@ from architectures import build
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 import hfcompress as hfc
-from hfcompress.models.new_head import MARK, new_head, update_mark
+from hfcompress.models.new_head import MARK, mark_new_head, new_head, update_mark
 
 # With the names of what is not in the file of a base model, by the info that from_pretrained gives.
 ARCHITECTURES = ("bert", "gpt2", "roberta", "distilbert", "electra", "albert", "deberta-v2", "modernbert", "llama",
@@ -32,19 +32,49 @@ def base(folder):
     return model, sorted(info["missing_keys"])
 
 
-def step(model):
-    """Train one step."""
+def step(model, fused=False):
+    """Train one step; a fused optimizer, Trainer's default, does not count its changes of a parameter."""
     model.config.pad_token_id = 0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
     model(torch.tensor([[5, 6, 4]]), labels=torch.tensor([1])).loss.backward()
     optimizer.step()
 
 
-def test_a_head_that_was_not_in_the_file_is_new(folder):
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_head_that_was_not_in_the_file_is_new(fused, folder):
+    """Of one without a bias only a mark tells, as the command leaves it."""
     model, missing = base(folder)
-    assert new_head(model) == missing
-    step(model)
+    has_bias = any(name.endswith("bias") for name in missing)
+    assert new_head(model) == (missing if has_bias else [])
+    step(model, fused)
     assert new_head(model) == []
+    marked, _ = base(folder)
+    mark_new_head(marked, missing)
+    assert new_head(marked) == missing
+    step(marked, fused)
+    assert new_head(marked) == []
+
+
+def test_a_head_that_was_set_without_a_bias_is_not_new(tmp_path):
+    build("bert").base_model.save_pretrained(tmp_path)
+    model, _ = base(tmp_path)
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.ones(2, 32))  # a linear probe without an intercept
+    assert new_head(model) == []
+
+
+def test_a_head_of_an_adapter_is_not_new(tmp_path):
+    """PEFT keeps the random one that it replaces beside it."""
+    peft = pytest.importorskip("peft")
+    build("bert").base_model.save_pretrained(tmp_path / "base")
+    lora = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], modules_to_save=["classifier"])
+    adapted = peft.get_peft_model(base(tmp_path / "base")[0], lora)
+    step(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    plain, _ = base(tmp_path / "base")
+    plain.load_adapter(str(tmp_path / "adapter"))
+    wrapped = peft.PeftModel.from_pretrained(base(tmp_path / "base")[0], str(tmp_path / "adapter"))
+    assert new_head(plain) == new_head(wrapped) == new_head(wrapped.merge_and_unload()) == []
 
 
 def test_a_trained_classifier_has_no_new_head(folder, tmp_path):
@@ -57,6 +87,7 @@ def test_a_trained_classifier_has_no_new_head(folder, tmp_path):
 
 def test_the_mark_is_saved_and_outdated_by_training(folder, tmp_path):
     model, missing = base(folder)
+    mark_new_head(model, missing)
     hfc.prune_global_l1(model, 0.3)
     model.save_pretrained(tmp_path / "pruned")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "pruned")
@@ -71,7 +102,7 @@ def test_the_mark_is_saved_and_outdated_by_training(folder, tmp_path):
 @pytest.mark.parametrize("dtypes", [["float16"], ["bfloat16"], ["float16", "float32"], ["bfloat16", "float32"]])
 def test_another_dtype_trains_no_head(dtypes, folder, tmp_path):
     model, missing = base(folder)
-    update_mark(model)
+    mark_new_head(model, missing)
     for dtype in dtypes:
         model.to(getattr(torch, dtype)).save_pretrained(tmp_path)
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=dtype)

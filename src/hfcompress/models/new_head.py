@@ -26,7 +26,8 @@ def new_head(model: nn.Module) -> list[str]:
     """Return the names of a classification head's weights that were initialised at random and not trained since.
 
     By the mark in the config; or else by what ``from_pretrained`` leaves at the parameters that it read. Of those that
-    it did not read, the biases are exactly zero until the first step of an optimizer.
+    it did not read, the biases are exactly zero until the first step of an optimizer. Of a head without a bias (GPT-2,
+    Llama) only a mark tells: fused optimizers, Trainer's default, leave no trace at a parameter.
 
     Args:
         model: Any module.
@@ -51,8 +52,9 @@ def check_trained(model: nn.Module, name: str) -> None:
     """
     if head := new_head(model):
         raise CompressionError(
-            f"The classification head of {name} is new ({', '.join(head)}): random numbers, by which its answers mean "
-            "nothing. Fine-tune it first, or load the model that was fine-tuned."
+            f"The classification head of {name} is new ({', '.join(head)}): random numbers, by which its predictions "
+            "mean nothing. Fine-tune it first, or load the model that was fine-tuned; where its weights were set by "
+            "hand, save it and load it again."
         )
 
 
@@ -92,13 +94,14 @@ def _missing_names(model: nn.Module) -> list[str]:
     if body is model or not isinstance(body, nn.Module) or not any(map(_was_read, body.parameters())):
         return []
     inside = set(map(id, body.parameters()))
-    missing = {name: one for name, one in model.named_parameters() if id(one) not in inside and not _was_read(one)}
-    if not missing or not all(map(has_plain_values, missing.values())):
+    own = {name: one for name, one in model.named_parameters() if ".original_module." not in name}  # PEFT's, unused
+    missing = {name: one for name, one in own.items() if id(one) not in inside and not _was_read(one)}
+    biases = {name: one for name, one in missing.items() if name.endswith("bias")}
+    if not biases or not all(map(has_plain_values, missing.values())) or any(map(_has_nonzero, biases.values())):
         return []
-    biases = [one for name, one in missing.items() if name.endswith("bias")]
-    # Without a bias (GPT-2, Llama), only the count of changes in place tells: the initialisation is the first.
-    untouched = not any(map(_has_nonzero, biases)) if biases else all(one._version == 1 for one in missing.values())
-    return sorted(missing) if untouched else []
+    # A layer's weight and bias are initialised together; a weight that was set since has been changed more often.
+    pairs = ((one, missing.get(name.removesuffix("bias") + "weight", one)) for name, one in biases.items())
+    return sorted(missing) if all(bias._version == weight._version for bias, weight in pairs) else []
 
 
 def _was_read(parameter: Tensor) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfcompress.compat import processor_features
+from hfcompress.compat import processor_features, processor_name
 from hfcompress.errors import CompressionError
 from hfcompress.models.blocks import Shape, grid, shaped
 from hfcompress.models.classifier import evaluation_mode, max_tokens
@@ -166,13 +166,14 @@ def describe_machine(device: torch.device) -> str:
 
     Example:
         >>> describe_machine(torch.device("cpu"))  # doctest: +SKIP
-        'cpu (AVX2, AVX-512, AVX-512 VNNI), threads: 2'
+        'AMD EPYC 7763 (AVX2), threads: 2'
     """
-    name, features = device.type, ", ".join(processor_features())
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    elif device.type == "cpu" and features:
-        name = f"cpu ({features})"
+    features = ", ".join(processor_features())
+    if device.type == "cpu":
+        name = f"{processor_name()} ({features})" if features else processor_name()
+    else:
+        of_kind = getattr(getattr(torch, device.type, None), "get_device_name", None)  # mps has none
+        name = device.type if of_kind is None else of_kind(device)
     return f"{name}, threads: {torch.get_num_threads()}"
 
 

@@ -287,6 +287,12 @@ def _read(
     if label is not None and label != "labels":
         data = data.rename_column(label, "labels")
     if "input_ids" in data.column_names:
+        nested = next((n for n, ids in enumerate(data["input_ids"]) if ids and isinstance(ids[0], list)), None)
+        if nested is not None:
+            raise CompressionError(
+                f"input_ids of row {nested} of {owner} are not the tokens of one text: pass one row a text, with a "
+                "list of numbers, such as tokenizer(text) returns without return_tensors."
+            )
         check_mask(owner, model, data, tokenizer)
         return _with_known_ids(owner, model, data)
     texts = text_columns(args)
@@ -330,12 +336,6 @@ def encode(
 def _with_known_ids(owner: str, model: PreTrainedModel, data: Dataset) -> Dataset:
     """Return data whose texts are as long as the model reads, and hold none but its tokens."""
     texts = data["input_ids"]
-    wrong_row = next((n for n, ids in enumerate(texts) if ids and isinstance(ids[0], list)), None)
-    if wrong_row is not None:
-        raise CompressionError(
-            f"input_ids of row {wrong_row} of {owner} are not the tokens of one text: pass one row a text, with a list "
-            "of numbers, such as tokenizer(text) returns without return_tensors."
-        )
     check_lengths(owner, model, map(len, texts))
     embeddings: Any = model.get_input_embeddings()
     tokens = len(embeddings.weight)

@@ -81,24 +81,25 @@ class State:
             return cls(file, digest, machine)
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-            version, same = found["version"], found["digest"] == digest
-            if version != _VERSION:
-                raise CompressionError(
-                    f"{file} is of a ladder that another release of hfcompress began; name another output_dir."
-                )
-            rungs = [Rung.from_dict(one) for one in found["rungs"]] if same else []
+            of_this_release, same = found["version"] == _VERSION, found["digest"] == digest
+            found = found if of_this_release and same else cls(file, digest, machine).to_dict()
+            rungs = [Rung.from_dict(one) for one in found["rungs"]]
             left_out = [LeftOut(**one) for one in found["left_out"]]
-            table, notes, ended = found["times"], list(found["notes"]), found["ended"]
-            table = table if found["machine"] == machine else None
+            notes, ended = list(found["notes"]), found["ended"]
+            table = found["times"] if found["machine"] == machine else None
             times = table and TimeTable(
                 tuple(table["heads"]), tuple(table["neurons"]), tuple(map(tuple, table["times"])), table["rest"]
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CompressionError(f"{file} cannot be read: {error!r:.200}; name another output_dir.") from error
+        if not of_this_release:
+            raise CompressionError(
+                f"{file} is of a ladder that another release of hfcompress began; name another output_dir."
+            )
         if not same:
             raise CompressionError(
-                f"{file} is of a ladder that was made with another model, other data or other arguments; name another "
-                "output_dir, or remove that one."
+                f"{file} is of a ladder that was made with another model, other data or other arguments (the mixed "
+                "precision is one, by default the machine's own); name another output_dir, or remove that one."
             )
         kept = [*takewhile(lambda rung: not rung.stopped and (folder / rung.name).is_dir(), rungs)]
         kept = [replace(rung, folder=str(folder / rung.name)) for rung in kept]
@@ -127,25 +128,33 @@ class State:
         is_new = between not in tried and all(target in targets for target in tried)
         return [between] if refine and is_new and least < between < too_much else []
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as the file has it."""
+        return {
+            "version": _VERSION,
+            "digest": self.digest,
+            "machine": self.machine,
+            "times": self.times and asdict(self.times),
+            "rungs": [rung.to_dict() for rung in self.rungs],
+            "left_out": [asdict(one) for one in self.left_out],
+            "notes": self.notes,
+            "ended": self.ended,
+        }
+
     def write(self) -> None:
         """Write what is done, at once or not at all."""
         if not processes().is_main_process:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        values = {"version": _VERSION, "digest": self.digest, "machine": self.machine}
-        values |= {"times": self.times and asdict(self.times)}
-        values |= {"rungs": [rung.to_dict() for rung in self.rungs], "notes": self.notes}
-        values["left_out"] = [asdict(one) for one in self.left_out]
-        values["ended"] = self.ended
         temporary = self.file.with_name(f".{_STATE}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, self.file)
 
 
 def describe_arguments(args: DistillationArguments) -> dict[str, Any]:
-    """Return what of the arguments can change a model, but for the precision, which follows the machine by default."""
+    """Return what of the arguments can change a model."""
     left_out = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "hub_token", "logging_steps", "local_rank"}
-    left_out |= {"bf16", "fp16", "use_cpu", "dataloader_pin_memory", "ddp_timeout"}
+    left_out |= {"use_cpu", "dataloader_pin_memory", "ddp_timeout"}
     return {name: value for name, value in json.loads(args.to_json_string()).items() if name not in left_out}
 
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from hfcompress_cli import launch, options
+
+_ASIDE = ".replaced"  # in the folder: the ladder that another one replaces, until that has a model
 
 
 def add_parser(verbs: options.Verbs) -> None:
@@ -135,7 +138,7 @@ def check_output(output: Path, overwrite: bool) -> None:
     """Refuse a folder that holds anything but a ladder, which goes on if it is of the same call."""
     from hfcompress.errors import CompressionError
 
-    held = output.is_dir() and any(one.name != ".work" for one in output.iterdir())
+    held = output.is_dir() and any(one.name not in (".work", _ASIDE) for one in output.iterdir())
     if held and not (output / "ladder.json").is_file():
         kind = "so --overwrite does not replace it; " if overwrite else ""
         raise CompressionError(f"{output} exists already and holds no ladder, {kind}name another folder.")
@@ -144,7 +147,7 @@ def check_output(output: Path, overwrite: bool) -> None:
 @contextmanager
 def set_aside(output: Path) -> Iterator[None]:
     """Take the ladder out of a folder; it comes back if no model of another is done at the end. Other files stay."""
-    file, aside = output / "ladder.json", output / ".work" / "replaced"
+    file, aside = output / "ladder.json", output / _ASIDE
     if file.is_file():
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -159,36 +162,27 @@ def set_aside(output: Path) -> Iterator[None]:
 
 def put_back(output: Path) -> None:
     """Put a ladder that was set aside back into its folder, if no model of another one is done; forget it else."""
-    aside = output / ".work" / "replaced"
+    from hfcompress.storage.model_card import CARD, is_our_card
+
+    aside = output / _ASIDE
     if not (aside / "ladder.json").is_file():
         return
     file = output / "ladder.json"
-    if not _has_come_to_something(file):
+    if not _rungs(file):
         file.unlink(missing_ok=True)
+        for one in output.iterdir():  # a model that was saved, when the process ended before it was noted
+            if re.fullmatch(r"\d+(\.\d+)?x", one.name) and is_our_card(one / CARD):
+                shutil.rmtree(one)
         for one in sorted(aside.iterdir(), key=lambda one: one.name == "ladder.json"):  # by which it is known, last
-            shutil.rmtree(output / one.name, ignore_errors=True)  # saved, and the process killed before it was noted
             one.rename(output / one.name)
     shutil.rmtree(aside, ignore_errors=True)
-    with suppress(OSError):  # it is not there, or holds what a ladder goes on with
-        aside.parent.rmdir()
-
-
-def _has_come_to_something(file: Path) -> bool:
-    """Whether a ladder has a model, or is complete without one."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return bool(values["rungs"] or values["ended"])
-    except (ValueError, KeyError, TypeError):
-        return True
-    except FileNotFoundError:
-        return False
 
 
 def _rungs(file: Path) -> list[str]:
-    """Return the folders of a ladder; none if its file cannot be read."""
+    """Return the folders of a ladder; none if its file is not there or cannot be read."""
     try:
         return [Path(str(rung["name"])).name for rung in json.loads(file.read_text(encoding="utf-8"))["rungs"]]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
