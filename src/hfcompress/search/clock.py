@@ -162,12 +162,7 @@ def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 
 def describe_machine(device: torch.device) -> str:
-    """Name what times depend on: the accelerator, or what the processor can do; and how many threads torch has.
-
-    Example:
-        >>> describe_machine(torch.device("cpu"))  # doctest: +SKIP
-        'AMD EPYC 7763 (AVX2), threads: 2'
-    """
+    """Name what times depend on: the accelerator, or the processor and what it can do; and torch's threads."""
     features = ", ".join(processor_features())
     if device.type == "cpu":
         name = f"{processor_name()} ({features})" if features else processor_name()
