@@ -10,7 +10,7 @@ rung in int8. All are tested on rows that nothing else has read, with McNemar's 
     python -m benchmarks.ladder --work ladders --texts sentences reviews base --device cpu
 
 Stopped, it goes on behind the last result in the folder; processes side by side take other ``--texts``, ``--seeds``.
-``--report`` computes nothing and writes the table of all that is there to benchmarks/results.
+``--report`` computes nothing and writes the tables of all that is there to benchmarks/results and docs/compress.md.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import random
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -43,6 +44,9 @@ from hfcompress.search.training import default_arguments, train_rung
 TASKS = TEXTS | {
     "base": Texts("Rotten Tomatoes, MPNet", "packaged-sentences", 6250, 2200, 64, 3, 2e-5, (), models="base"),
 }
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "compress.md"  # which shows the summaries
+_BLOCK = re.compile(r"(?<=<!-- written by benchmarks/ladder.py -->\n).*?(?=<!-- until here -->)", re.DOTALL)
 SPEEDUPS = (2.0, 4.0, 10.0)
 PLANS = 20  # whose times are predicted and measured
 _TRIES = 8  # of a bisection to the time of a rung
@@ -252,6 +256,34 @@ def collect(work: Path) -> dict[str, Result]:
     return runs
 
 
+def summaries(runs: dict[str, Result]) -> str:
+    """Return a table for each data set: what was lost in the mean over the seeds, and how fast that was."""
+    kinds = {"compress": "ladder", "compress, then int8": "ladder in int8"}
+    kinds |= {"heads and neurons by one ranking": "fisher", "some of the layers": "layers", "trained on": "control"}
+    parts = []
+    for task, texts in TASKS.items():
+        mine = [run for name, run in runs.items() if name.startswith(f"{task}-")]
+        rows = []
+        for title, kind in kinds.items():
+            names = {"1x": "1x int8" if kind == "ladder in int8" else f"1x {kind}"}
+            names |= {f"{speedup:g}x": f"{speedup:g}x {kind}" for speedup in SPEEDUPS}
+            found = {asked: [run[name] for run in mine if name in run] for asked, name in names.items()}
+            if any(found.values()):
+                rows.append({"": title} | {asked: _mean_loss(some) for asked, some in found.items()})
+        if rows:
+            parts.append(f"{texts.title}:\n\n{_table(rows)}")
+    return "\n\n".join(parts)
+
+
+def _mean_loss(found: list[Result]) -> str:
+    """Return the mean points of accuracy lost at the mean speed-up, and of how many seeds."""
+    passed = [one for one in found if "refused" not in one]
+    if not passed:
+        return "refused" if found else ""
+    lost = statistics.mean(100 * (one["original"] - one["accuracy"]) for one in passed)
+    return f"{lost:.2f} at {statistics.mean(one['speedup'] for one in passed):.2f}x ({len(passed)})"
+
+
 def rung_rows(runs: dict[str, Result]) -> list[dict[str, str]]:
     """One row for each rung and rival: all seeds, and their mean."""
     rows = []
@@ -330,7 +362,11 @@ def write_report(runs: dict[str, Result], folder: Path) -> None:
     ]
     page = [
         "# A ladder, and its rivals at equal time",
-        f"{' and '.join(machines)}. Several seeds stand beside each other, each with texts and an original of its own.",
+        f"{' and '.join(machines)}. Points of accuracy lost against the original (negative: gained), at the speed-up "
+        "that was measured: means over seeds, of which the number stands in brackets.",
+        summaries(runs),
+        "## Each seed",
+        "Several seeds stand beside each other, each with texts and an original of its own.",
         _table(rung_rows(runs)),
         "## Predicted and measured times",
         _table(plan_rows(runs)),
@@ -339,6 +375,8 @@ def write_report(runs: dict[str, Result], folder: Path) -> None:
         *notes,
     ]
     (folder / "ladder.md").write_text("\n\n".join(page) + "\n")
+    if folder == RESULTS:
+        PAGE.write_text(_BLOCK.sub(lambda _: f"\n{summaries(runs)}\n\n", PAGE.read_text()))
 
 
 def _table(rows: list[dict[str, str]]) -> str:
@@ -355,7 +393,7 @@ def main() -> None:
     parser.add_argument("--device", help="where models are timed, if not where they are trained")
     parser.add_argument("--rows", type=int, help="to learn from at most, for a trial")
     parser.add_argument("--report", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if not arguments.report:
         silence_libraries()

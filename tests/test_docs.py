@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import first_way
+from benchmarks import first_way, ladder
 from docs import run_tutorials, works_with
 
 ROOT = Path(__file__).parents[1]
@@ -428,6 +428,17 @@ def test_every_speed_claim_is_compared_with_its_result(path):
     cited = [figure for sentence, _ in CITED.get(path, []) for figure in re.findall(sentence, text)]
     claims = re.findall(r"[\d.]+ (?:to [\d.]+ )?times (?:as fast|as long|faster)", text)
     assert len(claims) <= len(cited)
+
+
+def test_the_page_on_ladders_has_the_tables_that_were_measured():
+    written = (ROOT / "docs/compress.md").read_text().partition("<!-- written by benchmarks/ladder.py -->")[2]
+    tables = written.partition("<!-- until here -->")[0].strip()
+    runs = json.loads((ROOT / "benchmarks/results/ladder.json").read_text())
+    assert tables == ladder.summaries(runs)
+    assert tables in (ROOT / "benchmarks/results/ladder.md").read_text()
+    lost = [one["original"] - one["accuracy"] for name, run in runs.items() for key, one in run.items()
+            if name.startswith("sentences") and key == "4x ladder"]  # fmt: skip
+    assert f"| {100 * sum(lost) / len(lost):.2f} at " in tables
 
 
 def test_the_page_on_serving_has_the_tables_that_were_measured():
