@@ -10,7 +10,8 @@ rung in int8. All are tested on rows that nothing else has read, with McNemar's 
     python -m benchmarks.ladder --work ladders --texts sentences reviews base --device cpu
 
 Stopped, it goes on behind the last result in the folder; processes side by side take other ``--texts``, ``--seeds``.
-``--report`` computes nothing and writes the tables of all that is there to benchmarks/results and docs/compress.md.
+``--report`` computes nothing and writes the tables of all that is there to benchmarks/results and docs/compress.md;
+runs of other folders, such as another machine's, stay in them.
 """
 
 from __future__ import annotations
@@ -400,7 +401,8 @@ def main() -> None:
         for texts in arguments.texts:
             for seed in arguments.seeds:
                 Run(texts, seed, arguments.work, arguments.epochs, arguments.device, arguments.rows).compute()
-    write_report(collect(arguments.work), arguments.output)
+    before = read_json(arguments.output / "ladder.json")
+    write_report(before | collect(arguments.work), arguments.output)
 
 
 if __name__ == "__main__":
