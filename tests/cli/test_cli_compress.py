@@ -1,6 +1,7 @@
 """``hfcompress compress``: from a folder and a file of texts to a ladder."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,8 @@ def test_a_folder_without_a_ladder_is_left_alone(run, models, data, tmp_path):
 def a_ladder(folder):
     """Write what looks like a ladder, beside a file of the user's, and return what is there."""
     (folder / "2x").mkdir(parents=True)
-    for name, text in (("2x/config.json", "{}"), ("ladder.json", '{"rungs": [{"name": "2x"}]}'), ("notes.txt", "mine")):
+    written = {"2x/README.md": MARK, "ladder.json": '{"rungs": [{"name": "2x"}]}', "notes.txt": "mine"}
+    for name, text in written.items():
         (folder / name).write_text(text)
     return contents(folder)
 
@@ -132,25 +134,36 @@ def test_a_ladder_whose_successor_cannot_be_reached_stays(run, models, data, tmp
     assert contents(tmp_path / "ladder") == before
 
 
-def test_a_ladder_that_was_set_aside_when_a_process_was_killed_comes_back(tmp_path):
+def killed_after(moves, patch):
+    """Let the process be killed at the folder, or file, that would be moved after so many."""
+    moved, rename = [], Path.rename
+
+    def move(self, target):
+        if len(moved) == moves:
+            raise KeyboardInterrupt
+        moved.append(self)
+        return rename(self, target)
+
+    patch.setattr(Path, "rename", move)
+    return moved
+
+
+@pytest.mark.parametrize("put_back_moves", [0, 1, 2])
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_a_ladder_that_was_set_aside_comes_back_after_a_kill(moves, put_back_moves, tmp_path):
+    """Also where the process that puts it back is killed: no model of the old ladder is taken for a new one."""
     before = a_ladder(tmp_path)
-    for killed_after in (0, 1, 2):
-        moved, rename = [], Path.rename
-
-        def move(self, target, moved=moved, rename=rename, most=killed_after):
-            if len(moved) == most:
-                raise KeyboardInterrupt
-            moved.append(self)
-            return rename(self, target)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Path, "rename", move)
-            patch.setattr(command, "put_back", lambda output: None)  # the process is gone
-            with pytest.raises(KeyboardInterrupt), set_aside(tmp_path):
-                raise KeyboardInterrupt
-        assert len(moved) == killed_after
+    with pytest.MonkeyPatch.context() as patch:
+        moved = killed_after(moves, patch)
+        patch.setattr(command, "put_back", lambda output: None)  # the process is gone
+        with pytest.raises(KeyboardInterrupt), set_aside(tmp_path):
+            raise KeyboardInterrupt
+    assert len(moved) == moves
+    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+        killed_after(put_back_moves, patch)
         put_back(tmp_path)
-        assert contents(tmp_path) == before
+    put_back(tmp_path)
+    assert contents(tmp_path) == before
 
 
 def test_an_interrupted_overwrite_says_which_ladder_is_there(tmp_path):

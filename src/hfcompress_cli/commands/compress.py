@@ -170,8 +170,9 @@ def put_back(output: Path) -> None:
     file = output / "ladder.json"
     if not _rungs(file):
         file.unlink(missing_ok=True)
+        back = {name for name in _rungs(aside / "ladder.json") if not (aside / name).exists()}  # or never moved
         for one in output.iterdir():  # a model that was saved, when the process ended before it was noted
-            if re.fullmatch(r"\d+(\.\d+)?x", one.name) and is_our_card(one / CARD):
+            if re.fullmatch(r"\d+(\.\d+)?x", one.name) and one.name not in back and is_our_card(one / CARD):
                 shutil.rmtree(one)
         for one in sorted(aside.iterdir(), key=lambda one: one.name == "ladder.json"):  # by which it is known, last
             one.rename(output / one.name)
