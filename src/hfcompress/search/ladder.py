@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -296,8 +297,9 @@ def rung_table(rungs: Sequence[Rung], notes: Sequence[str] = ()) -> Table:
         "recipe": ["", *(rung.recipe for rung in rungs)],
     }
     table = [[head, *column] for head, column in columns.items()]
+    tokens, machine = first.passes[0].label, _by_value(rungs, attrgetter("machine"))
     own_notes = [
-        f"Each timed in turns with the original, {first.passes[0].label} tokens, on {_by_value(rungs, _machine)}; "
+        f"Each timed in turns with the original, {tokens} tokens, on {machine}; "
         "ms: of the original beside the first rung, divided by the speed-up.",
         f"Quality of {first.examples:,} rows that no rung learned from; if the original was fine-tuned on them, or its "
         f"epoch chosen by them, it is worse on others. With the {lost} the 95 % interval of the paired difference; p: "
@@ -310,10 +312,6 @@ def rung_table(rungs: Sequence[Rung], notes: Sequence[str] = ()) -> Table:
         ]
     own_notes += [f"{rung.name}: {note}" for rung in rungs for note in rung.notes]
     return Table(list(zip(*table, strict=True)), "<>>>>>>>>><", [*own_notes, *notes])
-
-
-def _machine(rung: Rung) -> str:
-    return rung.machine
 
 
 def _runtime(rung: Rung) -> str:
