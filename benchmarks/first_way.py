@@ -36,7 +36,10 @@ COMMANDS = (
 TRAINING, TEST = 3_000, 1_500
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "first_way.md"
-PAGES = {ROOT / "README.md": "benchmarks/results/first_way.md", ROOT / "docs" / "index.md": "benchmarks/first_way.md"}
+PAGES = {
+    ROOT / "README.md": "benchmarks/results/first_way.md",
+    ROOT / "docs" / "index.md": "../benchmarks/results/first_way.md",
+}
 _PROGRESS = re.compile(r"\[\d+:\d\d(:\d\d)?(<.*)?\]$")  # how long a stage has taken, and how long it will take
 _BLOCK = re.compile(r"(?<=<!-- python -m benchmarks.first_way --paste -->\n).*?(?=<!-- until here -->)", re.DOTALL)
 

@@ -1,15 +1,18 @@
 """Adds the pages of the site that are elsewhere in the repository; nothing is copied, so nothing can differ.
 
-Cells of wide tables get the heads of their columns, for screens on which a row is shown as a card (style.css).
+Pages link to these files where they are, so that the links hold in the repository too; on the site they are those of
+the pages. Cells of wide tables get the heads of their columns, for screens on which a row is shown as a card (style.css).
 """
 
 from __future__ import annotations
 
+import os.path
 import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "examples" / "imdb" / "results"
@@ -30,6 +33,11 @@ PAGES = (
         for path in sorted((ROOT / "benchmarks" / "results").glob("*.md"))
     }
 )
+PICTURES = {
+    f"comparison/{path.parent.name}/{path.name}": path
+    for path in sorted(RESULTS.glob("*/*.png"))
+}
+WHERE = {path: where for where, path in (PAGES | PICTURES).items()}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -41,15 +49,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             name = path.parent.name
             text = re.sub(r"^# Results", f"# Results: {name}", text)
             text = re.sub(r"\]\((\S+\.png)\)", rf"]({name}/\1)", text)
-            for picture in sorted(path.parent.glob("*.png")):
-                at = f"comparison/{name}/{picture.name}"
-                files.append(
-                    File.generated(config, at, abs_src_path=str(picture))
-                )
         if folder:  # wide tables
             text = "---\nhide:\n  - toc\n---\n\n" + text
         files.append(File.generated(config, where, content=text))
+    for where, path in PICTURES.items():
+        files.append(File.generated(config, where, abs_src_path=str(path)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Turn links to files outside docs/ into links to their pages."""
+    here = Path(page.file.src_uri).parent
+
+    def turn(found: re.Match[str]) -> str:
+        where = WHERE.get((ROOT / "docs" / here / found[1]).resolve())
+        return f"]({os.path.relpath(where, here)}" if where else found[0]
+
+    return re.sub(r"\]\((\.\./[^)#\s]+)", turn, markdown)
 
 
 def on_page_content(html: str, **_: object) -> str:

@@ -62,7 +62,7 @@ _TAIL = """
 An architecture that is not listed may work too. Pruning, keeping and reporting need matrices in `nn.Linear` or
 `Conv1D`; a student needs one stack of `config.num_hidden_layers` layers. Heads are found by
 [records](structured.md#how-each-result-is-verified), neurons without a record in a trace; each result is verified.
-[Contributing](contributing.md#add-an-architecture) describes how to add one to this table.
+[Contributing](../CONTRIBUTING.md#add-an-architecture) describes how to add one to this table.
 
 """
 

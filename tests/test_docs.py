@@ -121,6 +121,13 @@ def test_the_first_way_is_tried_on_other_sentences(tmp_path):
     assert {row["label"] for part in parts for row in part} == {"negative", "positive"}
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_of_a_page_lead_to_files_of_the_repository(page):
+    """Where it is read too; docs/hooks.py turns those that lead out of docs/ into links to pages of the site."""
+    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 def test_no_page_needs_a_script_from_elsewhere():
     sources = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "examples").rglob("*.md"), *NOTEBOOKS]
     assert [path.name for path in sources if re.search("mermaid|<script|<iframe", path.read_text())] == []

@@ -12,10 +12,13 @@ STYLE: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawD
 MODEL: dict[str, Any] = {"metavar": "MODEL", "help": "folder or hub id"}
 DEVICE: dict[str, Any] = {"help": "such as cpu or cuda:1 (default: an accelerator if there is one)"}
 OVERWRITE: dict[str, Any] = {"action": "store_true", "help": "replace the model in OUT, if there is one"}
+SEED = 42  # by which rows are held out, unless another is given
 LABEL_COLUMN = "label"  # of the data, unless another is named
-# Options that say how a file is read, and what they are unless they are given; the next command to type needs them too.
+# Options that say how a file is read and which rows of it measure, and what they are unless they are given; the next
+# command to type needs them too, or it would measure with rows that this one trained on.
 _READING = {"text_column": "text", "text_pair_column": None, "label_column": LABEL_COLUMN, "max_length": None}
 _READING |= {"label_separator": None, "labels_are": None, "delimiter": None, "encoding": None}
+_READING |= {"eval_data": None, "held_out": 0.2}
 Results = tuple[str, dict[str, Any]]  # what a verb returns: text, and values for JSON
 
 
@@ -108,7 +111,7 @@ def add_held_out(data: argparse._ArgumentGroup) -> None:
     help = "texts to measure with, instead of held-out ones"
     measured.add_argument("--eval-data", "--validation", metavar="DATA", help=help)
     help = "share of the rows kept out of the training, to measure with (default: 0.2)"
-    measured.add_argument("--held-out", type=fraction, default=0.2, metavar="F", help=help)
+    measured.add_argument("--held-out", type=fraction, default=_READING["held_out"], metavar="F", help=help)
 
 
 def words_of_data(arguments: argparse.Namespace) -> list[list[str]]:

@@ -7,17 +7,27 @@ import torch
 from command_line import COLUMNS, load, make_tokenizer
 from transformers import BertConfig, BertModel
 
+import hfcompress as hfc
+from hfcompress.errors import CompressionError
+from hfcompress_cli import held_out, training
+from hfcompress_cli.held_out import read_parts
 from hfcompress_cli.outputs import free_name, next_command
 
 
+def all_next_of(printed):
+    """Return the words of each command at the end of what was printed."""
+    paragraph = printed.rstrip("\n").rpartition("\n\n")[2]
+    assert paragraph.startswith("next, ")
+    assert max(map(len, paragraph.splitlines())) <= 80
+    parts = (line for line in paragraph.replace("\\\n", "").splitlines() if line.startswith("  "))
+    commands = [shlex.split(part) for part in parts]
+    assert all(words.pop(0) == "hfcompress" for words in commands)
+    return commands
+
+
 def next_of(printed):
-    """Return the words of the command at the end of what was printed."""
-    about, command = printed.rstrip("\n").rpartition("\n\n")[2].split("\n", 1)
-    assert about.startswith("next, ")
-    assert max(map(len, command.splitlines())) <= 80
-    words = shlex.split(command.replace("\\\n", ""))
-    assert words[0] == "hfcompress"
-    return words[1:]
+    """Return the words of the last command at the end of what was printed."""
+    return all_next_of(printed)[-1]
 
 
 @pytest.fixture
@@ -45,6 +55,34 @@ def test_from_a_base_model_each_verb_names_the_next(here, data, run):
     assert sorted(one.name for one in here.iterdir()) == [
         "my base", "my teacher", "my teacher-half", "my teacher-half-distilled", "my train.csv",
     ]  # fmt: skip
+
+
+def test_the_ladder_is_measured_with_rows_that_the_training_held_out(here, data, run, monkeypatch):
+    drawn = []
+
+    def read(*arguments):
+        parts = read_parts(*arguments)
+        drawn.append([[row["review"] for row in part] for part in parts])
+        return parts
+
+    def compress(*arguments, **settings):
+        raise CompressionError("is not run here.")
+
+    monkeypatch.setattr(training, "read_parts", read)
+    monkeypatch.setattr(held_out, "read_parts", read)
+    monkeypatch.setattr(hfc, "compress", compress)
+    how = ["--rows", 30, "--held-out", 0.3, "--seed", 7, "--epochs", 1]
+    first, _ = all_next_of(run("finetune", "my base", "--data", data / "train.csv", *COLUMNS, *how, "-o", "teacher"))
+    assert first[:2] == ["compress", "teacher"]
+    run(*first, status=2)
+    assert "is not run here" in run.error
+    assert drawn[0] == drawn[1]
+    assert [len(part) for part in drawn[0]] == [30, 21, 30, 9]
+    how = ["--eval-data", data / "train.csv", "--epochs", 1]
+    first, _ = all_next_of(run("finetune", "my base", "--data", data / "train.csv", *COLUMNS, *how, "-o", "other"))
+    run(*first, status=2)
+    assert drawn[2] == drawn[3]
+    assert [len(part) for part in drawn[2]] == [40] * 4
 
 
 def test_after_pruning_comes_a_training_and_then_packing(here, models, data, run):

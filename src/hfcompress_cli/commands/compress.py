@@ -50,7 +50,8 @@ def add_parser(verbs: options.Verbs) -> None:
     add("--epochs", type=float, metavar="F", help="of each model (default: 4)")
     add("--learning-rate", type=float, metavar="F", help="its peak (default: 5e-5)")
     add("--train-batch-size", type=int, metavar="N", help="texts a step, by process (default: 16)")
-    add("--seed", type=int, default=42, metavar="N", help="of rows held out, search and training (default: 42)")
+    help = "of rows held out, search and training (default: %(default)s)"
+    add("--seed", type=int, default=options.SEED, metavar="N", help=help)
     options.add_output(parser)
 
 

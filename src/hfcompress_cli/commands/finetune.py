@@ -70,11 +70,14 @@ def run(arguments: argparse.Namespace) -> options.Results:
         save(folder, model, tokenizer)
     text, values = tuning.summary(trainer, was_trained=not is_new)
     text = f"{fit(comparison.rows)}\n{text}{tuning.largest_class(model)}"
-    data = options.words_of_data(arguments)
-    half = ["-o", free_name(arguments.output, "half")]
-    following = next_command("shrink", [arguments.output], ["--flops", "0.5"], *data, half)
     values |= {"model": comparison.to_dict()[name], "evaluation": metrics, "output": arguments.output}
-    return f"{text}\n\nnext, make it smaller:\n{following}", values
+    data, own = options.words_of_data(arguments), {"rows": arguments.rows, "seed": tuning.args.seed}
+    drawn = [[f"--{option}", str(value)] for option, value in own.items() if value not in (None, options.SEED)]
+    ladder, half = (["-o", free_name(arguments.output, suffix)] for suffix in ("ladder", "half"))
+    compress = next_command("compress", [arguments.output], *data, *drawn, ladder)
+    shrink = next_command("shrink", [arguments.output], ["--flops", "0.5"], *data, half)
+    following = f"next, let faster models learn from it:\n{compress}\nor only make it smaller:\n{shrink}"
+    return f"{text}\n\n{following}", values
 
 
 def _complete(light: argparse.ArgumentParser) -> argparse.ArgumentParser:

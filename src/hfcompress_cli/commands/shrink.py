@@ -21,7 +21,6 @@ from hfcompress_cli.messages import name_options
 _AMOUNTS = {"heads": 0.0, "neurons": 0.0, "flops": None, "parameters": None, "latency": None, "drop_layers": None}
 _VOCABULARY = {"min_count": 1, "keep": [], "alphabet": "all"}
 RANKED_BY = 384  # rows at most
-SEED = 42  # by which other verbs hold rows out by default
 
 
 def add_parser(verbs: options.Verbs) -> None:
@@ -134,7 +133,7 @@ def _read_data(
     reading["label_if_any"] = not needs_labels and wanted == options.LABEL_COLUMN
 
     def read(source: str) -> tuple[list[Any], str | None]:
-        rows = read_rows(source, columns, wanted, seed=SEED, **reading)
+        rows = read_rows(source, columns, wanted, seed=options.SEED, **reading)
         if wanted in rows[0]:
             return rows, wanted
         print(f"{source} has no labels in a column {wanted!r} (see --label-column).", file=sys.stderr)
@@ -146,10 +145,10 @@ def _read_data(
         others, label_of_others = read(arguments.eval_data)
         table_of_others = others
     elif arguments.held_out > 0 and len(table) >= LEAST_ROWS:
-        rows, others = hold_out(table, arguments.held_out, SEED, label)
+        rows, others = hold_out(table, arguments.held_out, options.SEED, label)
     length, labels = arguments.max_length, options.labels(arguments)
     with stage("encoding the texts"):
-        ranked_by, measured_with = draw(rows, arguments.rows, SEED), draw(others, MOST, SEED)
+        ranked_by, measured_with = draw(rows, arguments.rows, options.SEED), draw(others, MOST, options.SEED)
         asked["dataset"] = encode(ranked_by, columns, label, model, tokenizer, length, table=table, **labels)
         if others:
             how = labels | {"table": table_of_others}
