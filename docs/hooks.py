@@ -1,7 +1,9 @@
 """Adds the pages of the site that are elsewhere in the repository; nothing is copied, so nothing can differ.
 
 Pages link to these files where they are, so that the links hold in the repository too; on the site they are those of
-the pages. Cells of wide tables get the heads of their columns, for screens on which a row is shown as a card (style.css).
+the pages.
+
+Cells of wide tables get the heads of their columns, for screens on which a row is shown as a card (style.css).
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ SEED = 42  # by which rows are held out, unless another is given
 LABEL_COLUMN = "label"  # of the data, unless another is named
 # Options that say how a file is read and which rows of it measure, and what they are unless they are given; the next
 # command to type needs them too, or it would measure with rows that this one trained on.
-_READING = {"text_column": "text", "text_pair_column": None, "label_column": LABEL_COLUMN, "max_length": None}
-_READING |= {"label_separator": None, "labels_are": None, "delimiter": None, "encoding": None}
-_READING |= {"eval_data": None, "held_out": 0.2}
+_HELD_OUT = 0.2
+_READING: dict[str, Any] = {"text_column": "text", "text_pair_column": None, "label_column": LABEL_COLUMN}
+_READING |= {"max_length": None, "label_separator": None, "labels_are": None, "delimiter": None, "encoding": None}
+_READING |= {"eval_data": None, "held_out": _HELD_OUT}
 Results = tuple[str, dict[str, Any]]  # what a verb returns: text, and values for JSON
 
 
@@ -111,7 +112,7 @@ def add_held_out(data: argparse._ArgumentGroup) -> None:
     help = "texts to measure with, instead of held-out ones"
     measured.add_argument("--eval-data", "--validation", metavar="DATA", help=help)
     help = "share of the rows kept out of the training, to measure with (default: 0.2)"
-    measured.add_argument("--held-out", type=fraction, default=_READING["held_out"], metavar="F", help=help)
+    measured.add_argument("--held-out", type=fraction, default=_HELD_OUT, metavar="F", help=help)
 
 
 def words_of_data(arguments: argparse.Namespace) -> list[list[str]]:

@@ -1,14 +1,18 @@
 """``hfcompress compress``: from a folder and a file of texts to a ladder."""
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import COLUMNS, contents, load, read_reviews
 from stopwatch import time_by_flops
 from transformers import AutoTokenizer, TrainingArguments
 
+import hfcompress as hfc
+from hfcompress.errors import CompressionError
 from hfcompress.storage.model_card import MARK
 from hfcompress_cli import application
 from hfcompress_cli.commands import compress as command
@@ -38,6 +42,14 @@ def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):
         assert rung["measured"]["examples"] == len(reviews) - len(reviews) // 3
         assert AutoTokenizer.from_pretrained(folder)("good")["input_ids"]
     assert "<svg" in (tmp_path / "ladder" / "index.html").read_text()
+    measured = [json.loads(line) for line in (tmp_path / "ladder" / "measured.jsonl").read_text().splitlines()]
+    assert len(measured) == rung["measured"]["examples"]
+    assert re.fullmatch(r"Line \d+ of .*test\.jsonl", measured[0].pop("source"))
+    assert measured[0]["review"] in {row["review"] for row in reviews}
+    again = run(
+        "compare", models / "bert", folder, "--data", tmp_path / "ladder" / "measured.jsonl", *COLUMNS, "--json"
+    )
+    assert [one["accuracy"] for one in again.values()] == [rung[one]["accuracy"] for one in ("original", "measured")]
     (tmp_path / "ladder" / ".replaced").mkdir()  # as if --overwrite had been killed
     for name in ("ladder.json", "1.5x", "2.5x"):
         (tmp_path / "ladder" / name).rename(tmp_path / "ladder" / ".replaced" / name)
@@ -45,7 +57,7 @@ def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):
     assert table.startswith("rung")
     assert f"{found['rungs']['2.5x']['speedup']['ratio']:.2f}x" in table
     run(*command, "--seed", 1, status=2)
-    assert "another model, other data or other arguments" in run.error
+    assert "other arguments (--seed 1, there 42); name another" in run.error
     written = contents(tmp_path / "ladder")
     run(*command, "--speedup", "0.5", "--overwrite", status=2)
     assert contents(tmp_path / "ladder") == written
@@ -97,6 +109,7 @@ def a_ladder(folder):
     """Write what looks like a ladder, beside a file of the user's, and return what is there."""
     (folder / "2x").mkdir(parents=True)
     written = {"2x/README.md": MARK, "ladder.json": '{"rungs": [{"name": "2x"}]}', "notes.txt": "mine"}
+    written |= {"index.html": "<table>", "measured.jsonl": "{}"}
     for name, text in written.items():
         (folder / name).write_text(text)
     return contents(folder)
@@ -179,6 +192,36 @@ def test_an_interrupted_overwrite_says_which_ladder_is_there(tmp_path):
     (tmp_path / "new").replace(tmp_path / "ladder.json")
     said = application._what_was_written(arguments, before)
     assert said.endswith("and the same command without --overwrite goes on from there")
+
+
+def test_rows_and_classes_are_weighed_as_a_training_weighs_them(run, models, data, tmp_path, monkeypatch):
+    seen = []
+
+    def watch(model, rows, *, args, **settings):
+        seen.append(([row.get("weight") for row in rows], args.weight_column, args.class_weights))
+        raise CompressionError("is not run here.")
+
+    monkeypatch.setattr(hfc, "compress", watch)
+    lines = (data / "train.csv").read_text().splitlines()
+    file = tmp_path / "train.csv"
+    file.write_text("\n".join([f"{lines[0]},weight", *(f"{line},{n % 3}" for n, line in enumerate(lines[1:]))]))
+    (tmp_path / "more.csv").write_text("review\nso good\n")
+    command = ["compress", models / "bert", "--data", file, *COLUMNS, "-o", tmp_path / "ladder"]
+    run(*command, "--class-weights", "balanced", "--unlabelled", tmp_path / "more.csv", status=2)
+    run(*command, "--weight-column", "", "--class-weights", "[1, 2]", status=2)
+    (weights, *first), (no_weights, *second) = seen
+    assert {*weights[:-1]} == {"0", "1", "2"}
+    assert (weights[-1], first) == (None, ["weight", "balanced"])
+    assert ({*no_weights}, second) == ({None}, [None, [1.0, 2.0]])
+
+
+def test_a_page_of_another_ladder_does_not_stay(tmp_path, monkeypatch):
+    def to_html():
+        raise ImportError("no matplotlib")
+
+    (tmp_path / "index.html").write_text("<table>")
+    command.write_page(SimpleNamespace(to_html=to_html), tmp_path / "index.html")
+    assert not (tmp_path / "index.html").exists()
 
 
 def test_the_rows_that_measure_are_those_that_finetune_held_out(data):

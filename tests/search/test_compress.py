@@ -29,11 +29,12 @@ from hfcompress.search import clock as clocks
 from hfcompress.search.clock import describe_machine
 from hfcompress.search.compressing import compress
 from hfcompress.search.ladder import Ladder, Rung, describe_choice, describe_test, side_by_side
-from hfcompress.search.rows import read_parts, readable, text_lengths, with_logits
+from hfcompress.search.rows import HeldOut, read_parts, readable, text_lengths, with_logits
 from hfcompress.search.state import State, describe_arguments
 from hfcompress.search.training import default_arguments
 
 ROWS = texts(240)
+HELD_OUT = HeldOut("eval_dataset", [1], [0], 0, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +157,9 @@ def test_a_rung_by_name_and_the_best(made):
         ladder["4x"]
     with pytest.raises(CompressionError, match="No rung loses at most max_drop=0"):
         Ladder((), (), "").best(0.0)
+    for points in (2, float("nan"), -0.01):
+        with pytest.raises(CompressionError, match=r"max_drop=\S+ must be in \[0, 1\]"):
+            ladder.best(points)
 
 
 def fast_and_lossy(made, *losses):
@@ -178,7 +182,7 @@ def test_the_best_is_shown_to_lose_so_little(made):
     assert describe_test(rungs[1], 0.01) == "The paired test of 1,000 rows shows that it loses at most 1 point."
     text = describe_test(rungs[2], 0.01)
     assert "loses 0.60 points as measured, but 1,000 rows are too few" in text
-    assert text.endswith("ends at 1.60; at this loss about 6,300 would do.")  # 1,000 times (1 / 0.4) squared
+    assert text.endswith("ends at 1.60 points; at this loss about 6,300 would do.")  # 1,000 times (1 / 0.4) squared
 
 
 def test_too_few_rows_for_the_paired_test_are_warned_of(made):
@@ -207,14 +211,18 @@ def test_numbers_of_numpy_are_the_same_arguments(made, monkeypatch):
 
 def test_other_arguments_need_another_folder(made):
     _, model, folder = made
-    with pytest.raises(CompressionError, match="another model, other data or other arguments"):
-        compress(model, ROWS, **settings(folder, evaluations=4))
-    with pytest.raises(CompressionError, match="another model, other data or other arguments"):
+    with pytest.raises(CompressionError, match=r"other arguments \(evaluations=4, there 3; seed=1, there 0\); name"):
+        compress(model, ROWS, **settings(folder, evaluations=4, seed=1))
+    args = settings(folder)["args"]
+    args.learning_rate = 0.5
+    with pytest.raises(CompressionError, match=r"other arguments \(args\.learning_rate=0\.5, there 0\.01\)"):
+        compress(model, ROWS, **settings(folder, args=args))
+    with pytest.raises(CompressionError, match="made with another model or other data"):
         compress(small(seed=1), ROWS, **settings(folder))
     names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
-    with pytest.raises(CompressionError, match="another model, other data or other arguments"):
+    with pytest.raises(CompressionError, match="made with another model or other data"):
         compress(small(**names), ROWS, **settings(folder))
-    with pytest.raises(CompressionError, match="another model, other data or other arguments"):
+    with pytest.raises(CompressionError, match="made with another model or other data"):
         compress(model, ROWS, **settings(folder, processing_class=word_tokenizer((*WORDS, "other"))))
 
 
@@ -223,8 +231,8 @@ def test_on_another_machine_times_are_measured_again(made):
     digest, machine = (json.loads(file.read_text())[name] for name in ("digest", "machine"))
     assert machine == made[0].rungs[0].machine == describe_machine(torch.device("cpu"))
     assert machine.endswith(f"threads: {torch.get_num_threads()}")
-    assert State.open(file.parent, digest, machine).times is not None
-    elsewhere = State.open(file.parent, digest, "another")
+    assert State.open(file.parent, digest, machine, HELD_OUT, {}).times is not None
+    elsewhere = State.open(file.parent, digest, "another", HELD_OUT, {})
     assert (elsewhere.times, len(elsewhere.rungs)) == (None, 2)
 
 
@@ -242,7 +250,7 @@ def test_a_ladder_of_another_release_is_refused(made, tmp_path):
         CompressionError,
         match=r"^\S+ladder\.json is of a ladder that another release of hfcompress began; name another output_dir\.$",
     ):
-        State.open(tmp_path, values["digest"], values["machine"])
+        State.open(tmp_path, values["digest"], values["machine"], HELD_OUT, {})
 
 
 def test_interrupted_it_goes_on_to_the_same_ladder(made, tmp_path, monkeypatch):
@@ -280,7 +288,7 @@ def test_what_goes_on_computes_attention_as_the_original_does(made, tmp_path):
     job = SimpleNamespace(
         base=original, is_late=False, progress=progress, search=None, parts=None, request=request, args=args
     )
-    state = State(tmp_path / "ladder.json", "", "", [made[0].rungs[0]])
+    state = State(tmp_path / "ladder.json", "", "", HELD_OUT, {}, [made[0].rungs[0]])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compressing, "make_candidate", make)
         compressing._climb(job, state)
@@ -318,7 +326,7 @@ def test_what_is_out_of_reach_is_said(tmp_path):
 
 def test_the_last_that_loses_little_ends_the_ladder(tmp_path, monkeypatch):
     drops = iter([(0.001, 0.008), (0.004, 0.02), (0.03, 0.04), (0.005, 0.02)])
-    monkeypatch.setattr(rungs, "_drop", lambda *args: ((drop := next(drops))[0], (-0.01, drop[1])))
+    monkeypatch.setattr(rungs, "_drop", lambda *args: ((one := next(drops))[0], (2 * one[0] - one[1], one[1])))
     ladder = compress(small(), ROWS, **settings(tmp_path, speedup=None, max_drop=0.01))
     assert [rung.name for rung in ladder.rungs] == ["1.5x", "2x", "2.4x"]
     assert [rung.confirms(0.01) for rung in ladder.rungs] == [True, False, False]
@@ -330,8 +338,10 @@ def test_the_last_that_loses_little_ends_the_ladder(tmp_path, monkeypatch):
     assert not (tmp_path / "ladder" / "3x").exists()
 
 
-def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stopped=(), targets=None):
+def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stopped=(), targets=None, chance=0.001):
     """Climb with rungs of these speed-ups and losses, by what was asked, and without training any.
+
+    A speed-up without either is out of reach, beyond the number that it has.
 
     Returns:
         The names of the rungs, the notes, and what each rung that was made began with.
@@ -339,17 +349,24 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stoppe
     first = made[0].rungs[0]
     own = replace(first.original, passes=(replace(first.original.passes[0], times_ms=(100.0,) * 8),))
 
-    def make(job, candidate, name, target, begin):
+    def make(job, candidate, name, target, begin, unfinished, is_wanted):
         ratio, drop = found[target]
         passes = (replace(first.measured.passes[0], times_ms=(100.0 / ratio,) * 8),)
         measured = replace(first.measured, passes=passes)
-        (tmp_path / name).mkdir(exist_ok=True)
+        loss = {"drop": drop, "drop_interval": (drop - chance, drop + chance)}
         own_folder = {"folder": str(tmp_path / name), "name": name, "target": target}
-        rung = replace(first, original=own, measured=measured, drop=drop, **own_folder)
-        return replace(rung, stopped=target in stopped), SimpleNamespace(name=name)
+        rung = replace(first, original=own, measured=measured, **loss, **own_folder, stopped=target in stopped)
+        if is_wanted(rung):
+            (tmp_path / name).mkdir(exist_ok=True)
+        return rung, SimpleNamespace(name=name)
+
+    def begin(above, search, parts, share, tick):
+        begun.append(getattr(above, "name", None))
+        if isinstance(fastest := found[round(1 / share, 6)], float):
+            raise candidates.TooFastError(1 / fastest)
 
     begun, loaded = [], []
-    patch.setattr(compressing, "make_candidate", lambda above, *rest: begun.append(getattr(above, "name", None)))
+    patch.setattr(compressing, "make_candidate", begin)
     patch.setattr(compressing, "make_rung", make)
     patch.setattr(compressing, "_load", lambda job, rung: loaded.append(rung.name) or SimpleNamespace(name=rung.name))
     progress = SimpleNamespace(at=lambda *args: None, say=lambda line: None)
@@ -357,11 +374,11 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stoppe
     job = SimpleNamespace(
         base=None, is_late=False, progress=progress, search=None, parts=None, request=request, args=None
     )
-    state = State.open(tmp_path, "", "")
+    state = State.open(tmp_path, "", "", HELD_OUT, {})
     try:
         compressing._climb(job, state)
     finally:
-        again = State.open(tmp_path, "", "")
+        again = State.open(tmp_path, "", "", HELD_OUT, {})
         assert (again.rungs, again.left_out) == ([rung for rung in state.rungs if not rung.stopped], state.left_out)
     assert state.ended != bool(stopped)
     assert len(loaded) <= 1  # only where it goes on
@@ -415,12 +432,34 @@ def test_one_between_that_was_tried_already_is_not_tried_again(made, tmp_path, m
     assert (names, len(begun)) == (["1.5x"], 5)
 
 
+def test_a_loss_that_may_be_chance_ends_nothing(made, tmp_path, monkeypatch):
+    """Only two one after the other do, or one whose interval is beyond what is allowed."""
+    found = {1.5: (1.6, 0.012), 2: (2.1, 0.003), 3: (3.1, 0.02), 4: (4.1, 0.02), 6: (6.1, 0.0), 2.4: (2.5, 0.0)}
+    asked = {"max_drop": 0.01, "refine": True, "targets": [1.5, 2, 3, 4, 6], "chance": 0.02}
+    names, notes, begun = climbed(made, tmp_path, monkeypatch, found, **asked)
+    assert (names, begun) == (["2x", "2.4x"], [None, None, "2x", "2x", "2x"])
+    assert [note[:4] for note in notes] == ["1.5x", "3x: ", "4x: "]
+
+
+def test_one_between_is_tried_below_what_is_out_of_reach(made, tmp_path, monkeypatch):
+    found = {2: (2.1, 0.003), 4: (4.1, 0.004), 8: 4.6, 4.5: (4.5, 0.005)}
+    names, notes, begun = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01, refine=True, targets=[2, 4, 8, 9])
+    assert (names, begun) == (["2x", "4x", "4.5x"], [None, "2x", "4x", "4x"])
+    assert notes[0].startswith("8x, 9x: cannot be reached; even the fewest heads, neurons and layers")
+
+
+def test_the_fastest_that_was_tried_is_said(made, tmp_path, monkeypatch):
+    found = {2: (2.1, 0.003), 3: (3.1, 0.004)}
+    names, notes, _ = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01, refine=True)
+    assert (names, notes) == (["2x", "3x"], ["None faster than 3x was tried; name some in speedup=."])
+
+
 def test_those_beyond_max_drop_are_named(made, tmp_path, monkeypatch):
     found = {2: (2.1, 0.0), 3: (3.1, 0.02), 4: (4.1, 0.0), 5: (5, 0.0)}
     names, notes, _ = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01)
     assert names == ["2x"]
-    assert "3x: left out, as it loses 2.00 points, more than max_drop allows (1); the nearest is 2x." in notes
-    assert notes[-1] == "4x, 5x: not tried, as 3x loses too much already."
+    assert "3x: left out, as it loses 2.00 points, more than max_drop=0.01 allows; the nearest is 2x." in notes
+    assert notes[-1] == "4x, 5x: not tried, as slower ones lose too much already."
 
 
 @pytest.mark.parametrize("third", [(3.1, 0.02), (2.0, 0.005)], ids=["more than allowed", "slower and worse"])
@@ -452,6 +491,23 @@ def test_a_rung_whose_training_was_stopped_is_made_again(made, tmp_path, monkeyp
         rung = compress(model, ROWS, **given)["1.5x"]
     assert rung.stopped
     assert rung.notes == ("time_limit stopped its training after 0.17 of 1 epochs; the same call makes it again.",)
+    before = state_of(rung.model)
+    with pytest.MonkeyPatch.context() as patch:  # interrupted before it is made again, and stopped as early as before
+        patch.setattr(compressing, "make_candidate", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            compress(model, ROWS, **given)
+    file = tmp_path / "ladder" / "ladder.json"
+    assert [one["name"] for one in json.loads(file.read_text())["rungs"]] == ["1.5x"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float("inf")))
+        patch.setattr(rungs, "save_compressed", lambda *args, **settings: pytest.fail("replaced by no better one"))
+        assert compress(model, ROWS, **given).rungs == (rung,)
+    with pytest.MonkeyPatch.context() as patch:  # no time is left behind the search
+        calls = iter([False, True])
+        patch.setattr(rungs.Job, "is_late", property(lambda job: next(calls)))
+        ladder = compress(model, ROWS, **given)
+    assert (ladder.rungs, ladder.notes) == ((rung,), ("1.5x: not begun within time_limit.",))
+    assert same_bits(state_of(replace(rung).model), before)
     again = compress(model, ROWS, **given)["1.5x"]
     assert (again.stopped, again.notes) == (False, ())
     assert same_bits(state_of(again.model), state_of(made[0]["1.5x"].model))
@@ -574,6 +630,12 @@ def test_padding_is_no_part_of_the_length_that_is_timed():
     assert np.median(text_lengths(ascending)) == pytest.approx(6.5, abs=0.5)
 
 
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+def test_a_training_that_diverged_is_worse(problem):
+    assert training.is_worse(torch.tensor([0.1, float("nan"), 0.1]), problem)
+    assert not training.is_worse(torch.tensor([0.1, 0.0, 0.1]), problem)
+
+
 @pytest.mark.parametrize("after", [0.0, 1.0])
 def test_a_training_that_does_harm_is_undone(after, tmp_path, monkeypatch):
     model, tokenizer, args = small(), word_tokenizer(), settings(tmp_path)["args"]
@@ -615,6 +677,12 @@ def test_layers_are_compared_with_those_of_the_original(tmp_path, monkeypatch):
         ({"hidden_weight": 1.0, "layer_map": {0: 0, 3: 3}}, "the search decides which are left out"),
         ({"relation_weight": 1.0, "relation_heads": 3}, "relation_heads=3 must divide the width of a head, 8"),
         ({"class_weights": [1.0, 2.0, 3.0]}, "3 weights; the student has 2 classes"),
+        ({"optim": "adamw_bnb_8bit"}, "No model can be trained with these args: .*bitsandbytes"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "No model can be trained with these args: .*num_decay_steps"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "No model can be trained with these args: "),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 500}, "leaves no batch of the 192 rows"),
+        ({"num_train_epochs": 0}, "num_train_epochs=0 must be a finite number above 0"),
+        ({"num_train_epochs": float("inf")}, "num_train_epochs=inf must be"),
     ],
     ids=str,
 )
@@ -632,8 +700,47 @@ def test_layers_are_not_compared_with_those_of_other_tokens(tmp_path):
         compress(small(), ROWS, **settings(tmp_path, args=args, **teacher))
 
 
+def test_rows_that_measure_are_not_learned_from(tmp_path):
+    """Texts without labels may be a pool that holds them too; with labels they are counted, as short texts repeat."""
+    model, tokenizer, args = small(), word_tokenizer(), settings(tmp_path)["args"]
+    others = [{"text": f"{row['text']} good good", "labels": row["labels"]} for row in texts(60)]
+    pool = [{"text": row["text"], "labels": None} for row in others]
+    padded = [dict(tokenizer(row["text"], padding="max_length", max_length=32)) | {"labels": None} for row in pool]
+    encoded = [{"input_ids": tokenizer(row["text"])["input_ids"], "labels": row["labels"]} for row in ROWS]
+    encoded = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in encoded]
+    for train in ([*ROWS, *pool], [*encoded, *({n: row[n] for n in encoded[0]} for row in padded)]):
+        parts = read_parts(model, tokenizer, train, others, args, None, 0)
+        assert (len(parts.train), parts.held_out.left_out, parts.held_out.repeated) == (240, 60, 0)
+        assert sorted(parts.held_out.measure + parts.held_out.check) == [*range(60)]
+        assert [others[n]["labels"] for n in parts.held_out.measure] == list(parts.measure["labels"])
+        assert [others[n]["labels"] for n in parts.held_out.check] == list(parts.check["labels"])
+    assert parts.held_out.notes == [
+        "60 rows without a label are not learned from, as their texts are among those held out."
+    ]
+    with pytest.raises(CompressionError, match=r"leaves 0 rows to learn from, of 60 \(the texts of 60 others are held"):
+        read_parts(model, tokenizer, pool, others, args, None, 0)
+    parts = read_parts(model, tokenizer, [*ROWS, *others], others, args, None, 0)
+    assert (len(parts.train), parts.held_out.left_out, parts.held_out.repeated) == (300, 0, 40)
+
+
+def test_the_rows_that_measured_are_named(made):
+    ladder, model, folder = made
+    noted = json.loads((folder / "ladder" / "ladder.json").read_text())["rows"]
+    assert f"32 rows held out of the training ({ladder.repeated} have the text of a row in it);" in ladder.to_markdown()
+    assert f" ({ladder.repeated} have the" in (folder / "ladder" / "3x" / "README.md").read_text()
+    learned = {text for n, text in enumerate(ROWS["text"]) if n not in {*ladder.measured_on, *noted["check"]}}
+    assert ladder.repeated == sum(ROWS[n]["text"] in learned for n in ladder.measured_on) > 0
+    assert (noted["source"], tuple(noted["measure"])) == ("train_dataset", ladder.measured_on)
+    rows = [ROWS[position] for position in ladder.measured_on]
+    labels = torch.tensor([row["labels"] for row in rows])
+    for one, which in ((ladder["3x"].model, "measured"), (model, "original")):
+        found = [one.eval()(**word_tokenizer()(row["text"], return_tensors="pt")).logits.argmax() for row in rows]
+        accuracy = (torch.stack(found) == labels).double().mean().item()
+        assert getattr(ladder["3x"], which).accuracy == pytest.approx(accuracy)
+
+
 def test_the_first_row_may_have_no_label(tmp_path):
-    rows = [{"text": "good"}, *(dict(row) for row in ROWS)]
+    rows = [{"text": "bad bad bad bad"}, *(dict(row) for row in ROWS)]
     parts = read_parts(small(), word_tokenizer(), rows, texts(60), settings(tmp_path)["args"], None, 0)
     assert parts.labelled
     assert list(parts.train["labels"]) == [-100, *ROWS["labels"]]
@@ -721,7 +828,7 @@ def test_rows_without_a_label_are_read(missing, tmp_path):
     kind = float if missing != missing else int
     rows = [dict(row) | {"labels": missing if n % 3 else kind(row["labels"])} for n, row in enumerate(ROWS)]
     parts = read_parts(small(), word_tokenizer(), rows, None, settings(tmp_path)["args"], None, 0)
-    assert (len(parts.train), len(parts.check), len(parts.measure)) == (224, 5, 11)
+    assert (len(parts.train) + parts.held_out.left_out, len(parts.check), len(parts.measure)) == (224, 5, 11)
     assert {type(row["labels"]) for row in [*parts.check, *parts.measure]} == {int}
     assert sum(label >= 0 for label in parts.train["labels"]) == 64
     assert sum(weight == 1 for weight in parts.train["weight"]) == 64
@@ -733,7 +840,7 @@ def test_weights_are_of_the_rows_with_a_label(tmp_path):
     assert sorted({(row["weight"], row["hfcompress_unlabelled"]) for row in parts.train}) == [(0, True), (2, False)]
     del rows[0]["weight"]
     with pytest.raises(CompressionError, match="A row with a label has no 'weight', and others have it"):
-        read_parts(small(), word_tokenizer(), rows, ROWS, settings(tmp_path)["args"], None, 0)
+        read_parts(small(), word_tokenizer(), rows, texts(60), settings(tmp_path)["args"], None, 0)
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])

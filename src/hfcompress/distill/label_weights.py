@@ -36,7 +36,7 @@ class WeightCollator:
         """Make a batch; where no row has a weight, the collator's."""
         if not any(isinstance(feature, Mapping) and self.column in feature for feature in features):
             return self.collator(features)
-        weights = [_as_weight(feature.get(self.column)) for feature in features]
+        weights = [as_weight(feature.get(self.column)) for feature in features]
         own = [{name: value for name, value in feature.items() if name != self.column} for feature in features]
         return {**self.collator(own), self.column: torch.tensor(weights)}
 
@@ -234,7 +234,8 @@ def _as_index(value: Any) -> int | None:
         return None
 
 
-def _as_weight(value: Any) -> float:
+def as_weight(value: Any) -> float:
+    """Return it as a number; NaN if it is none."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -247,7 +248,7 @@ def _is_weight(value: float) -> bool:
 
 def _check_weights(values: Sequence[Any], column: str, where: str) -> None:
     for row, value in enumerate(values):
-        if not _is_weight(_as_weight(value)):
+        if not _is_weight(as_weight(value)):
             raise CompressionError(
                 f"Row {row} {where} has {value!r} in the column {column!r}, which is no weight: {_RANGE}. Correct it, "
                 "name another column with weight_column=, or set that to None (on the command line to '') to weigh all "

@@ -201,9 +201,10 @@ def compress(
         own.text_column, own.text_pair_column = reading.text_column, reading.text_pair_column
     args = own
     settings = asdict(request) | {"device": served_on.type, "args": describe_arguments(args)}
+    settings["speedup"] = settings.pop("targets")
     tokenizers = processing_class, teacher_processing_class
     digest = agree(digest_call(model, teacher, parts, settings, tokenizers))
-    state = State.open(folder, digest, agree(describe_machine(served_on)))
+    state = State.open(folder, digest, agree(describe_machine(served_on)), parts.held_out, settings)
     if state.ended:
         return _finish(state, request, folder)
     with _progress(args, len(request.targets)) as progress:
@@ -240,9 +241,11 @@ def _finish(state: State, request: Request, folder: Path) -> Ladder:
     """Return the ladder; where it is complete, the teacher's logits are not needed any more."""
     if state.ended and processes().is_main_process:
         shutil.rmtree(folder / WORK, ignore_errors=True)
-    chosen = [] if request.max_drop is None else describe_choice(state.rungs, request.max_drop)
+    rungs, rows = state.all_rungs, state.held_out
+    chosen = [] if request.max_drop is None else describe_choice(rungs, request.max_drop)
     left_out = [one.note for one in state.left_out]
-    return Ladder(tuple(state.rungs), (*left_out, *state.notes, *chosen), str(folder))
+    notes = (*left_out, *state.notes, *rows.notes, *chosen)
+    return Ladder(tuple(rungs), notes, str(folder), tuple(rows.measure), rows.repeated)
 
 
 def _climb(job: Job, state: State) -> None:
@@ -253,11 +256,17 @@ def _climb(job: Job, state: State) -> None:
         state: What is done; noted as it grows.
     """
     request, made = job.request, dict[str, PreTrainedModel]()
+
+    def is_late(targets: Sequence[float]) -> bool:
+        if job.is_late:
+            state.notes.append(f"{_names(targets)}: not begun within time_limit.")
+            return True
+        return False
+
     while left := state.to_make(request.targets, refine=request.refine):
         target, *left = left
         name = f"{target:g}x"
-        if job.is_late:
-            state.notes.append(f"{_names([target, *left])}: not begun within time_limit.")
+        if is_late([target, *left]):
             return
         base = _OF_TABLE + (len(state.rungs) + len(state.left_out)) * _OF_RUNG
 
@@ -270,13 +279,27 @@ def _climb(job: Job, state: State) -> None:
             candidate = make_candidate(above, job.search, job.parts, 1 / target, tick)
         except TooFastError as error:
             reached = f" The nearest is {last.name}, {last.speedup.ratio:.2f} times." if last else ""
-            state.notes.append(
+            note = (
                 f"{_names([target, *left])}: cannot be reached; even the fewest heads, neurons and layers are "
                 f"predicted to be {1 / error.share:.1f} times as fast.{reached}"
             )
+            if request.refine:  # one that is not as fast may be
+                below = last.target if last else 1.0
+                state.left_out.append(LeftOut(target, below, True, True, note, 1 / error.share))
+                continue
+            state.notes.append(note)
             break
-        rung, student = make_rung(job, candidate, name, target, base + _OF_SEARCH)
+        if is_late([target, *left]):
+            return
+
+        def is_wanted(rung: Rung, last: Rung | None = last) -> bool:
+            return _why_left_out(rung, last, request.max_drop)[0] is None
+
+        unfinished = state.unfinished if state.unfinished and state.unfinished.target == target else None
+        rung, student = make_rung(job, candidate, name, target, base + _OF_SEARCH, unfinished, is_wanted)
         reason, loses_more = _why_left_out(rung, last, request.max_drop)
+        if reason is not None and rung.stopped and unfinished is not None:
+            rung, reason = unfinished, None
         if reason is None:
             state.rungs.append(rung)
             made = {name: student}
@@ -284,19 +307,26 @@ def _climb(job: Job, state: State) -> None:
             job.progress.say(describe_rung(rung))
             continue
         made = {} if last is None else {last.name: above}
-        if processes().is_main_process:
-            shutil.rmtree(rung.folder, ignore_errors=True)
         note = f"{name}: left out, as it {reason}; the nearest is {last.name if last else 'the ' + FULL}."
         if rung.stopped:  # its full training may do better, so nothing ends here
             state.notes += [note, f"{name}: time_limit stopped its training; the same call makes it again."]
             if left:
                 state.notes.append(f"{_names(left)}: not begun within time_limit.")
             return
-        state.left_out.append(LeftOut(target, last.target if last else 1.0, loses_more, note))
+        if processes().is_main_process:
+            shutil.rmtree(rung.folder, ignore_errors=True)  # of an earlier call, whose training was stopped
+        is_end = loses_more and rung.drop_interval[0] > (request.max_drop or 0.0)
+        state.left_out.append(LeftOut(target, last.target if last else 1.0, loses_more, is_end, note))
+        state.unfinished = None if unfinished is not None else state.unfinished
         state.write()
-        if loses_more and left and not request.refine:
-            state.notes.append(f"{_names(left)}: not tried, as {name} loses too much already.")
-    state.ended = not any(rung.stopped for rung in state.rungs)
+    else:
+        tried = {rung.target for rung in state.rungs} | {one.target for one in state.left_out}
+        untried = [one for one in request.targets if one not in tried]
+        if untried and not request.refine:
+            state.notes.append(f"{_names(untried)}: not tried, as slower ones lose too much already.")
+        if request.refine and not untried and not any(one.loses_more for one in state.left_out):
+            state.notes.append(f"None faster than {request.targets[-1]:g}x was tried; name some in speedup=.")
+    state.ended = not any(rung.stopped for rung in state.all_rungs)
     state.write()
 
 
@@ -307,7 +337,7 @@ def _why_left_out(rung: Rung, last: Rung | None, max_drop: float | None) -> tupl
     if rung.speedup.ratio <= ratio and rung.drop >= drop:
         return f"is neither faster nor better than {last.name if last else 'the ' + FULL}", loses_more
     if max_drop is not None and loses_more:
-        return f"loses {100 * rung.drop:.2f} points, more than max_drop allows ({100 * max_drop:g})", True
+        return f"loses {rung.in_words(rung.drop)}, more than max_drop={max_drop:g} allows", True
     return None, False
 
 

@@ -18,6 +18,7 @@ from hfcompress.report.rendering import draw
 from hfcompress.report.tables import Report, Row, Table, render
 from hfcompress.report.times import ForwardPass, Speedup, speedup
 from hfcompress.search.loss_table import Plan
+from hfcompress.validation import check_fraction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +46,7 @@ class Rung:
         drop: The loss of accuracy (label accuracy of several labels; R2 of a regression).
         drop_interval: Its 95 % interval, paired by rows.
         recipe: How it was trained, in words.
+        epochs: How many epochs that were.
         machine: What both were timed on: the accelerator, or what the processor can do; and threads.
         notes: What else is to say about it.
         stopped: Whether its training was stopped by ``time_limit``.
@@ -62,6 +64,7 @@ class Rung:
     drop: float
     drop_interval: tuple[float, float]
     recipe: str
+    epochs: float
     machine: str
     notes: tuple[str, ...] = ()
     stopped: bool = False
@@ -78,6 +81,12 @@ class Rung:
         """The share of the original's accuracy that it has; None in regression."""
         before, after = self.original.accuracy, self.measured.accuracy
         return None if not before or after is None else after / before
+
+    def in_words(self, loss: float, *, asked: bool = False) -> str:
+        """Return a loss, measured or asked for, in points of accuracy, or in regression of R2."""
+        if self.measured.mse is not None:
+            return f"{loss:{'g' if asked else '.3f'}} of R2"
+        return f"{100 * loss:{'g' if asked else '.2f'}} point{'' if asked and loss == 0.01 else 's'}"
 
     def confirms(self, max_drop: float) -> bool:
         """Whether the paired test shows that it loses at most so much: ``drop_interval`` ends there or before."""
@@ -121,11 +130,16 @@ class Ladder(Report):
         rungs: The models.
         notes: What was asked and is not there, and why.
         directory: The folder with the folders of the models.
+        measured_on: Positions of the rows that measured them, in ``eval_dataset``, or in ``train_dataset`` where that
+            was not given.
+        repeated: How many of these have the text of a row that was learned from.
     """
 
     rungs: tuple[Rung, ...]
     notes: tuple[str, ...]
     directory: str
+    measured_on: tuple[int, ...] = ()
+    repeated: int = 0
 
     def __getitem__(self, name: str) -> Rung:
         """Return the rung of that name, such as ``"4x"``.
@@ -153,8 +167,9 @@ class Ladder(Report):
             max_drop: Such as 0.01, a point.
 
         Raises:
-            CompressionError: All lose more.
+            CompressionError: All lose more, or ``max_drop`` is not in [0, 1].
         """
+        check_fraction("max_drop", max_drop, "the loss of accuracy that is allowed; 0.01 is a point", one=True)
         found = fastest_within(self.rungs, max_drop)
         if found is None:
             least = min(self.rungs, key=lambda rung: rung.drop, default=None)
@@ -169,6 +184,8 @@ class Ladder(Report):
         return {
             "directory": self.directory,
             "notes": list(self.notes),
+            "measured_on": list(self.measured_on),
+            "repeated": self.repeated,
             "rungs": {rung.name: rung.to_dict() for rung in self.rungs},
         }
 
@@ -201,7 +218,7 @@ class Ladder(Report):
         return side_by_side(self.rungs)
 
     def _table(self) -> Table:
-        return rung_table(self.rungs, self.notes)
+        return rung_table(self.rungs, self.notes, self.repeated)
 
     def _layers(self) -> Table:
         """What is left of each layer, a row a model."""
@@ -226,7 +243,7 @@ def describe_choice(rungs: Sequence[Rung], max_drop: float) -> list[str]:
     chosen = fastest_within(rungs, max_drop)
     if chosen is None:
         return []
-    points = _points(max_drop)
+    points = chosen.in_words(max_drop, asked=True)
     if chosen.confirms(max_drop):
         return [f"{chosen.name} is the fastest that loses at most {points} by the paired test."]
     return [
@@ -237,12 +254,12 @@ def describe_choice(rungs: Sequence[Rung], max_drop: float) -> list[str]:
 
 def describe_test(rung: Rung, max_drop: float) -> str:
     """Say whether the paired test shows that a model loses at most so much, and if not how many rows it would take."""
-    (low, high), examples, points = rung.drop_interval, rung.measured.examples or 0, _points(max_drop)
+    (low, high), examples, points = rung.drop_interval, rung.measured.examples or 0, rung.in_words(max_drop, asked=True)
     if rung.confirms(max_drop):
         return f"The paired test of {examples:,} rows shows that it loses at most {points}."
     text = (
-        f"It loses {100 * rung.drop:.2f} points as measured, but {examples:,} rows are too few to show that it loses "
-        f"at most {points}: the 95 % interval of the paired difference ends at {100 * high:.2f}"
+        f"It loses {rung.in_words(rung.drop)} as measured, but {examples:,} rows are too few to show that it loses at "
+        f"most {points}: the 95 % interval of the paired difference ends at {rung.in_words(high)}"
     )
     room = max_drop - (low + high) / 2
     factor = math.inf if room <= 0 else ((high - low) / 2 / room) ** 2  # the width falls with the square root of rows
@@ -250,10 +267,6 @@ def describe_test(rung: Rung, max_drop: float) -> str:
         return f"{text}; at this loss more than {_MOST_ROWS:,} times as many would be needed."
     unit = 10 ** max(0, len(str(int(factor * examples))) - 2)
     return f"{text}; at this loss about {unit * math.ceil(factor * examples / unit):,} would do."
-
-
-def _points(loss: float) -> str:
-    return f"{100 * loss:g} point{'' if loss == 0.01 else 's'}"
 
 
 def side_by_side(rungs: Sequence[Rung]) -> dict[str, Measurement]:
@@ -274,7 +287,7 @@ def side_by_side(rungs: Sequence[Rung]) -> dict[str, Measurement]:
     return models
 
 
-def rung_table(rungs: Sequence[Rung], notes: Sequence[str] = ()) -> Table:
+def rung_table(rungs: Sequence[Rung], notes: Sequence[str], repeated: int) -> Table:
     """Return the table of a ladder, the original first."""
     if not rungs:
         return Table([("rung",), ("none",)], "<", notes)
@@ -298,12 +311,13 @@ def rung_table(rungs: Sequence[Rung], notes: Sequence[str] = ()) -> Table:
     }
     table = [[head, *column] for head, column in columns.items()]
     tokens, machine = first.passes[0].label, _by_value(rungs, attrgetter("machine"))
+    seen = f" ({repeated:,} have the text of a row in it)" if repeated else ""
     own_notes = [
         f"Each timed in turns with the original, {tokens} tokens, on {machine}; "
         "ms: of the original beside the first rung, divided by the speed-up.",
-        f"Quality of {first.examples:,} rows that no rung learned from; if the original was fine-tuned on them, or its "
-        f"epoch chosen by them, it is worse on others. With the {lost} the 95 % interval of the paired difference; p: "
-        "the paired test against the original.",
+        f"Quality of {first.examples:,} rows held out of the training{seen}; if the original was fine-tuned on them, "
+        f"or its epoch chosen by them, it is worse on others. With the {lost} the 95 % interval of the paired "
+        "difference; p: the paired test against the original.",
     ]
     if any(rung.runtime != "torch" for rung in rungs):
         own_notes[:0] = [

@@ -24,7 +24,7 @@ from hfcompress.validation import check_choice, check_count, check_fraction, che
 
 LEAST_FOR_INT8 = 10  # rows to judge it by
 SPEEDUPS = (2.0, 4.0, 10.0)
-_STEPS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0)  # tried in turn where only max_drop is given
+_STEPS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0)  # tried in turn where only max_drop is given
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.distill.arguments import DistillationArguments
+from hfcompress.distill.label_weights import as_weight
 from hfcompress.distill.logits_cache import cache_teacher_logits
 from hfcompress.distill.teacher_inputs import choose_teacher_input, longest_text
 from hfcompress.errors import CompressionError
@@ -37,6 +38,34 @@ _LENGTHS = 5000  # texts whose length is looked at, at least where there are so 
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Which rows are held out.
+
+    Attributes:
+        source: What they are of: ``"eval_dataset"`` or ``"train_dataset"``.
+        measure: Positions there of those that measure, ascending.
+        check: Positions of those that check the training.
+        left_out: How many rows without a label are not learned from, since their texts are held out.
+        repeated: How many rows that measure have the text of a row to learn from, all the same.
+    """
+
+    source: str
+    measure: list[int]
+    check: list[int]
+    left_out: int
+    repeated: int
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not learned from."""
+        if not self.left_out:
+            return []
+        return [
+            f"{self.left_out:,} rows without a label are not learned from, as their texts are among those held out."
+        ]
+
+
+@dataclass(frozen=True)
 class Parts:
     """The rows, encoded.
 
@@ -48,6 +77,7 @@ class Parts:
         measure_original: The same, as the original reads them: other ids, where rungs have a smaller vocabulary.
         labelled: Whether rows to learn from have labels.
         problem: What the labels mean.
+        held_out: Which rows check and measure.
     """
 
     train: Dataset
@@ -56,6 +86,7 @@ class Parts:
     measure_original: Dataset
     labelled: bool
     problem: Problem
+    held_out: HeldOut
 
     def calibration(self, *, labels: bool) -> list[dict[str, Any]]:
         """Return evenly spaced rows of those to learn from, with or without their labels."""
@@ -78,6 +109,9 @@ def read_parts(
     seed: int,
 ) -> Parts:
     """Read the data, encode texts, and hold out what checks the training and what measures.
+
+    A row without a label whose text is held out is not learned from. One with a label is, as data often repeat short
+    texts, but it is counted.
 
     Raises:
         CompressionError: There are too few rows, or no labels to measure by; or they hold neither texts nor ids.
@@ -115,11 +149,23 @@ def read_parts(
         others, order = train, order[: min(_OTHER_MOST, len(order) // _OTHER_SHARE)]
         used = set(order)
     count = min(_CHECK_MOST, len(order) // _CHECK_SHARE)
-    check, measure = (others.select(sorted(part)) for part in (order[:count], order[count:]))
-    left = [n for n in range(len(train)) if n not in used]
+    positions = [sorted(part) for part in (order[:count], order[count:])]
+    check, measure = map(others.select, positions)
+    held_out, measured = {*_tokens(check), *_tokens(measure)}, [*_tokens(measure)]
+    left, learned, left_out = list[int](), set[tuple[int, ...]](), 0
+    for n, (tokens, unknown_label) in enumerate(zip(_tokens(train), missing, strict=True)):
+        if n in used:
+            continue
+        if tokens in held_out:
+            if unknown_label:
+                left_out += 1
+                continue
+            learned.add(tokens)
+        left.append(n)
     if len(left) < _LEAST:
+        why = f" (the texts of {left_out:,} others are held out)" if left_out else ""
         raise CompressionError(
-            f"train_dataset leaves {len(left)} rows to learn from, of {len(train)}; pass at least {_LEAST}."
+            f"train_dataset leaves {len(left)} rows to learn from, of {len(train)}{why}; pass at least {_LEAST}."
         )
     rows = train.select(left)
     unknown = [missing[n] for n in left]
@@ -127,7 +173,10 @@ def read_parts(
         rows = _fill_labels(rows, unknown, problem, args)
     elif all(unknown) and "labels" in rows.column_names:
         rows = rows.remove_columns("labels")
-    return Parts(rows, check, measure, measure, not all(unknown), problem)
+    source = "train_dataset" if eval_dataset is None else "eval_dataset"
+    repeated = sum(tokens in learned for tokens in measured)
+    drawn = HeldOut(source, positions[1], positions[0], left_out, repeated)
+    return Parts(rows, check, measure, measure, not all(unknown), problem, drawn)
 
 
 def check_teacher(
@@ -168,10 +217,7 @@ def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pa
             "call model.resize_token_embeddings(len(tokenizer)), or choose another padding token."
         )
     for data in (parts.train, parts.check, parts.measure):
-        ids = data["input_ids"]
-        masks = data["attention_mask"] if "attention_mask" in data.column_names else ([1] * len(one) for one in ids)
-        read = ([token for token, kept in zip(*row, strict=True) if kept] for row in zip(ids, masks, strict=True))
-        if any(row[-1:] == [index] for row in read):
+        if any(tokens[-1:] == (index,) for tokens in _tokens(data)):
             raise CompressionError(
                 f"A text ends with {tokenizer.pad_token!r}, with which processing_class pads, and the config names no "
                 "padding token: the model would read the token before. Add one of its own to tokenizer and model."
@@ -229,6 +275,13 @@ def text_lengths(data: Dataset) -> list[int]:
     if "attention_mask" in some.column_names:
         return [sum(mask) for mask in some["attention_mask"]]
     return [len(ids) for ids in some["input_ids"]]
+
+
+def _tokens(data: Dataset) -> Iterator[tuple[int, ...]]:
+    """The tokens of each text, without padding."""
+    ids = data["input_ids"]
+    masks = data["attention_mask"] if "attention_mask" in data.column_names else ([1] * len(one) for one in ids)
+    return (tuple(token for token, kept in zip(*row, strict=True) if kept) for row in zip(ids, masks, strict=True))
 
 
 def _keep_readable(data: Dataset, model: PreTrainedModel, more: Sequence[str]) -> Dataset:
@@ -411,7 +464,7 @@ def _fill_labels(rows: Dataset, unknown: Sequence[bool], problem: Problem, args:
     given = rows[column] if column in rows.column_names else [1.0] * len(rows)
     if any(value is None and not missing for value, missing in zip(given, unknown, strict=True)):
         raise CompressionError(f"A row with a label has no {column!r}, and others have it; give it to all or to none.")
-    weights = [0.0 if missing else float(value) for value, missing in zip(given, unknown, strict=True)]
+    weights = [0.0 if missing else as_weight(value) for value, missing in zip(given, unknown, strict=True)]
     rows = rows.remove_columns([name for name in ("labels", column) if name in rows.column_names])
     rows = rows.add_column("labels", labels).add_column(column, weights)
     return rows.add_column("hfcompress_unlabelled", list(unknown))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,27 @@ class Job:
         return bool(agree(self.deadline is not None and time.monotonic() > self.deadline))
 
 
-def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: float) -> tuple[Rung, PreTrainedModel]:
-    """Train a candidate, measure it in turns with the original, and save it; progress begins at a share of all work."""
+def make_rung(
+    job: Job,
+    candidate: Candidate,
+    name: str,
+    target: float,
+    begin: float,
+    unfinished: Rung | None,
+    is_wanted: Callable[[Rung], bool],
+) -> tuple[Rung, PreTrainedModel]:
+    """Train a candidate, measure it in turns with the original, and save it if it is wanted.
+
+    Args:
+        job: What all rungs have in common.
+        candidate: The model, which is trained in place.
+        name: Of the rung.
+        target: The speed-up that was asked.
+        begin: The share of all work at which its own begins.
+        unfinished: The same one of an earlier call, whose training was stopped: returned if this training is stopped
+            too and comes no further.
+        is_wanted: Whether the rung belongs in the ladder; else it is not saved.
+    """
     student = candidate.model
     set_seed(job.args.seed)
     with in_float32(student):  # half precision is for autocast, not for the weights that learn
@@ -97,6 +117,8 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
             deadline=job.deadline,
             tick=lambda done: job.progress.at(f"{name}: training", begin + TRAINING * done),
         )
+    if trained.is_stopped and unfinished is not None and unfinished.epochs >= trained.epochs:
+        return unfinished, student
     job.progress.at(f"{name}: measuring", begin + TRAINING)
     folder = job.folder / name
     runtime, notes = job.request.runtime, list[str]()
@@ -126,16 +148,19 @@ def make_rung(job: Job, candidate: Candidate, name: str, target: float, begin: f
             drop=drop,
             drop_interval=interval,
             recipe=_recipe(job, candidate, trained),
+            epochs=trained.epochs,
             machine=describe_machine(job.original.device),
             notes=tuple(notes),
             stopped=trained.is_stopped,
         )
         if job.request.max_drop is not None:
             rung = replace(rung, notes=(*rung.notes, describe_test(rung, job.request.max_drop)))
-        save_compressed(student, folder, processing_class=job.tokenizer, results=Ladder((rung,), (), str(folder)))
-        if job.request.runtime != "torch":
-            shutil.rmtree(folder / "onnx", ignore_errors=True)
-            shutil.move(exported, folder / "onnx")
+        if is_wanted(rung):
+            card = Ladder((rung,), (), str(folder), repeated=job.parts.held_out.repeated)
+            save_compressed(student, folder, processing_class=job.tokenizer, results=card)
+            if job.request.runtime != "torch":
+                shutil.rmtree(folder / "onnx", ignore_errors=True)
+                shutil.move(exported, folder / "onnx")
     processes().wait_for_everyone()
     values = agree({} if rung is None else rung.to_dict())
     return rung or Rung.from_dict(values), student

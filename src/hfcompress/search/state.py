@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -23,10 +23,10 @@ from hfcompress.models.profiling import TimeTable
 from hfcompress.models.tokenizers import tokenizer_rules
 from hfcompress.search.ladder import Rung
 from hfcompress.search.processes import processes
-from hfcompress.search.rows import Parts
+from hfcompress.search.rows import HeldOut, Parts
 
 _STATE = "ladder.json"
-_VERSION = 2  # also where rungs are made in another way: those of one ladder are all made in the same
+_VERSION = 3  # also where rungs are made in another way: those of one ladder are all made in the same
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,19 @@ class LeftOut:
     Attributes:
         target: The speed-up that was asked.
         above: That of the rung that it was made of; 1 for the original.
-        loses_more: Whether it loses more than ``max_drop`` allows; else it is neither faster nor better.
+        loses_more: Whether it loses more than ``max_drop`` allows, or was too fast to be made; else it is neither
+            faster nor better.
+        is_end: Whether that is beyond doubt, so that no faster one is tried.
         note: Why, in words.
+        fastest: As fast as any model is predicted to be, where that was too slow; else 0.
     """
 
     target: float
     above: float
     loses_more: bool
+    is_end: bool
     note: str
+    fastest: float = 0.0
 
 
 @dataclass
@@ -53,7 +58,11 @@ class State:
     Attributes:
         file: The file.
         digest: Of the arguments.
+        held_out: Which rows check and measure.
+        settings: The arguments, but for the model and the rows.
         rungs: Those that are done.
+        unfinished: The last one of an earlier call, where ``time_limit`` stopped its training; it is in the ladder
+            until it is made again.
         left_out: Those that are not in the ladder.
         notes: What was not made.
         machine: What models are timed on.
@@ -64,25 +73,31 @@ class State:
     file: Path
     digest: str
     machine: str
+    held_out: HeldOut
+    settings: dict[str, Any]
     rungs: list[Rung] = field(default_factory=list)
+    unfinished: Rung | None = None
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     times: TimeTable | None = None
     ended: bool = False
 
     @classmethod
-    def open(cls, folder: Path, digest: str, machine: str) -> State:
+    def open(cls, folder: Path, digest: str, machine: str, held_out: HeldOut, settings: dict[str, Any]) -> State:
         """Read what an earlier call with the same arguments has done; its table of times only if on this machine."""
         file = folder / _STATE
-        there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-        if not there.is_dir():
-            raise CompressionError(f"output_dir={str(folder)!r}: {str(there)!r} is a file; name a folder.")
+        nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        if not nearest.is_dir():
+            raise CompressionError(f"output_dir={str(folder)!r}: {str(nearest)!r} is a file; name a folder.")
+        settings = json.loads(json.dumps(settings))
+        new = cls(file, digest, machine, held_out, settings)
         if not file.exists():
-            return cls(file, digest, machine)
+            return new
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             of_this_release, same = found["version"] == _VERSION, found["digest"] == digest
-            found = found if of_this_release and same else cls(file, digest, machine).to_dict()
+            given = found["settings"] if of_this_release else {}
+            found = found if of_this_release and same else new.to_dict()
             rungs = [Rung.from_dict(one) for one in found["rungs"]]
             left_out = [LeftOut(**one) for one in found["left_out"]]
             notes, ended = list(found["notes"]), found["ended"]
@@ -97,16 +112,34 @@ class State:
                 f"{file} is of a ladder that another release of hfcompress began; name another output_dir."
             )
         if not same:
+            others = _differences(settings, given)
+            by = f"other arguments ({others})" if others else "another model or other data"
             raise CompressionError(
-                f"{file} is of a ladder that was made with another model, other data or other arguments (the mixed "
-                "precision is one, by default the machine's own); name another output_dir, or remove that one."
+                f"{file} is of a ladder that was made with {by}; name another output_dir, or remove that one."
             )
-        kept = [*takewhile(lambda rung: not rung.stopped and (folder / rung.name).is_dir(), rungs)]
-        kept = [replace(rung, folder=str(folder / rung.name)) for rung in kept]
+        there = [*takewhile(lambda rung: (folder / rung.name).is_dir(), rungs)]
+        there = [replace(rung, folder=str(folder / rung.name)) for rung in there]
+        kept = [*takewhile(lambda rung: not rung.stopped, there)]
+        unfinished = there[len(kept)] if len(kept) < len(there) else None
         if len(kept) < len(rungs):  # the others are made again, and so is what was made of them
             left_out = [one for one in left_out if one.above in (1.0, *(rung.target for rung in kept))]
             ended = False
-        return cls(file, digest, machine, kept, left_out, notes if ended else [], times, ended)
+        return replace(
+            new,
+            rungs=kept,
+            unfinished=unfinished,
+            left_out=left_out,
+            notes=notes if ended else [],
+            times=times,
+            ended=ended,
+        )
+
+    @property
+    def all_rungs(self) -> list[Rung]:
+        """The models that are there, from the slowest to the fastest."""
+        made = {rung.target for rung in self.rungs}
+        held = [] if self.unfinished is None or self.unfinished.target in made else [self.unfinished]
+        return sorted([*self.rungs, *held], key=lambda rung: rung.target)
 
     def below(self, target: float) -> Rung | None:
         """Return the fastest rung of those that were asked to be slower."""
@@ -120,13 +153,23 @@ class State:
             refine: Whether one between the last that loses little and the first that loses more is tried.
         """
         tried = [rung.target for rung in self.rungs] + [one.target for one in self.left_out]
-        too_much = min((one.target for one in self.left_out if one.loses_more), default=None)
-        if too_much is None:
+        if not self._is_at_end(tried):
             return [target for target in targets if target not in tried]
         least = max((rung.target for rung in self.rungs), default=1.0)
-        between = round(math.sqrt(too_much * least), 1)
+        above = [one for one in self.left_out if one.loses_more and one.target > least]
+        if not above:
+            return []
+        too_much, fastest = min(one.target for one in above), max(one.fastest for one in above)
+        between = round(min(math.sqrt(too_much * least), 0.97 * fastest or math.inf), 1)
         is_new = between not in tried and all(target in targets for target in tried)
         return [between] if refine and is_new and least < between < too_much else []
+
+    def _is_at_end(self, tried: Sequence[float]) -> bool:
+        """Whether faster ones are not tried: one loses too much beyond doubt, or the last two do as measured."""
+        if any(one.is_end for one in self.left_out):
+            return True
+        too_much = {one.target for one in self.left_out if one.loses_more}
+        return len(tried) > 1 and {*sorted(tried)[-2:]} <= too_much
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as the file has it."""
@@ -134,8 +177,10 @@ class State:
             "version": _VERSION,
             "digest": self.digest,
             "machine": self.machine,
+            "settings": self.settings,
+            "rows": asdict(self.held_out),
             "times": self.times and asdict(self.times),
-            "rungs": [rung.to_dict() for rung in self.rungs],
+            "rungs": [rung.to_dict() for rung in self.all_rungs],
             "left_out": [asdict(one) for one in self.left_out],
             "notes": self.notes,
             "ended": self.ended,
@@ -149,6 +194,18 @@ class State:
         temporary = self.file.with_name(f".{_STATE}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, self.file)
+
+
+def _differences(own: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    """Say which arguments differ, at most three of them."""
+    pairs = [(own, there, ""), (own.get("args", {}), there.get("args", {}), "args.")]
+    found = {
+        name: f"{prefix}{name}={ours.get(name)!r:.40}, there {theirs.get(name)!r:.40}"
+        for ours, theirs, prefix in reversed(pairs)
+        for name in ours
+        if name != "args" and ours[name] != theirs.get(name)
+    }
+    return "; ".join([*found.values()][:3])
 
 
 def describe_arguments(args: DistillationArguments) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -110,9 +111,24 @@ def check_training(
             f"relation_heads={args.relation_heads} must divide the width of a head, {max(widths)}, so that it divides "
             "that of any number of them; leave relation_heads=None."
         )
+    if args.max_steps <= 0 and not 0 < args.num_train_epochs < math.inf:
+        raise CompressionError(f"num_train_epochs={args.num_train_epochs:g} must be a finite number above 0.")
     own = copy.copy(args)
     with tempfile.TemporaryDirectory() as own.output_dir:  # which a Trainer makes
-        _make_trainer(original, copy.deepcopy(teacher), parts, own, tokenizer, [])
+        trainer = _make_trainer(original, copy.deepcopy(teacher), parts, own, tokenizer, [])
+        try:  # what a Trainer makes as late as in train()
+            batches = len(trainer.get_train_dataloader())
+            trainer.create_optimizer_and_scheduler(num_training_steps=100)
+        except (ImportError, TypeError, ValueError, RuntimeError) as error:
+            raise CompressionError(
+                f"No model can be trained with these args: {error}".rstrip(".") + "; change them (optim, "
+                "lr_scheduler_type and their arguments)."
+            ) from error
+    if not batches:
+        raise CompressionError(
+            f"per_device_train_batch_size={args.per_device_train_batch_size} with dataloader_drop_last=True leaves no "
+            f"batch of the {len(parts.train)} rows to learn from; set one of them lower, or to False."
+        )
 
 
 def train_rung(
@@ -206,6 +222,8 @@ def is_worse(differences: Tensor, problem: Problem) -> bool:
         >>> [is_worse(losses.repeat(times), "single_label_classification") for times in (1, 5)]
         [False, True]
     """
+    if not differences.isfinite().all():  # the training diverged
+        return True
     largest = None if problem == "regression" else 1.0
     return len(differences) > 1 and paired_interval(differences, largest=largest)[1] < 0
 

@@ -2,7 +2,8 @@
 
 What to keep of heads, neurons and layers is searched for under measured times;
 each model is distilled from the original and measured beside it. OUT gets a
-folder for each of them, ladder.json, and index.html where matplotlib is there.
+folder for each of them, ladder.json, the rows that measured them
+(measured.jsonl), and index.html where matplotlib is there.
 Interrupted and started again, it goes on behind the last model that is done.
 """
 
@@ -13,13 +14,14 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from hfcompress_cli import launch, options
 
+PAGE, MEASURED = "index.html", "measured.jsonl"
 _ASIDE = ".replaced"  # in the folder: the ladder that another one replaces, until that has a model
 
 
@@ -50,6 +52,10 @@ def add_parser(verbs: options.Verbs) -> None:
     add("--epochs", type=float, metavar="F", help="of each model (default: 4)")
     add("--learning-rate", type=float, metavar="F", help="its peak (default: 5e-5)")
     add("--train-batch-size", type=int, metavar="N", help="texts a step, by process (default: 16)")
+    help = "of the classes in the label term: balanced, or a list as JSON"
+    add("--class-weights", metavar="W", help=help)
+    help = "column with the weights of the rows in the label term, if there is one; '' for none (default: weight)"
+    add("--weight-column", metavar="NAME", help=help)
     help = "of rows held out, search and training (default: %(default)s)"
     add("--seed", type=int, default=options.SEED, metavar="N", help=help)
     options.add_output(parser)
@@ -58,6 +64,7 @@ def add_parser(verbs: options.Verbs) -> None:
 def run(arguments: argparse.Namespace) -> options.Results:
     """Write the ladder."""
     import hfcompress as hfc
+    from hfcompress.distill.label_weights import WEIGHT_COLUMN, read_class_weights
     from hfcompress.losses import Problem
     from hfcompress.models.classifier import get_problem_type
     from hfcompress.search.processes import processes
@@ -73,24 +80,27 @@ def run(arguments: argparse.Namespace) -> options.Results:
         check_output(output, arguments.overwrite)
     columns, label = options.text_columns(arguments), arguments.label_column
     reading, reads_labels = options.reading(arguments), options.labels(arguments)
-    table, rows, other_table, others = read_parts(arguments, label, None, arguments.seed)
+    weight_column = WEIGHT_COLUMN if arguments.weight_column is None else arguments.weight_column or None
+    class_weights = read_class_weights(arguments.class_weights)
+    table, rows, other_table, others = read_parts(arguments, label, weight_column, arguments.seed)
     model, tokenizer = load(arguments.model, trained=True, reads_texts=True)
 
     def encoded(part: Any, whole: Any) -> Any:
         made = encode(part, columns, label, model, tokenizer, arguments.max_length, table=whole, **reads_labels)
-        return with_texts(made, part)
+        return with_columns(made, part, [] if weight_column is None else [weight_column])
 
-    def with_texts(made: list[Any], part: Any) -> list[Any]:
-        kept = columns if arguments.vocabulary else []  # which is encoded anew
-        return [own | {name: row[name] for name in kept} for own, row in zip(made, part, strict=True)]
+    def with_columns(made: list[Any], part: Any, more: list[str]) -> list[Any]:
+        kept = [*more, *(columns if arguments.vocabulary else [])]  # the texts are encoded anew then
+        return [own | {name: row[name] for name in kept if name in row} for own, row in zip(made, part, strict=True)]
 
     learned = encoded(rows, table)
     for source in arguments.unlabelled:
         more = read_rows(source, columns, None, seed=arguments.seed, **reading | {"rows": None})
-        learned += with_texts(encode(more, columns, None, model, tokenizer, arguments.max_length), more)
+        learned += with_columns(encode(more, columns, None, model, tokenizer, arguments.max_length), more, [])
     problem: Problem = get_problem_type(model, "model")
     args = default_arguments(str(output / ".work"), problem, labelled=True, seed=arguments.seed)
     args.text_column, args.text_pair_column = arguments.text_column, arguments.text_pair_column
+    args.weight_column, args.class_weights = weight_column, class_weights
     given = {"num_train_epochs": arguments.epochs, "learning_rate": arguments.learning_rate}
     given["per_device_train_batch_size"] = arguments.train_batch_size
     for name, value in given.items():
@@ -122,9 +132,16 @@ def run(arguments: argparse.Namespace) -> options.Results:
         if not ladder.rungs and _rungs(output / "ladder.json"):  # that of before came back
             print(f"{arguments.output} is as it was: no model of another ladder was done.", file=sys.stderr)
         else:
-            write_page(ladder, output / "index.html")
+            write_rows([(others or rows)[position] for position in ladder.measured_on], output / MEASURED)
+            write_page(ladder, output / PAGE)
             print(f"Written to {arguments.output}.", file=sys.stderr)
     return ladder.to_text(width=terminal_width()), ladder.to_dict()
+
+
+def write_rows(rows: Sequence[Any], file: Path) -> None:
+    """Write rows as they were read, and where each is from."""
+    lines = (json.dumps(dict(row) | {"source": row.place}, ensure_ascii=False, default=str) for row in rows)
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def write_page(ladder: Any, file: Path) -> None:
@@ -132,6 +149,7 @@ def write_page(ladder: Any, file: Path) -> None:
     try:
         file.write_text(ladder.to_html(), encoding="utf-8")
     except ImportError as error:
+        file.unlink(missing_ok=True)  # that of another ladder
         print(f"{file.name} was not written: {error}", file=sys.stderr)
 
 
@@ -152,7 +170,7 @@ def set_aside(output: Path) -> Iterator[None]:
     if file.is_file():
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        for name in (file.name, *_rungs(file)):  # without that file it is known to be unfinished
+        for name in (file.name, PAGE, MEASURED, *_rungs(file)):  # without that file it is known to be unfinished
             if (output / name).exists():
                 (output / name).rename(aside / name)
     try:

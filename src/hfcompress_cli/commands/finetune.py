@@ -8,8 +8,10 @@ is kept.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from hfcompress_cli import options
 
@@ -71,13 +73,23 @@ def run(arguments: argparse.Namespace) -> options.Results:
     text, values = tuning.summary(trainer, was_trained=not is_new)
     text = f"{fit(comparison.rows)}\n{text}{tuning.largest_class(model)}"
     values |= {"model": comparison.to_dict()[name], "evaluation": metrics, "output": arguments.output}
-    data, own = options.words_of_data(arguments), {"rows": arguments.rows, "seed": tuning.args.seed}
-    drawn = [[f"--{option}", str(value)] for option, value in own.items() if value not in (None, options.SEED)]
+    data, drawn = options.words_of_data(arguments), _words_of_training(arguments, tuning.args)
     ladder, half = (["-o", free_name(arguments.output, suffix)] for suffix in ("ladder", "half"))
     compress = next_command("compress", [arguments.output], *data, *drawn, ladder)
     shrink = next_command("shrink", [arguments.output], ["--flops", "0.5"], *data, half)
     following = f"next, let faster models learn from it:\n{compress}\nor only make it smaller:\n{shrink}"
     return f"{text}\n\n{following}", values
+
+
+def _words_of_training(arguments: argparse.Namespace, args: Any) -> list[list[str]]:
+    """Return the options by which ``compress`` draws the same rows and weighs them as this training did."""
+    from hfcompress.distill.label_weights import WEIGHT_COLUMN
+
+    values = {"rows": arguments.rows, "seed": args.seed, "class_weights": args.class_weights}
+    values["weight_column"] = args.weight_column or ""
+    usual = {"rows": None, "seed": options.SEED, "class_weights": None, "weight_column": WEIGHT_COLUMN}
+    words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return [[f"--{name.replace('_', '-')}", words[name]] for name in values if values[name] != usual[name]]
 
 
 def _complete(light: argparse.ArgumentParser) -> argparse.ArgumentParser:
