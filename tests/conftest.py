@@ -1,6 +1,8 @@
 """Settings that must be in place before anything imports torch or transformers, and fixtures for all modules."""
 
+import copy
 import gc
+import hashlib
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -40,15 +42,22 @@ def pytest_collection_finish():
 TOGETHER = (
     "cli/test_cli_distill.py",
     "deploy/test_equalization.py",
-    "deploy/test_quality_gate.py",
     "examples/test_imdb.py",
     "prune/test_callbacks_gradual.py",
     "prune/test_sharded.py",
     "search/test_compress.py",
+    "shrink/test_held_out.py",
     "shrink/test_plain.py",
     "test_two_processes.py",
     "test_without_hfcompress.py",
 )  # their tests share a preparation of many seconds
+EXPORTS = (
+    "cli/test_cli_export.py",
+    "deploy/test_exporting.py",
+    "deploy/test_large_models.py",
+    "deploy/test_openvino.py",
+    "deploy/test_quality_gate.py",
+)  # all of these too
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -59,9 +68,36 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.partition("::")[0]
+            if file.endswith(EXPORTS):
+                return "exports"
             return file if file.endswith(TOGETHER) else nodeid
 
     return Scheduling(config, log)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _exported_once():
+    """Let torch's exporter, which takes seconds, make a graph once of the same model."""
+    from hfcompress.deploy import onnx_graph
+
+    graphs, export = {}, onnx_graph._export
+
+    def look_up(module, inputs):
+        model = module.model
+        if "forward" in vars(model):
+            return export(module, inputs)
+        about = (type(model), model, module.mask_dtype, inputs.names, model.config.to_json_string())
+        key = hashlib.sha256(" ".join(map(str, about)).encode())
+        for name, value in model.state_dict().items():
+            key.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            key.update(value.contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else repr(value).encode())
+        if key.digest() not in graphs:
+            graphs[key.digest()] = export(module, inputs)
+        return copy.deepcopy(graphs[key.digest()])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_graph, "_export", look_up)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 from architectures import LONG, WITH_NEURONS, build
-from exports import TOKENIZER, inputs, needs_torch_export, shrunken
+from exports import TOKENIZER, inputs, logits, needs_torch_export, shrunken
 from torch import nn
 
 from hfcompress.deploy.equalization import equalize, largest_inputs
@@ -63,7 +63,8 @@ def same(one, other, folder):
 def test_the_logits_stay(architecture, whole, tmp_path):
     heads = {"heads": 0.0} if architecture not in FOUND else {}
     model = build(architecture).eval() if whole else shrunken(architecture, **heads)
-    graph = export(model)
+    graph, data = export(model), inputs(3, 20, seed=2)
+    np.testing.assert_allclose(run(graph, tmp_path, data), logits(model, data).numpy(), rtol=1e-4, atol=1e-4)
     before = graph.SerializeToString()
     made, found = equalize(graph, find_linear_paths(model), measured(graph, tmp_path), residuals=True, folder=tmp_path)
     assert graph.SerializeToString() == before

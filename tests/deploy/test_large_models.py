@@ -15,7 +15,7 @@ from architectures import build
 from exports import TEXTS, TOKENIZER, export, inputs, logits, needs_torch_export
 
 import hfcompress as hfc
-from hfcompress.deploy import exporting, onnx_file
+from hfcompress.deploy import onnx_file
 from hfcompress.deploy.onnx_graph import GraphInputs, build_graph
 from hfcompress.deploy.quality_gate import QualityGate
 
@@ -33,13 +33,8 @@ def model():
 @pytest.fixture(scope="module")
 @torch.no_grad()
 def graph(model):
-    """The ONNX model, which torch's exporter makes in seconds."""
+    """The ONNX model."""
     return build_graph(model, GraphInputs(model, TOKENIZER))
-
-
-@pytest.fixture(autouse=True)
-def exported_once(graph, monkeypatch):
-    monkeypatch.setattr(exporting, "build_graph", lambda *arguments: copy.deepcopy(graph))
 
 
 @pytest.fixture

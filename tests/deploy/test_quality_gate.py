@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from statistics import NormalDist
@@ -15,7 +14,7 @@ from architectures import batch, build, rows
 from exports import export, inputs, needs_torch_export
 
 import hfcompress as hfc
-from hfcompress.deploy import exporting, quality_gate, quantization, speed
+from hfcompress.deploy import quality_gate, quantization, speed
 
 pytestmark = needs_torch_export
 ROWS = 240
@@ -26,23 +25,6 @@ def make_texts():
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(4, 24, (ROWS,), generator=generator).tolist()
     return [[2, *torch.randint(5, 100, (length,), generator=generator).tolist()] for length in lengths]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _exported_once():
-    """Let torch export a model once, however often it is quantized; its exporter takes seconds."""
-    graphs, build_graph = {}, exporting.build_graph
-
-    def look_up(model, inputs):
-        weights = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
-        key = hashlib.sha256(weights).digest()
-        if key not in graphs:
-            graphs[key] = build_graph(model, inputs)
-        return copy.deepcopy(graphs[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "build_graph", look_up)
-        yield
 
 
 @pytest.fixture(scope="module")

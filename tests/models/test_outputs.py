@@ -58,8 +58,9 @@ def test_every_verb_reads_a_model_that_returns_tuples(architecture, tmp_path):
     assert (found.cross_entropy, found.flops) == (expected.cross_entropy, expected.flops)
     kept = [hfc.cache_teacher_logits(model, data, cache_dir=tmp_path)["teacher_logits"] for model in (other, full)]
     assert kept[0] == kept[1]
+    reconstruct = architecture in ("bert", "gpt2", "t5", "xlnet")  # which takes longest, and reads all in one way
     for model in (other, full):
-        hfc.prune_structured(model, neurons=0.5, importance="taylor", dataset=rows(inputs))
+        hfc.prune_structured(model, neurons=0.5, importance="taylor", dataset=rows(inputs), reconstruct=reconstruct)
     assert same_bits(other.state_dict(), full.state_dict())
     assert other.config.return_dict is False
 

@@ -228,7 +228,7 @@ def test_each_text_passes_each_half_of_a_layer_once(architecture, monkeypatch):
 
 @with_neurons
 def test_no_error_rises(architecture):
-    original = build(architecture, layers=3)
+    original = build(architecture, layers=3 if architecture in ("bert", "gpt2", "t5") else 2)
     plain, model = copy.deepcopy(original), copy.deepcopy(original)
     shrink(plain, **asked(architecture), dataset=UNLABELLED, reconstruct=False)
     report = shrink(model, **asked(architecture), dataset=UNLABELLED).reconstruction

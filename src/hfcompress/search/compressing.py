@@ -24,7 +24,7 @@ from hfcompress.models.padding import pad_like
 from hfcompress.models.profiling import TimeTable
 from hfcompress.search.candidates import Search, TooFastError, make_candidate
 from hfcompress.search.clock import Clock, Runtime, describe_machine, on_device, typical_length
-from hfcompress.search.ladder import FULL, Ladder, Rung, describe_choice
+from hfcompress.search.ladder import FULL, Ladder, Rung, describe_choice, in_words
 from hfcompress.search.processes import PATIENCE, agree, processes
 from hfcompress.search.progress import Progress
 from hfcompress.search.request import (
@@ -337,7 +337,7 @@ def _why_left_out(rung: Rung, last: Rung | None, max_drop: float | None) -> tupl
     if rung.speedup.ratio <= ratio and rung.drop >= drop:
         return f"is neither faster nor better than {last.name if last else 'the ' + FULL}", loses_more
     if max_drop is not None and loses_more:
-        return f"loses {rung.in_words(rung.drop)}, more than max_drop={max_drop:g} allows", True
+        return f"loses {in_words(rung, rung.drop)}, more than max_drop={max_drop:g} allows", True
     return None, False
 
 

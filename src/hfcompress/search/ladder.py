@@ -82,12 +82,6 @@ class Rung:
         before, after = self.original.accuracy, self.measured.accuracy
         return None if not before or after is None else after / before
 
-    def in_words(self, loss: float, *, asked: bool = False) -> str:
-        """Return a loss, measured or asked for, in points of accuracy, or in regression of R2."""
-        if self.measured.mse is not None:
-            return f"{loss:{'g' if asked else '.3f'}} of R2"
-        return f"{100 * loss:{'g' if asked else '.2f'}} point{'' if asked and loss == 0.01 else 's'}"
-
     def confirms(self, max_drop: float) -> bool:
         """Whether the paired test shows that it loses at most so much: ``drop_interval`` ends there or before."""
         return self.drop_interval[1] <= max_drop + _ROUNDING
@@ -231,6 +225,13 @@ class Ladder(Report):
         return Table(rows, "<><<><")
 
 
+def in_words(rung: Rung, loss: float, *, asked: bool = False) -> str:
+    """Return a loss, measured or asked for, in points of accuracy, or in regression of R2."""
+    if rung.measured.mse is not None:
+        return f"{loss:{'g' if asked else '.3f'}} of R2"
+    return f"{100 * loss:{'g' if asked else '.2f'}} point{'' if asked and loss == 0.01 else 's'}"
+
+
 def fastest_within(rungs: Sequence[Rung], max_drop: float) -> Rung | None:
     """Return the fastest model that is shown to lose at most so much; if none is, the fastest that does as measured."""
     within = [rung for rung in rungs if rung.drop <= max_drop + _ROUNDING]
@@ -243,7 +244,7 @@ def describe_choice(rungs: Sequence[Rung], max_drop: float) -> list[str]:
     chosen = fastest_within(rungs, max_drop)
     if chosen is None:
         return []
-    points = chosen.in_words(max_drop, asked=True)
+    points = in_words(chosen, max_drop, asked=True)
     if chosen.confirms(max_drop):
         return [f"{chosen.name} is the fastest that loses at most {points} by the paired test."]
     return [
@@ -254,12 +255,16 @@ def describe_choice(rungs: Sequence[Rung], max_drop: float) -> list[str]:
 
 def describe_test(rung: Rung, max_drop: float) -> str:
     """Say whether the paired test shows that a model loses at most so much, and if not how many rows it would take."""
-    (low, high), examples, points = rung.drop_interval, rung.measured.examples or 0, rung.in_words(max_drop, asked=True)
+    (low, high), examples, points = (
+        rung.drop_interval,
+        rung.measured.examples or 0,
+        in_words(rung, max_drop, asked=True),
+    )
     if rung.confirms(max_drop):
         return f"The paired test of {examples:,} rows shows that it loses at most {points}."
     text = (
-        f"It loses {rung.in_words(rung.drop)} as measured, but {examples:,} rows are too few to show that it loses at "
-        f"most {points}: the 95 % interval of the paired difference ends at {rung.in_words(high)}"
+        f"It loses {in_words(rung, rung.drop)} as measured, but {examples:,} rows are too few to show that it loses at "
+        f"most {points}: the 95 % interval of the paired difference ends at {in_words(rung, high)}"
     )
     room = max_drop - (low + high) / 2
     factor = math.inf if room <= 0 else ((high - low) / 2 / room) ** 2  # the width falls with the square root of rows
