@@ -18,6 +18,7 @@ from hfcompress_cli import application
 from hfcompress_cli.commands import compress as command
 from hfcompress_cli.commands.compress import put_back, set_aside
 from hfcompress_cli.held_out import read_parts
+from hfcompress_cli.tables import Row
 
 SHORT = ("--epochs", 1, "--speedup", "1.5,2.5", "--batch-size", 4)
 
@@ -87,8 +88,12 @@ def test_what_cannot_be_asked_is_refused(asked, message, run, models, data, tmp_
 
 
 def test_a_vocabulary_of_the_texts(run, models, data, tmp_path):
-    texts = ["--data", data / "train.csv", "--eval-data", data / "test.jsonl", *COLUMNS]
+    lines = (data / "train.csv").read_text().splitlines()
+    weighed = [f"{lines[0]},points", *(f"{line},{n % 3}" for n, line in enumerate(lines[1:]))]
+    (tmp_path / "train.csv").write_text("\n".join(weighed))
+    texts = ["--data", tmp_path / "train.csv", "--eval-data", data / "test.jsonl", *COLUMNS]
     short = ("--epochs", 1, "--speedup", "1.5", "--batch-size", 4, "--max-drop", "90%", "--vocabulary")
+    short = (*short, "--weight-column", "points", "--class-weights", "balanced")
     found = run("compress", models / "bert", *texts, *short, "-o", tmp_path / "ladder", "--json")
     before, after = (len(AutoTokenizer.from_pretrained(one)) for one in (models / "bert", tmp_path / "ladder" / "1.5x"))
     assert after < before
@@ -213,6 +218,22 @@ def test_rows_and_classes_are_weighed_as_a_training_weighs_them(run, models, dat
     assert {*weights[:-1]} == {"0", "1", "2"}
     assert (weights[-1], first) == (None, ["weight", "balanced"])
     assert ({*no_weights}, second) == ({None}, [None, [1.0, 2.0]])
+
+
+def test_rows_are_written_as_another_verb_reads_them(models, tmp_path):
+    """Whatever a column is called, and though the data have their classes in another order."""
+    model, file = load(models / "bert"), tmp_path / "measured.jsonl"
+    rows = [Row.make({"source": "a film", "label": 0}.items(), "Row 3"), Row.make({"label": 1}.items(), "Row 4")]
+    for row in rows:
+        row.class_names = {"label": [model.config.id2label[1], model.config.id2label[0]]}
+    command.write_rows(rows, "label", model, None, file)
+    written = [json.loads(line) for line in file.read_text().splitlines()]
+    assert written == [
+        {"source": "a film", "label": model.config.id2label[1]},
+        {"source": "Row 4", "label": model.config.id2label[0]},
+    ]
+    command.write_rows([], "label", model, None, file)
+    assert file.read_text() == ""
 
 
 def test_a_page_of_another_ladder_does_not_stay(tmp_path, monkeypatch):

@@ -215,7 +215,7 @@ def test_other_arguments_need_another_folder(made):
         compress(model, ROWS, **settings(folder, evaluations=4, seed=1))
     args = settings(folder)["args"]
     args.learning_rate = 0.5
-    with pytest.raises(CompressionError, match=r"other arguments \(args\.learning_rate=0\.5, there 0\.01\)"):
+    with pytest.raises(CompressionError, match=r"other arguments \(learning_rate=0\.5, there 0\.01\)"):
         compress(model, ROWS, **settings(folder, args=args))
     with pytest.raises(CompressionError, match="made with another model or other data"):
         compress(small(seed=1), ROWS, **settings(folder))
@@ -448,6 +448,12 @@ def test_one_between_is_tried_below_what_is_out_of_reach(made, tmp_path, monkeyp
     assert notes[0].startswith("8x, 9x: cannot be reached; even the fewest heads, neurons and layers")
 
 
+def test_one_between_is_tried_where_only_the_last_loses_more(made, tmp_path, monkeypatch):
+    found = {2: (2.1, 0.003), 4: (4.1, 0.02), 2.8: (2.9, 0.004)}
+    asked = {"max_drop": 0.01, "refine": True, "targets": [2, 4], "chance": 0.05}
+    assert climbed(made, tmp_path, monkeypatch, found, **asked)[0] == ["2x", "2.8x"]
+
+
 def test_the_fastest_that_was_tried_is_said(made, tmp_path, monkeypatch):
     found = {2: (2.1, 0.003), 3: (3.1, 0.004)}
     names, notes, _ = climbed(made, tmp_path, monkeypatch, found, max_drop=0.01, refine=True)
@@ -506,7 +512,7 @@ def test_a_rung_whose_training_was_stopped_is_made_again(made, tmp_path, monkeyp
         calls = iter([False, True])
         patch.setattr(rungs.Job, "is_late", property(lambda job: next(calls)))
         ladder = compress(model, ROWS, **given)
-    assert (ladder.rungs, ladder.notes) == ((rung,), ("1.5x: not begun within time_limit.",))
+    assert (ladder.rungs, ladder.notes) == ((rung,), ())
     assert same_bits(state_of(replace(rung).model), before)
     again = compress(model, ROWS, **given)["1.5x"]
     assert (again.stopped, again.notes) == (False, ())
@@ -631,9 +637,17 @@ def test_padding_is_no_part_of_the_length_that_is_timed():
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
-def test_a_training_that_diverged_is_worse(problem):
-    assert training.is_worse(torch.tensor([0.1, float("nan"), 0.1]), problem)
-    assert not training.is_worse(torch.tensor([0.1, 0.0, 0.1]), problem)
+def test_a_training_that_diverges_is_undone(problem, tmp_path):
+    """Also where always the first class, which NaN is taken for, is as right."""
+    model, tokenizer, args = small(problem_type=problem), word_tokenizer(), settings(tmp_path)["args"]
+    labels = 0 if problem == "single_label_classification" else [0.0, 0.0]
+    rows = [{"text": row["text"], "labels": labels} for row in ROWS]
+    parts = readable(read_parts(model, tokenizer, rows, None, args, None, 0), model, args)
+    parts = with_logits(model, model, parts, None, args, tmp_path)
+    args.learning_rate, before = 1e30, state_of(model)
+    trained = training.train_rung(model, None, parts, args, tokenizer, deadline=None, tick=lambda done: None)
+    assert not trained.is_kept
+    assert same_bits(state_of(model), before)
 
 
 @pytest.mark.parametrize("after", [0.0, 1.0])
@@ -726,8 +740,10 @@ def test_rows_that_measure_are_not_learned_from(tmp_path):
 def test_the_rows_that_measured_are_named(made):
     ladder, model, folder = made
     noted = json.loads((folder / "ladder" / "ladder.json").read_text())["rows"]
-    assert f"32 rows held out of the training ({ladder.repeated} have the text of a row in it);" in ladder.to_markdown()
-    assert f" ({ladder.repeated} have the" in (folder / "ladder" / "3x" / "README.md").read_text()
+    assert (
+        f"32 rows held out of the training (the texts of {ladder.repeated} are learned from in" in ladder.to_markdown()
+    )
+    assert f" (the texts of {ladder.repeated} are" in (folder / "ladder" / "3x" / "README.md").read_text()
     learned = {text for n, text in enumerate(ROWS["text"]) if n not in {*ladder.measured_on, *noted["check"]}}
     assert ladder.repeated == sum(ROWS[n]["text"] in learned for n in ladder.measured_on) > 0
     assert (noted["source"], tuple(noted["measure"])) == ("train_dataset", ladder.measured_on)

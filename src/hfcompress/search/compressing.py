@@ -94,9 +94,10 @@ def compress(
             last. If None, a fifth of the labelled rows of ``train_dataset``, 3,000 at most, is
             held out for both; if the model was fine-tuned on them, its accuracy there is too high.
         speedup: How many times as fast, above 1, or several such numbers. If None: 2, 4 and 10, or with ``max_drop``
-            1.5, 2, 3, 4 and so on until more is lost, and one between the last two.
+            1.5, 2, 3, 4 and so on until more is lost, and one between the last that is kept and the next.
         max_drop: The loss of accuracy allowed, such as 0.01 (label accuracy of several labels; R2 of a regression). A
-            model that loses more, as measured, is the end of the ladder, and not in it. Of the others
+            model that loses more, as measured, is not in the ladder; faster ones are not tried if its 95 % interval is
+            beyond that too, or if the one before lost more as well. Of the others
             ``ladder.best(max_drop)`` is the fastest that is shown to lose at most that: the 95 % interval of its
             paired difference ends there or before. The notes name it, say of each model whether that is shown, and if
             not how many rows it would take.
@@ -258,10 +259,12 @@ def _climb(job: Job, state: State) -> None:
     request, made = job.request, dict[str, PreTrainedModel]()
 
     def is_late(targets: Sequence[float]) -> bool:
-        if job.is_late:
-            state.notes.append(f"{_names(targets)}: not begun within time_limit.")
-            return True
-        return False
+        if not job.is_late:
+            return False
+        held = {rung.target for rung in state.all_rungs}  # of which one was stopped, and says so
+        if others := [target for target in targets if target not in held]:
+            state.notes.append(f"{_names(others)}: not begun within time_limit.")
+        return True
 
     while left := state.to_make(request.targets, refine=request.refine):
         target, *left = left
@@ -284,8 +287,10 @@ def _climb(job: Job, state: State) -> None:
                 f"predicted to be {1 / error.share:.1f} times as fast.{reached}"
             )
             if request.refine:  # one that is not as fast may be
+                made = {} if last is None else {last.name: above}
                 below = last.target if last else 1.0
                 state.left_out.append(LeftOut(target, below, True, True, note, 1 / error.share))
+                state.write()
                 continue
             state.notes.append(note)
             break

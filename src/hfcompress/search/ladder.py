@@ -316,7 +316,7 @@ def rung_table(rungs: Sequence[Rung], notes: Sequence[str], repeated: int) -> Ta
     }
     table = [[head, *column] for head, column in columns.items()]
     tokens, machine = first.passes[0].label, _by_value(rungs, attrgetter("machine"))
-    seen = f" ({repeated:,} have the text of a row in it)" if repeated else ""
+    seen = f" (the texts of {repeated:,} are learned from in other rows)" if repeated else ""
     own_notes = [
         f"Each timed in turns with the original, {tokens} tokens, on {machine}; "
         "ms: of the original beside the first rung, divided by the speed-up.",

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -151,16 +152,17 @@ def read_parts(
     count = min(_CHECK_MOST, len(order) // _CHECK_SHARE)
     positions = [sorted(part) for part in (order[:count], order[count:])]
     check, measure = map(others.select, positions)
-    held_out, measured = {*_tokens(check), *_tokens(measure)}, [*_tokens(measure)]
-    left, learned, left_out = list[int](), set[tuple[int, ...]](), 0
+    measured = [hash(tokens) for tokens in _tokens(measure)]
+    held_out = {*measured, *map(hash, _tokens(check))}
+    left, learned, left_out = list[int](), set[int](), 0
     for n, (tokens, unknown_label) in enumerate(zip(_tokens(train), missing, strict=True)):
         if n in used:
             continue
-        if tokens in held_out:
+        if (text := hash(tokens)) in held_out:
             if unknown_label:
                 left_out += 1
                 continue
-            learned.add(tokens)
+            learned.add(text)
         left.append(n)
     if len(left) < _LEAST:
         why = f" (the texts of {left_out:,} others are held out)" if left_out else ""
@@ -174,7 +176,7 @@ def read_parts(
     elif all(unknown) and "labels" in rows.column_names:
         rows = rows.remove_columns("labels")
     source = "train_dataset" if eval_dataset is None else "eval_dataset"
-    repeated = sum(tokens in learned for tokens in measured)
+    repeated = sum(text in learned for text in measured)
     drawn = HeldOut(source, positions[1], positions[0], left_out, repeated)
     return Parts(rows, check, measure, measure, not all(unknown), problem, drawn)
 
@@ -280,8 +282,9 @@ def text_lengths(data: Dataset) -> list[int]:
 def _tokens(data: Dataset) -> Iterator[tuple[int, ...]]:
     """The tokens of each text, without padding."""
     ids = data["input_ids"]
-    masks = data["attention_mask"] if "attention_mask" in data.column_names else ([1] * len(one) for one in ids)
-    return (tuple(token for token, kept in zip(*row, strict=True) if kept) for row in zip(ids, masks, strict=True))
+    if "attention_mask" not in data.column_names:
+        return map(tuple, ids)
+    return (tuple(compress(*row)) for row in zip(ids, data["attention_mask"], strict=True))
 
 
 def _keep_readable(data: Dataset, model: PreTrainedModel, more: Sequence[str]) -> Dataset:

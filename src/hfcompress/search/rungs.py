@@ -221,7 +221,7 @@ def _recipe(job: Job, candidate: Candidate, trained: Trained) -> str:
     kept = "" if trained.is_kept else ", which made it worse on held-out rows and was undone"
     tokens = "" if job.vocabulary is None else "{1:,} of {0:,} tokens; ".format(*job.vocabulary.tokens)
     several = "" if args.world_size == 1 else f" by {args.world_size} processes"  # each with batches of its own
-    epochs = f"{trained.epochs:g} epoch{'' if trained.epochs == 1 else 's'}"
+    epochs = f"{_digits(trained.epochs)} epoch{'' if trained.epochs == 1 else 's'}"
     taught = f"{epochs} on {learned} at {args.learning_rate:g}{several}"
     return f"{tokens}{candidate.evaluated} plans evaluated; {taught}{kept}"
 
@@ -229,10 +229,14 @@ def _recipe(job: Job, candidate: Candidate, trained: Trained) -> str:
 def describe_stop(args: DistillationArguments, trained: Trained) -> str:
     """Say how far a training was when time_limit stopped it."""
     if args.max_steps > 0:  # whatever num_train_epochs is
-        done = f"of {args.max_steps:,} steps after {trained.epochs:g} epochs"
+        done = f"of {args.max_steps:,} steps after {_digits(trained.epochs)} epochs"
     else:
-        done = f"after {trained.epochs:g} of {args.num_train_epochs:g} epochs"
+        done = f"after {_digits(trained.epochs)} of {args.num_train_epochs:g} epochs"
     return f"time_limit stopped its training {done}; the same call makes it again."
+
+
+def _digits(epochs: float) -> str:
+    return f"{round(epochs, 2) or epochs:.3g}"
 
 
 def describe_rung(rung: Rung) -> str:

@@ -31,7 +31,7 @@ _VERSION = 3  # also where rungs are made in another way: those of one ladder ar
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A rung that was made, and is not in the ladder.
+    """A rung that is not in the ladder, though it was made or tried.
 
     Attributes:
         target: The speed-up that was asked.
@@ -153,8 +153,9 @@ class State:
             refine: Whether one between the last that loses little and the first that loses more is tried.
         """
         tried = [rung.target for rung in self.rungs] + [one.target for one in self.left_out]
-        if not self._is_at_end(tried):
-            return [target for target in targets if target not in tried]
+        left = [target for target in targets if target not in tried]
+        if left and not self._is_at_end(tried):
+            return left
         least = max((rung.target for rung in self.rungs), default=1.0)
         above = [one for one in self.left_out if one.loses_more and one.target > least]
         if not above:
@@ -198,12 +199,11 @@ class State:
 
 def _differences(own: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     """Say which arguments differ, at most three of them."""
-    pairs = [(own, there, ""), (own.get("args", {}), there.get("args", {}), "args.")]
     found = {
-        name: f"{prefix}{name}={ours.get(name)!r:.40}, there {theirs.get(name)!r:.40}"
-        for ours, theirs, prefix in reversed(pairs)
+        name: f"{name}={ours[name]!r:.40}, there {theirs.get(name)!r:.40}"
+        for ours, theirs in ((own, there), (own.get("args", {}), there.get("args", {})))
         for name in ours
-        if name != "args" and ours[name] != theirs.get(name)
+        if name not in ("args", "refine") and ours[name] != theirs.get(name)
     }
     return "; ".join([*found.values()][:3])
 

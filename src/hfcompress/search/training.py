@@ -114,6 +114,7 @@ def check_training(
     if args.max_steps <= 0 and not 0 < args.num_train_epochs < math.inf:
         raise CompressionError(f"num_train_epochs={args.num_train_epochs:g} must be a finite number above 0.")
     own = copy.copy(args)
+    own.train_sampling_strategy, own.group_by_length = "random", False  # not to read the length of every row for this
     with tempfile.TemporaryDirectory() as own.output_dir:  # which a Trainer makes
         trainer = _make_trainer(original, copy.deepcopy(teacher), parts, own, tokenizer, [])
         try:  # what a Trainer makes as late as in train()
@@ -162,12 +163,12 @@ def train_rung(
     with _unchanged_forward(student):
         trainer.train()
         after = _scores(trainer, parts)
-    is_kept = not agree(is_worse(after - before, parts.problem))
+    is_kept = not agree(not after.isfinite().all() or is_worse(after - before, parts.problem))
     if not is_kept:
         student.load_state_dict(state)
     student.eval()
     scores = (float(before.mean()), float(after.mean())) if len(before) else None
-    return Trained(round(float(trainer.state.epoch or 0), 2), is_kept, scores, watch.is_late)
+    return Trained(float(trainer.state.epoch or 0), is_kept, scores, watch.is_late)
 
 
 @contextmanager
@@ -222,26 +223,30 @@ def is_worse(differences: Tensor, problem: Problem) -> bool:
         >>> [is_worse(losses.repeat(times), "single_label_classification") for times in (1, 5)]
         [False, True]
     """
-    if not differences.isfinite().all():  # the training diverged
-        return True
     largest = None if problem == "regression" else 1.0
     return len(differences) > 1 and paired_interval(differences, largest=largest)[1] < 0
 
 
 def _scores(trainer: DistillationTrainer, parts: Parts) -> Tensor:
-    """Return a score for each held-out row: 1 if it is predicted rightly, the share of its labels, minus an error."""
+    """Return a score for each held-out row: 1 if it is predicted rightly, the share of its labels, minus an error.
+
+    It is NaN where logits are not finite: the training diverged.
+    """
     if not len(parts.check):
         return torch.zeros(0)
     found: Any = trainer.predict(parts.check)
     logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
     logits, labels = torch.as_tensor(logits).double(), torch.as_tensor(found.label_ids)
     if parts.problem == "single_label_classification":
-        return (logits.argmax(-1) == labels.flatten()).double()
-    logits = logits.reshape(len(logits), -1)
-    labels = labels.reshape(len(labels), -1).double()
-    if parts.problem == "regression":
-        return -(logits - labels).square().mean(-1)
-    return ((logits > 0) == (labels > 0.5)).double().mean(-1)
+        scores = (logits.argmax(-1) == labels.flatten()).double()
+    else:
+        logits = logits.reshape(len(logits), -1)
+        labels = labels.reshape(len(labels), -1).double()
+        if parts.problem == "regression":
+            scores = -(logits - labels).square().mean(-1)
+        else:
+            scores = ((logits > 0) == (labels > 0.5)).double().mean(-1)
+    return scores.masked_fill(~logits.isfinite().all(-1), math.nan)
 
 
 class _Watch(TrainerCallback):

@@ -32,7 +32,7 @@ def add_parser(verbs: options.Verbs) -> None:
     add = parser.add_argument_group("how much").add_argument
     help = "how many times as fast, such as 2,4,10 (the default, but with --max-drop more and more)"
     add("--speedup", type=speedups, metavar="N,N", help=help)
-    help = "accuracy that may be lost, such as 0.01; the first model that loses more ends the ladder"
+    help = "accuracy that may be lost, such as 0.01; models that lose more are left out, and faster ones are not tried"
     add("--max-drop", type=options.fraction, metavar="F", help=help)
     help = "what serves the models: torch (default), onnx or onnx-int8; they are exported for the latter two"
     add("--runtime", choices=("torch", "onnx", "onnx-int8"), default="torch", help=help)
@@ -132,15 +132,21 @@ def run(arguments: argparse.Namespace) -> options.Results:
         if not ladder.rungs and _rungs(output / "ladder.json"):  # that of before came back
             print(f"{arguments.output} is as it was: no model of another ladder was done.", file=sys.stderr)
         else:
-            write_rows([(others or rows)[position] for position in ladder.measured_on], output / MEASURED)
+            measured = [(others or rows)[position] for position in ladder.measured_on]
+            write_rows(measured, label, model, arguments.labels_are, output / MEASURED)
             write_page(ladder, output / PAGE)
             print(f"Written to {arguments.output}.", file=sys.stderr)
     return ladder.to_text(width=terminal_width()), ladder.to_dict()
 
 
-def write_rows(rows: Sequence[Any], file: Path) -> None:
-    """Write rows as they were read, and where each is from."""
-    lines = (json.dumps(dict(row) | {"source": row.place}, ensure_ascii=False, default=str) for row in rows)
+def write_rows(rows: Sequence[Any], label: str, model: Any, read_as: str | None, file: Path) -> None:
+    """Write rows as they were read, classes by their names where the data have these, and where each is from."""
+    from hfcompress_cli.labels import name_classes
+
+    names = (getattr(rows[0], "class_names", None) or {}).get(label, []) if rows else []
+    cells = name_classes([row[label] for row in rows], names, model, read_as, say=None)
+    made = ({"source": row.place} | dict(row) | {label: cell} for row, cell in zip(rows, cells, strict=True))
+    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in made)
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
