@@ -36,6 +36,7 @@ from benchmarks.prune_global import machine
 from examples.imdb.environment import silence_libraries
 from examples.imdb.files import Result, read_json, read_or_compute, write_json
 from examples.imdb.reconstruction import TEXTS, Case, Texts
+from hfcompress.compat import mixed_precision
 from hfcompress.search.clock import Clock, typical_length
 from hfcompress.search.loss_table import Plan, head_counts, neuron_counts, predicted_time
 from hfcompress.search.rows import Parts, read_parts, readable, with_logits
@@ -69,7 +70,10 @@ class Run:
     def __init__(self, texts: str, seed: int, work: Path, epochs: float, device: str | None, rows: int | None) -> None:
         self.name, self._epochs, self._device, self._rows = f"{texts}-{seed}", epochs, device, rows
         self._work, self._seed = work / self.name, seed
-        self._case = Case(TASKS[texts], seed, self._work, "no")
+        precision = (
+            "no" if TASKS[texts].models == "packaged" else mixed_precision().name
+        )  # of MPNet, which takes longest
+        self._case = Case(TASKS[texts], seed, self._work, precision)
 
     @cached_property
     def pair(self) -> tuple[Any, Any]:
