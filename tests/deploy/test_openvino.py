@@ -1,8 +1,11 @@
 """hfc.export to OpenVINO: logits, folder and int8; and openvino.convert_model on models with a plan."""
 
 import copy
+import gc
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -62,6 +65,22 @@ def test_logits_are_those_of_the_float32_copy(shape, left, half):
     model, folder, _ = half
     data = inputs(*shape, left=left) if shape != (1, 1) else {"input_ids": torch.tensor([[7]])}
     close(hfc.load_exported(folder)(**data).logits, logits(copy.deepcopy(model).float(), data))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_signals_are_handled_when_models_are_gone(half, tmp_path):
+    """A process that is asked to stop cleans up, though OpenVINO gives threads a stack for signals of its own."""
+    rows = [{"input_ids": [2, 5 + n, 9], "labels": n % 2} for n in range(24)]
+    models = [hfc.load_exported(half[1]) for _ in range(2)]
+    export(small(), tmp_path / "int8", format="openvino", dtype="int8", dataset=rows, max_drop=0.99)
+    while models:
+        models.pop(0)
+        gc.collect()
+    if not (child := os.fork()):
+        signal.signal(signal.SIGTERM, lambda *of_signal: os._exit(7))
+        signal.raise_signal(signal.SIGTERM)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_the_folder_has_the_model_and_nothing_of_the_older_one(half):

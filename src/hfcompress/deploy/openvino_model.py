@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,8 @@ class OpenVinoSession:
         # Where a processor has bfloat16, OpenVINO would compute in it.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         try:
-            self._model = _start(openvino).compile_model(os.fspath(file), "CPU", settings)
+            with _own_signal_stack():
+                self._model = _start(openvino).compile_model(os.fspath(file), "CPU", settings)
         except Exception as error:  # a RuntimeError, for now
             raise CompressionError(
                 f"{os.fspath(file)} cannot be run by OpenVINO {_version(openvino)}: {describe(error)}"
@@ -199,11 +201,35 @@ def _write_int8(quantize: Callable[[Any], Any], source: Path, target: Path) -> N
     openvino, nncf = import_openvino(), import_nncf()
     nncf.set_log_level(logging.ERROR)
     try:
-        with quietly(), redirect_stdout(StringIO()):  # it shows its progress
+        with quietly(), _own_signal_stack(), redirect_stdout(StringIO()):  # it shows its progress
             made = quantize(_start(openvino).read_model(os.fspath(source)))
     except Exception as error:  # whatever the quantizer meets in a graph
         raise CompressionError(f"NNCF cannot quantize the model: {describe(error)}") from error
     _save(openvino, made, target)
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of Linux."""
+
+    _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Leave this thread the stack on which its signals are handled.
+
+    OpenVINO's plugin gives it another. Of several that are removed in the order in which they were made, the last one
+    gives back the stack of one that is gone, and the next signal, such as Ctrl-C, ends the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 def _nodes(operators: Collection[Operator]) -> list[str]:
