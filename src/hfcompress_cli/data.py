@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import os
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def read_rows(
         check_count("--rows", rows)
     wanted = list(dict.fromkeys([*columns, *([] if label is None or label_if_any else [label])]))
     optional = [*optional, *([label] if label is not None and label_if_any else [])]
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     is_file = is_table(path) or path.suffix.lower() == ".parquet"
     if not is_file and path.exists():
         raise CompressionError(
@@ -198,10 +200,11 @@ def encode(
     """
     if not rows:
         return []
-    length = token_limit(model, tokenizer, max_length)
+    length = token_limit(model, tokenizer, max_length, pair=len(columns) > 1)
     texts = ([row[name] for row in rows] for name in columns)
     encoded = tokenizer(*texts, **limits.truncation(length))
     made = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+    _check_ids(encoded["input_ids"], model, tokenizer)
     table = rows if table is None else table
     if length is not None and (cut := _count_truncated(rows, columns, encoded, tokenizer, length)):
         most = token_limit(model, tokenizer, None)
@@ -218,6 +221,20 @@ def encode(
         for row, one in zip(rows, made, strict=True):
             one["labels"] = meaning[id(row)]
     return made
+
+
+def _check_ids(texts: Sequence[Sequence[int]], model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that has tokens which the model lacks."""
+    table: Any = None
+    with suppress(NotImplementedError, AttributeError):  # of what has no table of tokens, or is exported
+        table = model.get_input_embeddings()
+    count = getattr(table, "num_embeddings", None)
+    largest = max([*(max(ids, default=0) for ids in texts), tokenizer.pad_token_id or 0])
+    if count is not None and largest >= count:
+        raise CompressionError(
+            f"The tokenizer gives the token {largest}, and {type(model).__name__} has those from 0 to {count - 1}; "
+            "save its own tokenizer beside the model, or call model.resize_token_embeddings(len(tokenizer))."
+        )
 
 
 def say_once(table: Sequence[Any], note: str) -> None:
@@ -255,12 +272,15 @@ def _label_cells(
     return name_classes([row[label] for row in rows], class_names.get(label, []), model, read_as, say=say)
 
 
-def token_limit(model: nn.Module, tokenizer: Any, asked: int | None, option: str = "--max-length") -> int | None:
-    """Return how many tokens of a text to read: as asked, or as model and tokenizer can take; None for all."""
+def token_limit(
+    model: nn.Module, tokenizer: Any, asked: int | None, option: str = "--max-length", *, pair: bool = False
+) -> int | None:
+    """Return how many tokens of a text, or pair, to read: as asked, or as model and tokenizer take; None for all."""
     of_tokenizer, of_model = limits.token_limit(tokenizer), max_tokens(model)
     if asked is None:
         return limits.token_limit(tokenizer, model)
-    least, most = tokenizer.num_special_tokens_to_add() + 1, of_tokenizer if of_model is None else of_model
+    least = tokenizer.num_special_tokens_to_add(pair=pair) + 1
+    most = of_tokenizer if of_model is None else of_model
     if asked < least or (most is not None and asked > most):
         reads = f"at least {least}" if most is None else f"between {least} and the {most} tokens that the model reads"
         raise CompressionError(f"{option} {asked} must be {reads}.")

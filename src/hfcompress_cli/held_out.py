@@ -14,7 +14,12 @@ from hfcompress_cli.tables import Row
 
 
 def read_parts(
-    arguments: argparse.Namespace, label: str | None, weight_column: str | None, seed: int
+    arguments: argparse.Namespace,
+    label: str | None,
+    weight_column: str | None,
+    seed: int,
+    *,
+    drawn_by: str | None = None,
 ) -> tuple[list[Row], list[Row], list[Row], list[Row]]:
     """Read the rows to train on and those to measure with; of each label the same share is held out.
 
@@ -26,18 +31,45 @@ def read_parts(
         label: Column of the labels, if they are read.
         weight_column: Column of the examples' weights, if there is one.
         seed: By which rows are drawn.
+        drawn_by: Where no labels are read, the column that other verbs read them from; rows without one are trained on.
 
     Returns:
         All rows of the data that the first are in, those to train on, the same of those to measure with, and these.
     """
     columns, weights = options.text_columns(arguments), [weight_column] if weight_column is not None else []
-    reading = options.reading(arguments) | {"optional": weights if label is not None else []}
+    also = weights if label is not None else [drawn_by] if drawn_by is not None else []
+    reading = options.reading(arguments) | {"optional": also}
     table = read_rows(arguments.data, columns, label, seed=seed, **reading)
     if arguments.eval_data is not None:
         held_out = read_rows(arguments.eval_data, columns, label, seed=seed, **reading)
         return table, table, held_out, held_out
-    rows, held_out = hold_out(table, arguments.held_out, seed, label)
-    return table, rows, table, held_out
+    if label is not None or drawn_by is None:
+        rows, held_out = hold_out(table, arguments.held_out, seed, label)
+        return table, rows, table, held_out
+    labelled = [row for row in table if str(row.get(drawn_by) or "").strip() or row.get(drawn_by) == 0]
+    if not labelled:
+        rows, held_out = hold_out(table, arguments.held_out, seed, None)
+        return table, rows, table, held_out
+    rows, held_out = hold_out(labelled, arguments.held_out, seed, drawn_by)
+    chosen = {id(row) for row in labelled}
+    return table, [*rows, *(row for row in table if id(row) not in chosen)], table, held_out
+
+
+def describe_rows(
+    rows: Sequence[Row], held_out: Sequence[Row], columns: Sequence[str], weight_column: str | None
+) -> str:
+    """Say how many rows were trained on, by which weights, and how many others were measured with.
+
+    Of these it says how many have the text of one that was trained on.
+    """
+    weighed = f", weighed by the column {weight_column!r}" if weight_column in rows[0] else ""
+    text = f"trained on {len(rows):,} rows{weighed}"
+    if not held_out:
+        return text
+    learned = {tuple(row[name] for name in columns) for row in rows}
+    count = sum(tuple(row[name] for name in columns) in learned for row in held_out)
+    repeated = f", {count:,} of which have the text of one that was trained on" if count else ""
+    return f"{text}, measured on {len(held_out):,} others{repeated}"
 
 
 def hold_out(rows: Sequence[Row], held_out: float, seed: int, label: str | None) -> tuple[list[Row], list[Row]]:

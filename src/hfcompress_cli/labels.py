@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from torch import nn
@@ -112,12 +113,11 @@ def check_same_classes(
 
     Args:
         cells: By model all of the column, as `name_classes` returns it.
-        models: Models by what they are called, the first of which the others are compared with.
+        models: Models by what they are called; each two of them are compared.
         place: Where the cell of an index stands.
         how: As for `read_labels`.
     """
-    first, *others = models
-    for other in others:
+    for first, other in combinations(models, 2):
         order = label_order(models[first], models[other], (first, other))
         if order is None or get_problem_type(models[first], first) != get_problem_type(models[other], other):
             continue
@@ -264,7 +264,9 @@ def _match_hints(texts: Sequence[str] | dict[str, int], classes: dict[str, int])
     for name, index in classes.items():
         digits = re.findall(r"\d+", name)
         number = _number(name) if _number(name) is not None or len(digits) != 1 else float(digits[0])
-        if number is None or number in hints:
+        if number is None:  # such as of "none"
+            continue
+        if number in hints:
             return {}
         hints[number] = index
     return {text: hints[number] for text in texts if (number := _number(text)) in hints}
@@ -309,6 +311,8 @@ def _split(cell: Any, separator: str | None, outputs: int, where: str) -> list[A
                 f"The labels {cell} can be read as a 0 or 1 for each class, and as indices; write the names of the "
                 f"classes ({where})."
             )
+        if all(one in (0, 1) for one in cell) and len(set(cell)) < len(cell):
+            raise CompressionError(f"The labels {cell} of the data have one of them twice ({where}).")
         return cell
     if not isinstance(cell, str):
         return [cell]

@@ -24,6 +24,7 @@ import hfcompress as hfc
 from hfcompress.compat import current_accelerator
 from hfcompress.deploy.folder import is_exported
 from hfcompress.errors import CompressionError
+from hfcompress.models.classifier import get_problem_type
 from hfcompress.models.exported import as_module
 from hfcompress.models.labels import are_default_names, label_maps, label_names, readable_maps
 from hfcompress.models.new_head import mark_new_head, new_head
@@ -31,7 +32,7 @@ from hfcompress_cli.new_labels import NewLabels
 
 # Where none of these is in a folder, transformers makes an empty tokenizer.
 TOKENIZER_FILES = {"tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model"}
-TOKENIZER_FILES |= {"spiece.model", "sentencepiece.model", "sentencepiece.bpe.model"}
+TOKENIZER_FILES |= {"spiece.model", "spm.model", "sentencepiece.model", "sentencepiece.bpe.model"}
 
 
 def load(
@@ -115,6 +116,15 @@ def load_for_labels(
             raise CompressionError(
                 f"{error} {name} has a head that was trained for these; with --new-head it gets one for the data's."
             ) from error
+        names = [repr(one) for one in label_names(model).values()]
+        what = (
+            "to predict numbers" if get_problem_type(model, "model") == "regression" else f"for {', '.join(names[:5])}"
+        )
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        print(
+            f"{name} keeps its head, which was trained {what}{more}; --new-head gives it one for the data's labels.",
+            file=sys.stderr,
+        )
     tokenizer = _load_tokenizer(source, model.config)
     if tokenizer is None:
         raise CompressionError(f"{name} has no tokenizer; save one there with tokenizer.save_pretrained().")
@@ -125,10 +135,13 @@ def load_for_labels(
 
 
 def _check_body(name: str, model: PreTrainedModel, missing: Sequence[str]) -> None:
-    """Refuse weights that are not those of the model: then most of its body is new."""
-    body = {key for key in missing if key.startswith(f"{model.base_model_prefix}.")}
+    """Refuse weights that are not those of the model: what of its body is not among them would be new.
+
+    Poolers may be: pretraining without a sentence's label has none.
+    """
+    body = {key for key in missing if key.startswith(f"{model.base_model_prefix}.") and "pool" not in key}
     count = sum(1 for _ in model.base_model.parameters())
-    if 2 * len(body) > count:
+    if body:
         raise CompressionError(
             f"{name} has no trained body: {len(body)} of its {count} tensors are not among the weights, such as "
             f"{min(body)}. Its config.json and its weights are of different models."

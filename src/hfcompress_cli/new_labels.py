@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,8 @@ def find_labels(rows: Sequence[Row], column: str, separator: str | None, *, regr
         CompressionError: A cell is no label of that kind, or there are fewer than two classes, or too many.
     """
     several = separator is not None or any(isinstance(row[column], list) for row in rows)
+    if several:
+        _check_no_table([row[column] for row in rows], rows)
     if regression and several:
         raise CompressionError("--regression is for one number a text; leave it out, or --label-separator.")
     cells = [label for row in rows for label in _parts(row[column], separator)]
@@ -71,6 +74,17 @@ def find_labels(rows: Sequence[Row], column: str, separator: str | None, *, regr
     return NewLabels(_classes(cells, column, len(rows)), problem)
 
 
+def _check_no_table(cells: Sequence[Any], rows: Sequence[Row]) -> None:
+    """Refuse lists that have a 0 or 1 for each class, as labels of their own would be read."""
+    if all(isinstance(cell, list) and all(one in (0, 1) for one in cell) for cell in cells):
+        lengths = {len(cell) for cell in cells}
+        if lengths != {1} and len(lengths) == 1:
+            raise CompressionError(
+                f"The labels {cells[0]} can be read as a 0 or 1 for each class, and as indices; write the names of the "
+                f"classes ({rows[0].place})."
+            )
+
+
 def _parts(cell: Any, separator: str | None) -> Iterator[Any]:
     if isinstance(cell, list):
         yield from cell
@@ -85,7 +99,7 @@ def _classes(cells: Sequence[Any], column: str, rows: int) -> tuple[str, ...]:
     spelled: dict[Any, Counter[str]] = {}
     for cell in cells:
         number = as_number(cell)
-        text = str(cell).strip() if isinstance(cell, bool) or number is None else f"{number:.15g}"
+        text = str(cell).strip() if isinstance(cell, bool) or number is None or _is_code(cell) else f"{number:.15g}"
         spelled.setdefault(text.casefold(), Counter())[text] += 1
     for counts in spelled.values():
         if len(counts) > 1:
@@ -104,7 +118,13 @@ def _classes(cells: Sequence[Any], column: str, rows: int) -> tuple[str, ...]:
     numbers = [as_number(name) for name in names]
     if any(number is None for number in numbers):
         return tuple(sorted(names, key=lambda name: (name.casefold(), name)))
-    return tuple(sorted(names, key=lambda name: as_number(name) or 0.0))
+    return tuple(sorted(names, key=lambda name: (as_number(name) or 0.0, name)))
+
+
+def _is_code(cell: Any) -> bool:
+    """Whether digits are no number that others could be equal to: "007", or more of them than a float holds."""
+    digits = str(cell).strip().lstrip("+-")
+    return len(re.sub(r"\D", "", digits)) > 15 or re.match(r"0\d", digits) is not None
 
 
 def _check_numbers(rows: Sequence[Row], column: str) -> None:

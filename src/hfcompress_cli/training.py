@@ -22,7 +22,7 @@ from hfcompress.models.labels import label_names
 from hfcompress.progress import stage
 from hfcompress_cli import launch, options
 from hfcompress_cli.data import encode, token_limit
-from hfcompress_cli.held_out import encode_rows, read_parts
+from hfcompress_cli.held_out import describe_rows, encode_rows, read_parts
 from hfcompress_cli.labels import name_classes, read_labels
 from hfcompress_cli.outputs import new_folder, seen_before
 from hfcompress_cli.tables import Row
@@ -151,8 +151,7 @@ class FineTuning:
         """
         state, best = trainer.state, self._kept_by
         counts = {"train": len(self.rows), "held_out": len(self.held_out)}
-        text = f"trained on {len(self.rows):,} rows"
-        text += f", measured on {len(self.held_out):,} others" if self.held_out else ""
+        text = describe_rows(self.rows, self.held_out, self._columns, self.args.weight_column)
         if was_trained and self._eval_table is self.table and self.held_out:
             text += f"\n{seen_before('the model')}"
         epochs = round(state.epoch or 0.0, 3)

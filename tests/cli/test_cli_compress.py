@@ -255,5 +255,8 @@ def test_the_rows_that_measure_are_those_that_finetune_held_out(data):
         seed = arguments.seed if verb == "compress" else TrainingArguments.seed
         _, rows, _, held_out = read_parts(arguments, arguments.label_column, None, seed)
         parts.append((rows, held_out))
-    assert parts[0] == parts[1] == parts[2]
+        if verb == "distill":  # on logits alone
+            _, rows, _, held_out = read_parts(arguments, None, None, seed, drawn_by=arguments.label_column)
+            parts.append((rows, held_out))
+    assert parts[0] == parts[1] == parts[2] == parts[3]
     assert len(parts[0][1]) == round(0.2 * (len(parts[0][0]) + len(parts[0][1])))

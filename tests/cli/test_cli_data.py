@@ -160,6 +160,7 @@ READINGS = [
     (["1", "0"], {"True": 0, "False": 1}, "two ways: '1' as a name is 'True', as an index 'False'"),
     ([1, 2], STARS, "Say which with --labels-are names .* or --labels-are indices"),
     ([1, 2, 3], {"1 star": 0, "2 stars": 1, "3 stars": 2, "4 stars": 3}, "'1' as a name is '1 star'"),
+    ([1, 2], {"1 star": 0, "2 stars": 1, "3 stars": 2, "none": 3}, "'1' as a name is '1 star'"),
     (["TRUE"], {"true": 0, "True": 1}, "can be read as 'true' and 'True'; spell it as one of them"),
     (["1.00"], {"1": 0, "1.0": 1}, "can be read as '1' and '1.0'"),
     (["true", "0"], {"True": 0, "False": 1}, "names of the model's, such as 'true', and indices, such as '0'"),
@@ -236,7 +237,7 @@ class NoLimit:
 
     model_max_length = VERY_LARGE_INTEGER
 
-    def num_special_tokens_to_add(self):
+    def num_special_tokens_to_add(self, pair=False):
         return 2
 
 

@@ -24,6 +24,11 @@ def test_export_writes_a_folder_that_loads(exported):
     assert hfc.load_exported(exported).dtype == "float32"
 
 
+def test_as_many_tokens_are_served_as_were_judged(models, run, tmp_path):
+    run("export", models / "bert", "-o", tmp_path / "onnx", "--max-length", 7, "--repeats", 0)
+    assert "enable_truncation(max_length=7," in (tmp_path / "onnx" / "README.md").read_text()
+
+
 def test_a_folder_is_replaced_only_when_asked(exported, models, run):
     before = contents(exported)
     run("export", models / "bert", "-o", exported, status=2)

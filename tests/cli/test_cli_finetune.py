@@ -105,6 +105,8 @@ LABELS = {
     "signs": ([1, -1], ["-1", "1"]),
     "booleans": (["True", "False"], ["False", "True"]),
     "spaces and case": (["Pos", " Pos ", "neg", "NEG", "neg"], ["neg", "Pos"]),
+    "codes": (["0203", "203", "7"], ["7", "0203", "203"]),
+    "long codes": (["9007199254740993", "9007199254740992"], ["9007199254740992", "9007199254740993"]),
     "other languages": (["très bien", "schlecht"], ["schlecht", "très bien"]),
 }
 
@@ -163,15 +165,16 @@ def test_numbers_make_a_regression(numbers, base, tmp_path, run):
         (labelled(["1", "x"]), ["--regression"], "has the label 'x', which is not a number to predict"),
         (labelled(["a", "b"]), ["--label-separator", ";", "--regression"], "--regression is for one number a text"),
         (labelled(["a", "b"]), ["--class-weights", "[1, 2, 3]"], "--class-weights [1.0, 2.0, 3.0] are 3 weights"),
+        ([(text, [n % 2, 0, 1]) for n, text in enumerate(texts(30))], [], "can be read as a 0 or 1 for each class"),
         (labelled(["a", "b"]), ["--held-out", "1.5"], "--held-out=1.5"),
         (labelled(["a", "b"]), ["--metric-for-best-model", "taste"], "choose one of loss, accuracy, f1_macro"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(rows, options, message, base, tmp_path, run):
-    data = write(tmp_path / "a.csv", rows)
+    data = write(tmp_path / ("a.jsonl" if isinstance(rows[0][1], list) else "a.csv"), rows)
     run("finetune", base, "--data", data, *options, "--max-steps", 2, "-o", tmp_path / "out", status=2)
     assert message in run.error
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.csv"]
+    assert [tmp_path / one.name for one in tmp_path.iterdir()] == [data]
 
 
 def test_a_trained_head_stays_or_is_replaced_if_asked(models, tmp_path, run):
@@ -262,6 +265,44 @@ def test_zeros_of_a_pruned_model_stay(models, tmp_path, run):
     assert "50.0% of the weights" in run.error
     zeros = [hfc.sparsity_report(load(tmp_path / name)).zeros for name in ("pruned", "out")]
     assert zeros[0] == zeros[1]
+
+
+def test_a_trained_head_stays_and_is_named(models, tmp_path, run):
+    data = write(tmp_path / "a.csv", labelled(["NO", "YES"]))
+    run("finetune", models / "bert", "--data", data, *SHORT, "-o", tmp_path / "out")
+    assert "bert keeps its head, which was trained for 'NO', 'YES'; --new-head gives it one" in run.error
+    numbers = write(tmp_path / "b.csv", labelled(["0", "1"]))
+    run("finetune", models / "bert", "--data", numbers, "--regression", *SHORT, "-o", tmp_path / "no", status=2)
+    assert "keeps its head, which was trained for classes; add --new-head" in run.error
+    assert not (tmp_path / "no").exists()
+
+
+def test_texts_that_are_trained_on_too_are_counted(base, tmp_path, run):
+    rows = [*zip(texts(20), ["a", "b"] * 10, strict=True)]
+    write(tmp_path / "a.csv", rows)
+    write(tmp_path / "b.csv", [*rows[:5], ("unlike all of them", "a")])
+    how = ["--data", tmp_path / "a.csv", "--eval-data", tmp_path / "b.csv", *SHORT]
+    printed = " ".join(run("finetune", base, *how, "-o", tmp_path / "out").split())
+    assert "trained on 20 rows, measured on 6 others, 5 of which have the text of one that was trained on" in printed
+
+
+def test_a_layer_that_is_not_among_the_weights_is_refused(base, tmp_path, run):
+    shutil.copytree(base, tmp_path / "deep")
+    config = json.loads((base / "config.json").read_text())
+    (tmp_path / "deep" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9}))
+    data = write(tmp_path / "a.csv", labelled(["a", "b"]))
+    run("finetune", tmp_path / "deep", "--data", data, "-o", tmp_path / "out", status=2)
+    assert "has no trained body" in run.error
+
+
+def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(base, tmp_path, run):
+    shutil.copytree(base, tmp_path / "small")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens([f"word{n}" for n in range(500)])
+    tokenizer.save_pretrained(tmp_path / "small")
+    rows = [(f"{text} word499", "ab"[n % 2]) for n, text in enumerate(texts(40))]
+    run("finetune", tmp_path / "small", "--data", write(tmp_path / "a.csv", rows), "-o", tmp_path / "out", status=2)
+    assert "call model.resize_token_embeddings(len(tokenizer))" in run.error
 
 
 def test_weights_of_another_model_are_refused(base, tmp_path, run):

@@ -73,7 +73,7 @@ def test_the_ladder_is_measured_with_rows_that_the_training_held_out(here, data,
     monkeypatch.setattr(held_out, "read_parts", read)
     monkeypatch.setattr(hfc, "compress", compress)
     how = ["--rows", 30, "--held-out", 0.3, "--seed", 7, "--class-weights", "[1, 2]", "--epochs", 1]
-    first, _ = all_next_of(run("finetune", "my base", "--data", data / "train.csv", *COLUMNS, *how, "-o", "teacher"))
+    (first,) = all_next_of(run("finetune", "my base", "--data", data / "train.csv", *COLUMNS, *how, "-o", "teacher"))
     assert first[:2] == ["compress", "teacher"]
     assert json.loads(first[first.index("--class-weights") + 1]) == [1, 2]
     run(*first, status=2)

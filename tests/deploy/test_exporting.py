@@ -23,6 +23,8 @@ from transformers import (
     BertForMultipleChoice,
     BertForTokenClassification,
     BertModel,
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
 )
 
 import hfcompress as hfc
@@ -141,7 +143,48 @@ def test_the_lines_of_the_card_serve_it_alone(half, tmp_path):
 def test_the_card_has_the_padding_and_the_limit(half):
     card = (half[3] / "README.md").read_text()
     assert f'enable_padding(direction="right", pad_id={PAD}, pad_token="[PAD]")' in card
-    assert "enable_truncation(max_length=32)" in card
+    assert 'enable_truncation(max_length=32, direction="right")' in card
+
+
+@pytest.mark.filterwarnings("ignore")  # of a file that the lines leave open
+def test_the_card_encodes_texts_as_the_tokenizer_does(half, tmp_path, monkeypatch):
+    """Also pairs, where that makes no token types, as in ALBERT's of transformers 5; and the end of a long text."""
+    tokenizer = word_tokenizer(marked=True)
+    tokenizer.model_input_names, tokenizer.truncation_side = ["input_ids", "attention_mask"], "left"
+    pairs = [("good", "film"), ("not bad", "plot")]
+    assert "token_type_ids" not in tokenizer(*pairs[0])
+    graph = onnx.load(half[3] / "model.onnx")
+    monkeypatch.setattr(exporting, "build_graph", lambda *arguments: graph)
+    hfc.export(half[0], tmp_path / "onnx", processing_class=tokenizer, repeats=0)
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "onnx" / "README.md").read_text(), re.DOTALL)
+    assert 'enable_truncation(max_length=32, direction="left")' in code
+    code = code.replace('["a text", "another text"]', repr(pairs)).replace(
+        'folder = "."', f"folder = {str(tmp_path / 'onnx')!r}"
+    )
+    found = {}
+    exec(code, found)
+    firsts, seconds = zip(*pairs, strict=True)
+    data = tokenizer([*firsts], [*seconds], padding=True, return_tensors="pt")
+    close(torch.from_numpy(found["logits"]), logits(copied(half[0]), data))
+
+
+def test_attention_that_turns_to_another_is_refused(tmp_path):
+    config = BigBirdConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=90
+    )
+    with pytest.raises(hfc.CompressionError, match="attention_type='block_sparse' turns to another attention"):
+        export(BigBirdForSequenceClassification(config), tmp_path / "onnx")
+
+
+def test_labels_without_a_meaning_are_refused_before_the_export(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "build_graph", None)
+    model = build(layers=1)
+    model.config.id2label, model.config.label2id = {0: "a", 1: "b"}, {"b": 0, "a": 1}
+    with pytest.raises(hfc.CompressionError, match="labels"):
+        export(model, tmp_path / "onnx")
+    rows = [{"input_ids": [2, 3], ("labels" if n % 2 else "label"): 1} for n in range(8)]
+    with pytest.raises(hfc.CompressionError, match="Some rows of dataset have 'labels' and others 'label'"):
+        export(build(layers=1), tmp_path / "onnx", dtype="int8", dataset=rows)
 
 
 # Refusals

@@ -274,6 +274,8 @@ def test_other_problems_have_a_gate_too(problem, tmp_path):
     assert report.gate.score == {"regression": "R2"}.get(problem, "label accuracy")
     assert report.gate.agreement > 0.9
     assert report.gate.float32 > 0.99
+    line = "print(logits.tolist())" if problem == "regression" else "np.flatnonzero(row > 0)"
+    assert line in (tmp_path / "onnx" / "README.md").read_text()
 
 
 def test_float32_is_kept_where_int8_is_slower(model, data, tmp_path, monkeypatch):

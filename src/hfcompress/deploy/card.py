@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.deploy.export_report import ExportReport
 from hfcompress.deploy.formats import FORMATS
+from hfcompress.models.classifier import get_problem_type
 from hfcompress.models.tokenizers import token_limit
 from hfcompress.storage.model_card import CARD, MARK, is_our_card
 
@@ -23,13 +25,24 @@ def write_card(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     report: ExportReport,
+    names: Sequence[str],
 ) -> None:
-    """Write the card into a new folder, unless the folder that it replaces has one of the user's own."""
+    """Write the card into a new folder, unless the folder that it replaces has one of the user's own.
+
+    Args:
+        folder: The new folder.
+        target: That which it replaces.
+        model: What was exported.
+        tokenizer: That of the model.
+        report: What was done.
+        names: The inputs of the graph.
+    """
     old = target / CARD
     if old.exists() and not is_our_card(old):
         return
     pad = tokenizer.pad_token_id
     pad = model.config.get_text_config().pad_token_id if pad is None else pad
+    made = {*tokenizer("a"), *tokenizer.model_input_names}
     ModelCard.from_template(
         ModelCardData(library_name=report.format, tags=["hfcompress"], pipeline_tag="text-classification"),
         template_str=files(__package__).joinpath("served_card.md.j2").read_text(encoding="utf-8") + "\n",
@@ -43,6 +56,12 @@ def write_card(
         has_tokenizer=(folder / _TOKENIZER).is_file(),
         side=tokenizer.padding_side,
         pad=pad,
-        pad_token=json.dumps(tokenizer.convert_ids_to_tokens(pad), ensure_ascii=False),  # a literal of Python too
+        # A literal of JSON is one of Python too.
+        pad_token=json.dumps(
+            tokenizer.convert_ids_to_tokens(pad) or "[PAD]", ensure_ascii=False
+        ),  # Python's literal too
         limit=token_limit(tokenizer, model),
+        cut=tokenizer.truncation_side,
+        is_typed="token_type_ids" in made or "token_type_ids" not in names,
+        problem=get_problem_type(model, "model"),
     ).save(folder / CARD)

@@ -33,10 +33,11 @@ from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_
 from hfcompress.models.exported import ExportedModule
 from hfcompress.models.heads_and_neurons import find_linear_paths
 from hfcompress.models.inputs import check_dataset, read_examples
+from hfcompress.models.labels import label_maps
 from hfcompress.models.padding import pad_like
 from hfcompress.models.tensors import check_has_values, stored_bytes
 from hfcompress.models.tokenizers import check_tokenizer, encode_texts
-from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
+from hfcompress.models.weights import check_no_computed_weights, check_not_quantized, check_one_attention
 from hfcompress.storage.layout import write_labels
 from hfcompress.validation import check_choice, check_count, check_fraction
 
@@ -175,7 +176,7 @@ def export(
         write_labels(new, own.config)
         processing_class.save_pretrained(new)
         write_manifest(new, type(own).__name__, report)
-        write_card(new, Path(directory), own, processing_class, report)
+        write_card(new, Path(directory), own, processing_class, report, inputs.names)
         write_record(new, report.to_dict() | record)
     return report
 
@@ -207,6 +208,8 @@ def _check_exportable(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> P
         raise CompressionError("The model has a PEFT adapter; merge it first: model = model.merge_and_unload().")
     check_not_quantized(inner, "exported")
     check_no_computed_weights(inner, "exported")
+    check_one_attention(inner)
+    label_maps(inner.config)  # which are written at the end
     check_has_values(inner.named_parameters())
     get_problem_type(inner, "model")
     pads = inner.config.get_text_config().pad_token_id, tokenizer.pad_token_id

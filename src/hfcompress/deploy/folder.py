@@ -74,7 +74,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise CompressionError(f"{folder} {what}; name a folder that hfcompress.export wrote.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        version, files, inputs, format = (record[name] for name in ("version", "files", "inputs", "format"))
+        version, files, inputs, format, *_ = (
+            record[name] for name in ("version", "files", "inputs", "format", "dtype", "max_tokens")
+        )
         if not (isinstance(files, dict) and isinstance(inputs, dict) and {*FORMATS[format].files} <= files.keys()):
             raise TypeError("its parts are not what they should be")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

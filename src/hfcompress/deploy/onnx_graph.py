@@ -23,6 +23,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # that a graph may h
 TOLERANCE = 1e-4  # of logits, absolute and relative
 _EXAMPLE = (9, 12)  # tokens of the texts that are traced; Funnel does not read much shorter ones
 _CHECKED = ((1,), (2,), (5, 3, 4), (12, 7), (33, 20))
+_LONG = 600  # tokens, or as many as a model reads: beyond the windows of local attention
 
 
 class _Logits(nn.Module):
@@ -220,7 +221,8 @@ def check_logits(file: Path, model: nn.Module, inputs: GraphInputs) -> float:
 
 def _checked_batches(model: nn.Module, inputs: GraphInputs) -> Iterator[Batch]:
     limit = max_tokens(model)
-    for lengths in (*_CHECKED, *([(limit,)] if limit is not None and limit <= 512 else [])):
+    longest = _LONG if limit is None else min(limit, _LONG)
+    for lengths in (*_CHECKED, (longest,)):
         if limit is None or max(lengths) <= limit:
             yield inputs.batch(lengths)
 

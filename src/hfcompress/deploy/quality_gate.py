@@ -207,6 +207,8 @@ def split_dataset(dataset: Any) -> tuple[Rows, Rows]:
     unlabelled = sum("labels" not in row and "label" not in row for row in rows)
     if unlabelled:
         raise CompressionError(f"{unlabelled} of the {len(rows)} rows of dataset have no 'labels', which are needed.")
+    if len({"labels" in row for row in rows}) > 1:
+        raise CompressionError("Some rows of dataset have 'labels' and others 'label'; give all of them 'labels'.")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     half = len(rows) // 2
     return [rows[index] for index in order[:half]], [rows[index] for index in order[half:]]

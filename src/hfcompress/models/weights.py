@@ -159,6 +159,15 @@ def check_no_computed_weights(model: nn.Module, verb: str) -> None:
             )
 
 
+def check_one_attention(model: nn.Module) -> None:
+    """Refuse BigBird's sparse attention, which a short text turns off for good, so that the model becomes another."""
+    if getattr(getattr(model, "config", None), "attention_type", None) == "block_sparse":
+        raise CompressionError(
+            "attention_type='block_sparse' turns to another attention for short texts; set "
+            "model.set_attention_type('original_full') first."
+        )
+
+
 def effective_parameters(model: nn.Module) -> Iterator[Tensor]:
     """Yield a model's parameters, and in place of what a weight is computed from that weight."""
     sources: set[int] = set()

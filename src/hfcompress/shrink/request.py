@@ -16,7 +16,12 @@ from hfcompress.models.heads_and_neurons import KINDS, Kind
 from hfcompress.models.layers import layer_stack
 from hfcompress.models.shape_plan import is_plan
 from hfcompress.models.tensors import check_has_values
-from hfcompress.models.weights import PRUNABLE_DTYPES, check_no_computed_weights, check_not_quantized
+from hfcompress.models.weights import (
+    PRUNABLE_DTYPES,
+    check_no_computed_weights,
+    check_not_quantized,
+    check_one_attention,
+)
 from hfcompress.shrink.budget import MEASURES, Measure
 from hfcompress.shrink.importance import IMPORTANCES, Importance
 from hfcompress.shrink.layers import are_indices
@@ -118,11 +123,7 @@ def check_model(model: Any) -> None:
         raise CompressionError(
             f"The config has a quantization_config of its own ({type(plan).__name__}); shrink the model, then quantize."
         )
-    if getattr(model.config, "attention_type", None) == "block_sparse":
-        raise CompressionError(
-            "attention_type='block_sparse' turns to another attention for short texts; set "
-            "model.set_attention_type('original_full') first."
-        )
+    check_one_attention(model)
     check_not_quantized(model, "shrunken")
     check_no_computed_weights(model, "shrunken")
     check_has_values(model.named_parameters())

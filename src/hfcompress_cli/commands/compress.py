@@ -108,6 +108,11 @@ def run(arguments: argparse.Namespace) -> options.Results:
             if not value > 0:
                 raise hfc.CompressionError(f"{name}={value:g} must be above 0.")
             setattr(args, name, value)
+    if weight_column in rows[0] and launch.is_main():
+        print(
+            f"Rows are weighed by the column {weight_column!r}; --weight-column '' weighs all the same.",
+            file=sys.stderr,
+        )
     with set_aside(output) if arguments.overwrite and launch.is_main() else nullcontext():
         processes().wait_for_everyone()  # so that none reads the ladder that is set aside
         ladder = hfc.compress(

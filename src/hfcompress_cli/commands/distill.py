@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress.progress import stage
     from hfcompress_cli import training
     from hfcompress_cli.data import check_labels, encode, token_limit
-    from hfcompress_cli.held_out import encode_rows, read_parts
+    from hfcompress_cli.held_out import describe_rows, encode_rows, read_parts
     from hfcompress_cli.models import load
     from hfcompress_cli.outputs import fit, save, seen_before, terminal_width
     from hfcompress_cli.training_arguments import make_arguments
@@ -57,7 +57,10 @@ def run(arguments: argparse.Namespace) -> options.Results:
         set_seed(args.seed)
         columns, label = options.text_columns(arguments), None if args.alpha == 1 else arguments.label_column
         reads_labels = options.labels(arguments)
-        table, rows, eval_table, held_out = read_parts(arguments, label, args.weight_column, args.seed)
+        drawn_by = arguments.label_column
+        table, rows, eval_table, held_out = read_parts(
+            arguments, label, args.weight_column, args.seed, drawn_by=drawn_by
+        )
         with stage(f"loading {arguments.teacher}"):
             teacher, teacher_tokenizer = load(arguments.teacher, trained=True, reads_texts=True)
         if arguments.student is None:
@@ -111,7 +114,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
             return "", {}
         comparison = hfc.compare({"teacher": teacher, "student": student}, inputs, processing_class=tokenizers)
         save(folder, student, tokenizer)
-    text = f"trained on {len(rows):,} rows, measured on {len(held_out):,} others"
+    text = describe_rows(rows, held_out, columns, args.weight_column)
     if (agreement := metrics.get("eval_agreement")) is not None:
         text += f"; student and teacher agree on {agreement:.1%} of these"
     if held_out and known_label is not None and arguments.eval_data is None:

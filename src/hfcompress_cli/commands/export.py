@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     """Write the exported model."""
     import hfcompress as hfc
     from hfcompress.progress import stage
-    from hfcompress_cli.data import encode, read_rows
+    from hfcompress_cli.data import encode, read_rows, token_limit
     from hfcompress_cli.models import load
     from hfcompress_cli.outputs import check_folder, terminal_width
 
@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
         raise hfc.CompressionError("--int8 needs labelled texts that no training has seen: name them with --data.")
     with stage(f"loading {arguments.model}"):
         model, tokenizer = load(arguments.model, trained=True, reads_texts=True)
+    if arguments.max_length is not None:  # what is judged is what is served
+        tokenizer.model_max_length = token_limit(model, tokenizer, arguments.max_length)
     dataset = None
     if arguments.data is not None:
         columns, label = options.text_columns(arguments), arguments.label_column

@@ -42,6 +42,7 @@ def add_parser(verbs: options.Verbs) -> None:
 def run(arguments: argparse.Namespace) -> options.Results:
     """Write the trained classifier, and measure it."""
     import hfcompress as hfc
+    from hfcompress.models.classifier import get_problem_type
     from hfcompress.progress import stage
     from hfcompress_cli import training
     from hfcompress_cli.models import load_for_labels
@@ -62,6 +63,10 @@ def run(arguments: argparse.Namespace) -> options.Results:
         if is_new:
             tuning.read_names()
             tuning.check(model)
+        elif arguments.regression and get_problem_type(model, "model") != "regression":
+            raise hfc.CompressionError(
+                f"--regression, but {arguments.base} keeps its head, which was trained for classes; add --new-head."
+            )
         callbacks = training.kept_zeros(model, arguments.base)
         trainer, inputs = tuning.trainer(model, tokenizer, callbacks)
         metrics = training.run_training(trainer)
@@ -76,8 +81,10 @@ def run(arguments: argparse.Namespace) -> options.Results:
     data, drawn = options.words_of_data(arguments), _words_of_training(arguments, tuning.args)
     ladder, half = (["-o", free_name(arguments.output, suffix)] for suffix in ("ladder", "half"))
     compress = next_command("compress", [arguments.output], *data, *drawn, ladder)
-    shrink = next_command("shrink", [arguments.output], ["--flops", "0.5"], *data, half)
-    following = f"next, let faster models learn from it:\n{compress}\nor only make it smaller:\n{shrink}"
+    following = f"next, let faster models learn from it:\n{compress}"
+    if not drawn or arguments.eval_data is not None:  # else shrink would measure with rows that were trained on
+        shrink = next_command("shrink", [arguments.output], ["--flops", "0.5"], *data, half)
+        following += f"\nor only make it smaller:\n{shrink}"
     return f"{text}\n\n{following}", values
 
 
