@@ -399,6 +399,21 @@ def test_an_empty_name_is_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_is_saved_during_an_export_stays(tmp_path, half, monkeypatch):
+    graph, folder = onnx.load(half[3] / "model.onnx"), tmp_path / "out"
+
+    def save_meanwhile(*arguments):
+        build(layers=1).save_pretrained(folder)
+        return graph
+
+    monkeypatch.setattr(exporting, "build_graph", save_meanwhile)
+    with pytest.raises(hfc.CompressionError, match="holds a model of torch"):
+        export(half[0], folder)
+    assert {one.name for one in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_full_disk_leaves_the_old_folder(folder, monkeypatch):
     def save(*arguments, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")

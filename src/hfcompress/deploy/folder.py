@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hfcompress.storage.model_card import CARD, is_our_card
 
 _VERSION = 1  # of the record
 _WEIGHTS = (".safetensors", ".bin")
+_OURS = frozenset[str]().union(*(one.files + one.large for one in FORMATS.values()))
 
 Folder = str | os.PathLike[str]
 
@@ -30,28 +31,43 @@ def is_exported(directory: Folder) -> bool:
     return (folder / RECORD).is_file() and not any(map(is_weight_file, os.listdir(folder)))
 
 
-def replacing_exported(directory: Folder) -> AbstractContextManager[Path]:
+@contextmanager
+def replacing_exported(directory: Folder) -> Iterator[Path]:
     """Yield a new folder, which at the end takes the place of what an earlier export wrote; other files stay.
 
     Raises:
-        CompressionError: The folder cannot be written, or holds a model of torch, whose config would be replaced.
+        CompressionError: The folder cannot be written, or holds a model of torch, whose config would be replaced, also
+            if that was saved in the meantime.
     """
+    _check_holds_none(directory)
+    old = set[str]()
+    with replacing(directory, old.__contains__) as new:
+        yield new
+        _check_holds_none(directory)
+        old |= _written_before(Path(directory))
+
+
+def _check_holds_none(directory: Folder) -> None:
+    """Refuse a folder with a model of torch."""
     target = Path(directory)
-    ours = set[str]().union(*(one.files + one.large for one in FORMATS.values()))
-    present = set(os.listdir(target) if target.is_dir() else ()) - ours
+    present = set(os.listdir(target) if target.is_dir() else ()) - _OURS
     held = [name for name in present if name.endswith(_WEIGHTS)]
     if held:
         raise CompressionError(
             f"{str(directory)!r} holds a model of torch ({min(held)}), whose config the exported one would replace; "
             "name another folder."
         )
-    old = {RECORD, *ours}
+
+
+def _written_before(target: Path) -> set[str]:
+    """Return what an earlier export may have written into a folder."""
+    old = {RECORD, *_OURS}
     if is_exported(target):
         with suppress(CompressionError):  # damaged: it is replaced, and what else was written with it stays
             old |= set(read_record(target)["files"])
     if not is_our_card(target / CARD):
         old.discard(CARD)
-    return replacing(directory, old.__contains__)
+    return old
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
