@@ -263,3 +263,10 @@ def test_the_mean_logits_of_one_model_are_its_own(problem):
 def test_the_mean_logits_of_equal_models_are_theirs(problem):
     logits = torch.randn(3, 4)
     torch.testing.assert_close(mean_logits([logits, logits.clone()], [0.3, 0.7], problem), logits)
+
+
+def test_no_label_is_left_out_of_the_mean_where_it_cannot_be_checked(monkeypatch):
+    """Such as on a GPU, where -100 would count as an example with a loss of 0."""
+    monkeypatch.setattr("hfcompress.losses._check_indices", lambda *arguments: None)
+    with pytest.raises(IndexError):
+        label_loss(torch.zeros(2, 3), torch.tensor([1, -100]), "cross_entropy")

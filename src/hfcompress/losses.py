@@ -28,6 +28,9 @@ LABEL_LOSSES: tuple[str, ...] = get_args(LabelLoss)
 _kl_div = partial(functional.kl_div, reduction="none", log_target=True)
 
 
+_NONE = -(1 << 62)  # no label is left out: the usual -100 would count as one with a loss of 0
+
+
 def teacher_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -124,7 +127,12 @@ def label_loss(
         labels = labels.long()
         if kind == "cross_entropy":
             return functional.cross_entropy(
-                logits, labels, class_weights, reduction="none", label_smoothing=label_smoothing
+                logits,
+                labels,
+                class_weights,
+                ignore_index=_NONE,
+                reduction="none",
+                label_smoothing=label_smoothing,
             )
         target = functional.one_hot(labels, logits.shape[-1]).float()
         target = target * (1 - label_smoothing) + label_smoothing / logits.shape[-1]

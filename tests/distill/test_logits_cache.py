@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,6 +145,33 @@ def test_the_logits_are_computed_anew_if_anything_changed(change, tokenizer, tmp
     count = Count(changed)
     cache_teacher_logits(changed, data, **settings)
     assert count.calls > 0
+
+
+def test_a_file_that_is_not_whole_is_written_anew(tokenizer, tmp_path):
+    teacher = build(num_labels=3)
+    first = cached_logits(cache_teacher_logits(teacher, texts(), processing_class=tokenizer, cache_dir=tmp_path))
+    (file,) = tmp_path.rglob("*.arrow")
+    file.write_bytes(file.read_bytes()[:100])
+    second = cache_teacher_logits(teacher, texts(), processing_class=tokenizer, cache_dir=tmp_path)
+    assert cached_logits(second).equal(first)
+
+
+class Pooled(torch.nn.Module):
+    def __init__(self, model, mode):
+        super().__init__()
+        self.model, self.mode, self.config = model, mode, model.config
+
+    def forward(self, input_ids, attention_mask=None):
+        logits = self.model(input_ids, attention_mask).logits
+        return SimpleNamespace(logits=logits if self.mode == "plain" else -logits)
+
+
+def test_what_a_teacher_of_ones_own_computes_by_is_told_apart(tokenizer, tmp_path):
+    model, found = build(num_labels=3), []
+    for mode in ("plain", "other"):
+        settings = {"processing_class": tokenizer, "cache_dir": tmp_path}
+        found.append(cached_logits(cache_teacher_logits(Pooled(model, mode), texts(), **settings)))
+    assert found[1].equal(-found[0])
 
 
 def test_a_view_of_the_same_rows_is_the_same_data(tokenizer, tmp_path):

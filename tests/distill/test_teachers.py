@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from architectures import batch, build, rows, same_bits, state_of
+from datasets import ClassLabel, Dataset, Features, List, Value
 from plain_distillation import (
     DATA,
     LABELS,
@@ -21,6 +22,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hfcompress import CompressionError
+from hfcompress.distill.layer_losses import ForwardRecorder
 
 
 class WakeTeacher(TrainerCallback):
@@ -116,6 +118,45 @@ def test_classes_in_another_order_are_put_in_order(tmp_path):
     assert_same_weights(student, expected)
     agreement = (compute_logits(student, DATA).argmax(-1) == compute_logits(teacher, DATA).argmax(-1)).float().mean()
     assert trainer.evaluate()["eval_agreement"] == pytest.approx(float(agreement))
+
+
+def test_classes_that_the_data_name_and_the_student_does_not_are_those_of_the_teacher(tmp_path):
+    student, teacher = student_and_teacher()
+    features = Features({"input_ids": List(Value("int64")), "labels": ClassLabel(names=["a", "b", "c"])})
+    data = Dataset.from_list([{name: row[name] for name in features} for row in rows(DATA)], features=features)
+    make(student, name_labels(copy.deepcopy(teacher), ["a", "b", "c"]), tmp_path, data)
+    with pytest.raises(CompressionError, match="which the teacher learned"):
+        make(student, name_labels(teacher, ["c", "b", "a"]), tmp_path, data)
+
+
+def test_logits_of_several_teachers_are_put_in_order(tmp_path):
+    student, teacher = student_and_teacher()
+    name_labels(student, ["class 0", "class 1", "class 2"])
+    cached = torch.arange(6.0).reshape(2, 3)
+    trainer = make(student, [permuted(teacher), permuted(teacher)], tmp_path)
+    assert trainer._teachers.reorder(cached).equal(cached[:, torch.tensor(PERMUTATION).argsort()])
+    other = name_labels(copy.deepcopy(teacher), ["class 0", "class 1", "class 2"])
+    with pytest.raises(CompressionError, match="teachers have their classes in different orders"):
+        make(student, [permuted(teacher), other], tmp_path)._teachers.reorder(cached)
+
+
+def test_a_teacher_that_was_trained_in_bf16_computes_in_its_own_precision(tmp_path):
+    student, teacher = student_and_teacher()
+    expected = compute_logits(teacher, DATA)
+    teacher._original_forward = teacher.forward  # as accelerate leaves it
+    teacher.forward = torch.autocast("cpu", torch.bfloat16)(teacher.forward)
+    trainer = make(student, teacher, tmp_path)
+    inputs = {name: DATA[name] for name in ("input_ids", "attention_mask")}
+    assert trainer._teachers.outputs(inputs, ForwardRecorder()).logits.allclose(expected, atol=1e-5)
+
+
+def test_the_trials_of_a_search_weigh_labels_as_they_ask(tmp_path):
+    student, teacher = student_and_teacher()
+    trainer = make(student, teacher, tmp_path, args={"label_loss": "cross_entropy"})
+    assert trainer._label_weights.by_class is None
+    trainer.args.class_weights = [3.0, 1.0, 1.0]  # behind train(), where a Trainer sets what a trial asks
+    trainer.create_optimizer()
+    assert trainer._label_weights.by_class.tolist() == [3.0, 1.0, 1.0]
 
 
 def test_classes_named_by_label2id_alone_have_names(tmp_path):

@@ -14,7 +14,7 @@ from hfcompress import CompressionError
 from hfcompress.distill.layer_losses import ForwardRecorder
 from hfcompress.distill.teachers import Teachers
 from hfcompress.models.inputs import read_examples
-from hfcompress.models.padding import fill_padding, padded_with, unpadded_batches, without_padding
+from hfcompress.models.padding import fill_padding, padded_with, reading, unpadded_batches, without_padding
 from hfcompress.report.benchmark import predict_logits
 from hfcompress.shrink.importance import labelled_batches
 
@@ -281,3 +281,9 @@ def test_a_student_finds_its_padding_by_the_mask(tmp_path):
     data = [{"input_ids": text.tolist(), "labels": label} for text, label in zip(made, labels, strict=True)]
     trainer = hfc.DistillationTrainer(student, args, eval_dataset=data, processing_class=tokenizer)
     assert trainer.evaluate()["eval_accuracy"] == 1.0
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_texts():
+    """So that auto_find_batch_size tries a smaller batch."""
+    with pytest.raises(RuntimeError, match="can't allocate memory"), reading(build("bert"), {}):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")

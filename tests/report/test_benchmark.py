@@ -414,6 +414,43 @@ def test_the_same_labels_for_classes_in_other_orders_are_refused():
         compare({"one": model, "other": flipped(model)}, TWO, repeats=1)
 
 
+def test_f1_is_of_the_same_class_whatever_the_order():
+    model, data = build("bert"), batch(24, 9)
+    other, own = flipped(model), data | {"labels": 1 - data["labels"]}
+    found = compare({"one": model, "other": other}, {"one": data, "other": own}, repeats=1).rows
+    assert found["other"].accuracy == found["one"].accuracy < 1
+    assert found["other"].f1 == pytest.approx(found["one"].f1)
+
+
+def test_columns_beside_tensors_may_be_lists():
+    model, data = build("bert"), batch(6, 9)
+    expected = measure(model, data, repeats=1)
+    lists = data | {name: data[name].tolist() for name in ("labels", "attention_mask")}
+    found = measure(model, lists, repeats=1)
+    assert (found.accuracy, found.cross_entropy) == (expected.accuracy, expected.cross_entropy)
+    with pytest.raises(CompressionError, match="'labels' of the inputs for 'model' is no tensor"):
+        measure(model, data | {"labels": ["a", "b"] * 3}, repeats=1)
+
+
+@pytest.mark.parametrize("column", ["labels", "token_type_ids"])
+def test_a_column_that_some_rows_lack_is_refused(column):
+    own = rows(batch(6, 9))
+    for row in own:
+        row.setdefault("token_type_ids", [0] * len(row["input_ids"]))
+    del own[4][column]
+    with pytest.raises(
+        CompressionError, match=f"Row 4 of the inputs for 'model' has no '{column}', and others have it"
+    ):
+        measure(build("bert"), own, repeats=1)
+
+
+def test_a_reference_of_nan_is_compared_with_nothing():
+    model, broken = build("bert"), build("bert", seed=1)
+    broken.classifier.weight.data[0, 0] = float("nan")
+    with pytest.raises(CompressionError, match="the same number of finite logits"):
+        measure(model, TWO, repeats=1, reference=broken)
+
+
 def test_logits_of_nan_have_no_accuracy():
     model = build("bert")
     model.classifier.weight.data[0, 0] = float("nan")

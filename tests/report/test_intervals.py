@@ -228,3 +228,10 @@ def test_equal_examples_have_no_bootstrap_interval():
     one_label[0, 0] = 1  # a third of the resamples have no label
     found = bootstrap_intervals(lambda weights: multi_label_figures(one_label - 0.5, one_label, weights), 9)
     assert found["f1_micro"] is None
+
+
+def test_of_very_many_rounds_the_median_has_an_interval_too():
+    values = np.random.default_rng(0).normal(size=3000)
+    low, high = median_interval(values.tolist(), 0.99)
+    ranks = stats.binom.ppf([0.005, 0.995], 3000, 0.5).astype(int)
+    assert (low, high) == pytest.approx(tuple(np.sort(values)[[ranks[0] - 1, ranks[1]]]), abs=1e-2)

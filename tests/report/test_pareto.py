@@ -25,6 +25,12 @@ def model(quality, ms=10.0, size=1000, rounds=STEADY, width=0.0, figure="accurac
     return Measurement(**fixed, **sizes, passes=passes, **found, **more)
 
 
+def test_an_interval_that_is_not_known_shows_nothing():
+    perfect = replace(model(1.0, ms=20.0), accuracy_interval=None)
+    models = {"first": model(0.5, ms=30.0, width=0.4), "perfect": perfect, "other": model(0.93, ms=20.0, width=0.01)}
+    assert {"perfect", "other"} <= set(pareto_front(models, [one.latency_ms for one in models.values()]))
+
+
 exact_models = st.dictionaries(st.text("abc", max_size=3), st.tuples(st.integers(1, 5), st.integers(0, 5)), max_size=8)
 
 

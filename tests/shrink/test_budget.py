@@ -48,6 +48,22 @@ def test_a_budget_of_latency_is_met_as_it_was_measured(monkeypatch):
     refused(build("bert"), r"latency=0\.1 cannot be met.*of the time is left", latency=0.1)
 
 
+def test_a_table_that_is_far_off_costs_no_more_than_it_must(monkeypatch):
+    """Where the time falls late, halfway to all that can be removed is tried before all."""
+
+    def late(model):
+        share = count_flops(model, dummy_inputs(model)) / whole
+        return 100 * (share if share < 0.35 else max(share, 0.62))
+
+    model = build("bert", layers=3)
+    whole = count_flops(model, dummy_inputs(model))
+    fewest = prune_structured(build("bert", layers=3), heads=0.75, neurons=0.875).flops[1]
+    monkeypatch.setattr(budget, "milliseconds", late)
+    report = prune_structured(model, latency=0.6)
+    assert report.latency_ms[1] <= 60
+    assert report.flops[1] > fewest
+
+
 def test_the_time_of_a_text_is_positive():
     assert milliseconds(build("bert")) > 0
 

@@ -29,6 +29,16 @@ def test_a_packed_copy_is_smaller_and_loads_bit_for_bit(folders):
     assert same_bits(plain(small).state_dict(), plain(dense).state_dict())
 
 
+def test_a_link_to_a_directory_stays_one(folders, tmp_path):
+    dense = folders[0]
+    (dense / "checkpoint-5").mkdir()
+    (dense / "checkpoint-5" / "notes.txt").write_text("kept")
+    (dense / "latest").symlink_to("checkpoint-5", target_is_directory=True)
+    pack_folder(dense, tmp_path / "linked")
+    assert (tmp_path / "linked" / "latest").is_symlink()
+    assert (tmp_path / "linked" / "latest" / "notes.txt").read_text() == "kept"
+
+
 def test_an_unpacked_copy_of_a_packed_copy_is_the_original(folders):
     dense, _, again = folders
     assert same_bits(stored_tensors(again), stored_tensors(dense))

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from accelerate import PartialState
@@ -117,7 +118,9 @@ def cache_teacher_logits(
     size = max(_SHARD, -(-len(dataset) // _SHARDS))
     files = {start: folder / f"{start:012d}.arrow" for start in range(0, len(dataset), size)}
     # Shared out by place, not by what is missing: another process may see other files already there.
-    own = [start for start in list(files)[state.process_index :: state.num_processes] if not files[start].exists()]
+    sizes = {start: min(size, len(dataset) - start) for start in files}
+    mine = list(files)[state.process_index :: state.num_processes]
+    own = [start for start in mine if not _is_whole(files[start], sizes[start])]
 
     def encode(start: int) -> list[dict[str, Any]]:
         part = dataset.select(range(start, min(start + size, len(dataset))))
@@ -198,6 +201,10 @@ def data_digest(teacher: nn.Module, settings: dict[str, Any], *data: Dataset) ->
         if hasattr(module, "adapter_layer_names"):  # PEFT's
             state = [getattr(module, key, None) for key in ("scaling", "active_adapters", "disable_adapters")]
             digest.update(f"{name} {state}".encode())
+        if type(module).__module__.partition(".")[0] not in ("torch", "transformers"):  # by which it may compute
+            plain = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+            shown = sorted((key, repr(plain[key])) for key in plain if key != "training" and not key.startswith("_"))
+            digest.update(f"{name} {shown}".encode())
     config = get_config(teacher)
     if config is not None:
         transient = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
@@ -227,7 +234,20 @@ def _write(file: Path, logits: Tensor) -> None:
     values = pyarrow.array(logits.reshape(-1).numpy())
     table = pyarrow.table({COLUMN: pyarrow.FixedSizeListArray.from_arrays(values, logits.shape[1])})
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f"{file.name}.{uuid4().hex}.tmp")
     with pyarrow.OSFile(str(temporary), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
+    with temporary.open("rb+") as written:
+        os.fsync(written.fileno())
     os.replace(temporary, file)
+
+
+def _is_whole(file: Path, rows: int) -> bool:
+    """Whether a file is there with so many rows: a machine without power may leave a part of it."""
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
+            return sum(len(batch) for batch in stream) == rows
+    except (OSError, pyarrow.ArrowInvalid):
+        return False

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hfcompress.distill.layer_losses import ForwardRecorder, ModelOutputs
 from hfcompress.errors import CompressionError
 from hfcompress.losses import mean_logits
-from hfcompress.models.classifier import check_model_kind, get_problem_type, input_names
+from hfcompress.models.classifier import check_model_kind, get_problem_type, input_names, unwrap
 from hfcompress.models.labels import label_order
 from hfcompress.models.new_head import check_trained
 from hfcompress.models.padding import (
@@ -54,6 +54,9 @@ class Teachers:
         """Freeze the teachers in place, move them to a device, convert them if a dtype is given; into eval mode."""
         self.module.requires_grad_(False)
         self.module.to(device, dtype).eval()
+        for model in self.models:  # which a Trainer in bf16 or fp16 has left with a forward under autocast
+            own: Any = unwrap(model)
+            own.forward = vars(own).get("_original_forward", own.forward)
 
     @torch.no_grad()
     def outputs(self, inputs: Mapping[str, Any], recorder: ForwardRecorder) -> ModelOutputs:
@@ -67,8 +70,17 @@ class Teachers:
         return replace(found[0], logits=mean_logits(logits, self._weights, self._problem))
 
     def reorder(self, cached: Tensor) -> Tensor:
-        """Put logits that were computed before, by the only teacher, into the order of the student's classes."""
-        return cached[..., self._label_orders[0]] if len(self.models) == 1 else cached
+        """Put logits that were computed before, by the teachers, into the order of the student's classes.
+
+        Raises:
+            CompressionError: The teachers have their classes in different orders.
+        """
+        if any(order != self._label_orders[0] for order in self._label_orders):
+            raise CompressionError(
+                "The data have teacher_logits, and the teachers have their classes in different orders; leave out the "
+                "teachers, or the column."
+            )
+        return cached[..., self._label_orders[0]]
 
 
 class _PaddedRun:

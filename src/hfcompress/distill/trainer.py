@@ -27,7 +27,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.losses import check_label_loss, check_teacher_loss, label_loss, teacher_loss
 from hfcompress.metrics import mean_metrics, per_example_metrics
 from hfcompress.models.classifier import count_outputs, get_config, get_problem_type, input_names
-from hfcompress.models.labels import check_class_names
+from hfcompress.models.labels import are_default_names, check_class_names, label_names
 from hfcompress.models.padding import align_padding
 from hfcompress.models.tokenizers import check_tokenizer
 from hfcompress.models.weights import check_no_float32_alone, check_not_quantized
@@ -126,6 +126,11 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         teachers: list[Any] = list(teacher) if isinstance(teacher, list | tuple) else [teacher] * (teacher is not None)
         # All is checked before the teachers are frozen.
         self._teachers = Teachers(self.model, teachers, teacher_weights) if teachers else None
+        if are_default_names(label_names(self.model, "student")):  # by which no teacher is put in order
+            for one in teachers:
+                for part in self.train_dataset, self.eval_dataset:
+                    for rows in part.values() if isinstance(part, dict) else [part]:
+                        check_class_names("the data, which the teacher learned", one, rows)
         self.teacher = self._teachers.module if self._teachers else None
         source = self.processing_class, teacher_processing_class, self.train_dataset, self._text_columns
         chosen = {choose_teacher_input(self.model, one, *source) for one in teachers}
@@ -172,11 +177,18 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         recorders = losses.recorders if losses else (ForwardRecorder(), ForwardRecorder())
         self._student_recorder, self._teacher_recorder = recorders
 
+    @property
+    def _weights_asked(self) -> tuple[Any, ...]:
+        """What the weights of labels depend on, which the trials of a search may change."""
+        return self.args.alpha, self.args.class_weights, self.args.weight_column
+
     @override
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Make the optimizer, for the layers that are compared by now."""
         if self._layer_settings != self.args.layer_settings or (self._layer_losses and self.model_init is not None):
             self._build_layer_losses()
+        if self._weighed_by != self._weights_asked:
+            self._label_weights = self._make_label_weights()
         return super().create_optimizer(*args, **kwargs)
 
     @override
@@ -211,7 +223,7 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
                 f"weight_column={column!r} names another input of the training; name the column with the examples' "
                 "weights, or set it to None to weigh all examples the same."
             )
-        classes = count_outputs(get_config(self.model))
+        classes, self._weighed_by = count_outputs(get_config(self.model)), self._weights_asked
         dataset = self.train_dataset if args.alpha < 1 else None
         return make_label_weights(args.class_weights, column, self._problem, classes, dataset, args.device)
 

@@ -212,6 +212,12 @@ def dummy_inputs(model: nn.Module, tokens: int = TOKENS, batch_size: int = 1) ->
 def _read_tensors(owner: str, model: nn.Module, inputs: Mapping[str, Any], tokenizer: Any) -> Examples:
     device = next(model.parameters()).device
     tensors = {key: value.to(device) for key, value in inputs.items() if isinstance(value, Tensor)}
+    for key in [*input_names(model), *LABELS] if tensors else ():  # such as labels that were put beside them as a list
+        if key not in tensors and inputs.get(key) is not None:
+            try:
+                tensors[key] = torch.as_tensor(inputs[key], device=device)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise CompressionError(f"{key!r} of {owner} is no tensor: {error}") from error
     labels = next((tensors.pop(key) for key in LABELS if key in tensors), None)
     sizes = {key: len(value) for key, value in tensors.items()} | ({} if labels is None else {"labels": len(labels)})
     if not tensors or len(set(sizes.values())) != 1 or 0 in sizes.values():
@@ -240,6 +246,7 @@ def _read_tensors(owner: str, model: nn.Module, inputs: Mapping[str, Any], token
 def _read_rows(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
     rows = [dict(row) for row in inputs] if isinstance(inputs, Sequence) or hasattr(inputs, "__getitem__") else []
     columns = set.intersection(*(set(row) for row in rows)) if rows else set()
+    check_columns(owner, rows, sorted(input_names(model) - {"attention_mask", *LABELS}))
     read = [column for column in (rows[0] if rows else ()) if column in columns & input_names(model) - set(LABELS)]
     if "input_ids" not in read:
         raise CompressionError(
@@ -265,6 +272,16 @@ def _read_rows(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTrainedT
             yield indices, {name: value.to(padder.device) for name, value in batch.items()}
 
     return Examples(lengths, labels, lambda indices: padder([encoded[index] for index in indices]), batches)
+
+
+def check_columns(owner: str, rows: Sequence[Any], names: Sequence[str]) -> None:
+    """Refuse rows of which some have one of these columns, and others have not: it would be left out of all."""
+    for name in names:
+        lacking = next((n for n, row in enumerate(rows) if isinstance(row, Mapping) and name not in row), None)
+        if lacking is not None and any(isinstance(row, Mapping) and name in row for row in rows):
+            raise CompressionError(
+                f"Row {lacking} of {owner} has no {name!r}, and others have it; give it to all or none."
+            )
 
 
 def unpadded_rows(model: nn.Module, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> list[Batch]:

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from hfcompress.errors import CompressionError
@@ -111,6 +112,8 @@ def reading(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[None]:
     except (torch.OutOfMemoryError, CompressionError):
         raise
     except (IndexError, RuntimeError, ValueError) as error:
+        if should_reduce_batch_size(error):  # memory
+            raise
         ids = batch.get("input_ids")
         tokens = f"{ids.shape[1]} tokens" if isinstance(ids, Tensor) and ids.dim() == 2 else "this kind"
         name, reason = get_name(model), str(error).rstrip(".")

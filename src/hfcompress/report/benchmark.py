@@ -24,7 +24,7 @@ from hfcompress.models.classifier import (
     unwrap,
 )
 from hfcompress.models.exported import ExportedClassifier, ExportedModule, as_module
-from hfcompress.models.inputs import Batch, Examples, dummy_inputs, read_examples
+from hfcompress.models.inputs import LABELS, Batch, Examples, check_columns, dummy_inputs, read_examples
 from hfcompress.models.labels import check_class_names, label_order
 from hfcompress.models.padding import reading, without_padding
 from hfcompress.models.profiling import count_flops, peak_bytes, synchronize
@@ -277,7 +277,10 @@ def _check_model(name: str, model: nn.Module, longest: int) -> None:
 def _read_examples(name: str, model: nn.Module, inputs: Inputs, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
     owner = f"the inputs for {name!r}"
     check_class_names(owner, model, inputs)
-    return read_examples(owner, model, encode_texts(owner, model, inputs, tokenizer), tokenizer)
+    encoded = encode_texts(owner, model, inputs, tokenizer)
+    if isinstance(encoded, Sequence):
+        check_columns(owner, encoded, LABELS)
+    return read_examples(owner, model, encoded, tokenizer)
 
 
 def _count_cost(model: nn.Module, batch: Batch) -> tuple[int | None, int | None]:
@@ -349,6 +352,7 @@ def _measure_quality(
             single = problem == "single_label_classification"
             labels = torch.tensor(order).argsort()[labels] if single else labels[:, order]
             logits = logits[:, order]
+            figures[name] = score(name, logits, labels, problem)  # F1 is that of class 1 of the first model
         outputs[name] = logits, labels
         if reference is not None:
             same = _read_examples("reference", reference, inputs[name], tokenizers[name])

@@ -272,7 +272,7 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
         (1.0, 6.0)
     """
     count, rank, tail = len(values), 0, 1
-    while rank < count and 2 * tail <= (1 - confidence) * 2**count:
+    while rank < count and 2 * tail / 2**count <= 1 - confidence:  # of whole numbers beyond those of a float
         rank += 1
         tail += math.comb(count, rank)
     if not rank:

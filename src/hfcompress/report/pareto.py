@@ -69,9 +69,9 @@ def _compare_quality(models: Sequence[Measurement], one: Measurement, other: Mea
         return -verdicts[other.paired_test.verdict]
     _, figure, lower_is_better = main_quality(models)
     figures = [getattr(model, figure) for model in (one, other)]
-    ends = [
-        getattr(model, f"{figure}_interval") or (own, own) for model, own in zip((one, other), figures, strict=True)
-    ]
+    ends = [getattr(model, f"{figure}_interval") for model in (one, other)]
+    if None in ends:  # which is not known, as of outputs that are all right
+        return 0
     low, high = difference_interval(*figures, *ends)
     difference = int(low > 0) - int(high < 0)
     return -difference if lower_is_better else difference

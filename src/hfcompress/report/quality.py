@@ -104,16 +104,18 @@ def compare_with_reference(
     Raises:
         CompressionError: The reference has another number of logits, or one that is NaN or infinite.
     """
-    if problem == "single_label_classification":
-        first, other = reference.argmax(-1), logits.argmax(-1)
-        agreement = int((first == other).sum()) / len(labels)
-        return {"agreement": agreement, "mcnemar": mcnemar(first == labels, other == labels)}
-    reference, logits, labels = map(as_columns, (reference, logits, labels))
-    if reference.shape != logits.shape or not bool(reference.isfinite().all()):
+    single = problem == "single_label_classification"
+    as_single = as_columns(reference), as_columns(logits)
+    if not bool(as_single[0].isfinite().all()) or (not single and as_single[0].shape != as_single[1].shape):
         raise CompressionError(
             f"The reference returns logits of shape {tuple(reference.shape)}, and the model {name!r} of shape "
             f"{tuple(logits.shape)}; they are compared where both return the same number of finite logits."
         )
+    if single:
+        first, other = reference.argmax(-1), logits.argmax(-1)
+        agreement = int((first == other).sum()) / len(labels)
+        return {"agreement": agreement, "mcnemar": mcnemar(first == labels, other == labels)}
+    reference, logits, labels = *as_single, as_columns(labels)
     scores = example_scores(reference, labels, problem), example_scores(logits, labels, problem)
     if problem == "regression":
         test = sign_flip(*scores, "squared error", lower_is_better=True)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import max_tokens
+from hfcompress.models.labels import are_default_names, check_class_names, label_names
 from hfcompress.models.padding import pad_like
 from hfcompress.models.profiling import TimeTable
 from hfcompress.search.candidates import Search, TooFastError, make_candidate
@@ -169,6 +170,9 @@ def compress(
     for parameter in filter(torch.is_floating_point, original.parameters()):
         parameter.requires_grad_(True)  # as those have that are loaded where a call goes on
     parts = read_parts(model, processing_class, train_dataset, eval_dataset, reading, request.max_length, request.seed)
+    if teacher is not None and are_default_names(label_names(model)):  # by which the teacher is not put in order
+        for owner, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            check_class_names(f"{owner}, which the teacher learned", teacher, data)
     check_padding(model, processing_class, parts)
     pad_like(original, processing_class)
     reads_ids = check_teacher(model, processing_class, teacher, teacher_processing_class, parts, reading)

@@ -30,6 +30,7 @@ from hfcompress.shrink.verified_removal import Removal, removed
 
 Measure = Literal["flops", "parameters", "latency"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
+_LOWER = 0.98  # of what a try missed, the next aims lower, as times vary
 _TRIES = 4  # to meet a latency; each aims lower by what the one before missed
 _GRID = 4  # numbers of heads, and of neurons, that are timed
 
@@ -86,7 +87,9 @@ class Budget:
         choose = partial(select_for_budget, groups, score(groups), costs, **options)
         if self.measure == "latency":
             most = sum(each * group.count for each, group in zip(costs, groups, strict=True))
-            return self._meet_latency(find_blocks(model, groups), self._times(model, groups), most, choose, measure)
+            return self._meet_latency(
+                model, find_blocks(model, groups), self._times(model, groups), most, choose, measure
+            )
         return self._meet_count(self._count(model) - self.share * self.cost, choose, measure), None
 
     def _count(self, model: PreTrainedModel) -> int:
@@ -149,6 +152,7 @@ class Budget:
 
     def _meet_latency(
         self,
+        model: PreTrainedModel,
         blocks: Sequence[Block],
         times: TimeTable,
         most: float,
@@ -156,9 +160,9 @@ class Budget:
         measure: Callable[[Removal], tuple[float, float]],
     ) -> tuple[Removal, tuple[float, float]]:
         """Save as few FLOPs as bring the time within the share by the table, and then as it is measured."""
-        aim = self.share
+        aim, nothing = self.share, _shapes_left(blocks, choose(0.0))
         for _ in range(_TRIES):
-            low, high = 0.0, most
+            low, high = 0.0, 0.0 if times.model(nothing) <= aim else most  # 0: fewer layers were enough
             while high - low > most / 1000:
                 surplus = (low + high) / 2
                 predicted = times.model(_shapes_left(blocks, choose(surplus)))
@@ -167,9 +171,18 @@ class Budget:
             pair = measure(removal)
             if self._is_met(*pair):
                 return removal, pair
-            aim *= self.share * pair[0] / pair[1]
+            aim *= _LOWER * self.share * pair[0] / pair[1]
+        for _ in range(_TRIES):  # the table is far off: halfway to all that can be removed, and again
+            high = (high + most) / 2
+            removal = choose(high)
+            pair = measure(removal)
+            if self._is_met(*pair):
+                return removal, pair
         removal = choose(most)
-        return removal, measure(removal)
+        pair = measure(removal)
+        if not self._is_met(*pair):
+            raise BudgetError(self._refusal(model, *pair))
+        return removal, pair
 
 
 def _shapes_left(blocks: Sequence[Block], removal: Removal) -> list[tuple[float, float]]:

@@ -70,6 +70,8 @@ def removed(model: PreTrainedModel, removal: Removal) -> Iterator[ExitStack]:
             for group, gone in removal.items():
                 remove(model, group, sorted(set(range(group.count)) - gone), undo)
             yield undo
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a block raises where heads or neurons are missing
             raise CompressionError(
                 f"{type(model).__name__} without these heads and neurons does not give the logits of the full model in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -67,7 +68,9 @@ def _copy_folder(source: layout.Folder, out: layout.Folder, rewrite: Callable[[P
             if not layout.is_inside(path, folder):
                 raise CompressionError(f"{path} is a link out of the folder; copy its target there, or remove it.")
             place = new / path.relative_to(folder)
-            if path.is_dir():
+            if path.is_symlink() and path.is_dir():
+                place.symlink_to(os.readlink(path), target_is_directory=True)
+            elif path.is_dir():
                 place.mkdir()
             elif path.is_file() and not (path.parent == folder and layout.is_weight_file(path.name)):
                 shutil.copy2(path, place)

@@ -51,10 +51,11 @@ def save_compressed(
 ) -> None:
     """Save a model as a small folder that loads anywhere: its zeros packed, with a model card.
 
-    After ``import hfcompress``, plain ``from_pretrained`` and ``pipeline`` load it, bit for bit, as an ordinary dense
-    model; without it they refuse to, if anything is packed or shrunken unevenly. The folder replaces an old one at
-    once, when all is written: a process killed half-way leaves the old one. Files that a save does not write stay as
-    they are. Another process whose working directory is the old folder has none afterwards.
+    After ``import hfcompress``, plain ``from_pretrained`` and ``pipeline`` load it, bit for bit (of mixed dtypes, all
+    in that of the config), as an ordinary dense model; without it they refuse to, if anything is packed or shrunken
+    unevenly. The folder replaces an old one at once, when all is written: a process killed half-way leaves the old one.
+    Files that a save does not write stay as they are. Another process whose working directory is the old folder has
+    none afterwards.
 
     Args:
         model: A Hugging Face model; it is not changed. Merge a PEFT adapter before.
