@@ -46,7 +46,8 @@ def read_parts(
     if label is not None or drawn_by is None:
         rows, held_out = hold_out(table, arguments.held_out, seed, label)
         return table, rows, table, held_out
-    labelled = [row for row in table if str(row.get(drawn_by) or "").strip() or row.get(drawn_by) == 0]
+    keeps_empty = arguments.label_separator is not None  # a cell without a label is one of a text that has none
+    labelled = [row for row in table if row.get(drawn_by) is not None and (keeps_empty or str(row[drawn_by]).strip())]
     if not labelled:
         rows, held_out = hold_out(table, arguments.held_out, seed, None)
         return table, rows, table, held_out

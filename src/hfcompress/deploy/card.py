@@ -57,9 +57,7 @@ def write_card(
         side=tokenizer.padding_side,
         pad=pad,
         # A literal of JSON is one of Python too.
-        pad_token=json.dumps(
-            tokenizer.convert_ids_to_tokens(pad) or "[PAD]", ensure_ascii=False
-        ),  # Python's literal too
+        pad_token=json.dumps(tokenizer.convert_ids_to_tokens(pad) or "[PAD]", ensure_ascii=False),
         limit=token_limit(tokenizer, model),
         cut=tokenizer.truncation_side,
         is_typed="token_type_ids" in made or "token_type_ids" not in names,

@@ -56,7 +56,8 @@ class Teachers:
         self.module.to(device, dtype).eval()
         for model in self.models:  # which a Trainer in bf16 or fp16 has left with a forward under autocast
             own: Any = unwrap(model)
-            own.forward = vars(own).get("_original_forward", own.forward)
+            if "_original_forward" in vars(own):
+                own.forward = own._original_forward
 
     @torch.no_grad()
     def outputs(self, inputs: Mapping[str, Any], recorder: ForwardRecorder) -> ModelOutputs:

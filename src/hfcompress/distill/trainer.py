@@ -128,9 +128,9 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         self._teachers = Teachers(self.model, teachers, teacher_weights) if teachers else None
         if are_default_names(label_names(self.model, "student")):  # by which no teacher is put in order
             for one in teachers:
-                for part in self.train_dataset, self.eval_dataset:
-                    for rows in part.values() if isinstance(part, dict) else [part]:
-                        check_class_names("the data, which the teacher learned", one, rows)
+                for data, owner in ((self.train_dataset, "training"), (self.eval_dataset, "evaluation")):
+                    for part in data.values() if isinstance(data, dict) else [data]:
+                        check_class_names(f"the {owner} data, as the teacher reads them,", one, part)
         self.teacher = self._teachers.module if self._teachers else None
         source = self.processing_class, teacher_processing_class, self.train_dataset, self._text_columns
         chosen = {choose_teacher_input(self.model, one, *source) for one in teachers}

@@ -172,7 +172,7 @@ def compress(
     parts = read_parts(model, processing_class, train_dataset, eval_dataset, reading, request.max_length, request.seed)
     if teacher is not None and are_default_names(label_names(model)):  # by which the teacher is not put in order
         for owner, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            check_class_names(f"{owner}, which the teacher learned", teacher, data)
+            check_class_names(f"{owner}, as the teacher reads it,", teacher, data)
     check_padding(model, processing_class, parts)
     pad_like(original, processing_class)
     reads_ids = check_teacher(model, processing_class, teacher, teacher_processing_class, parts, reading)
