@@ -12,7 +12,8 @@ from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.errors import CompressionError
 from hfcompress.models.tokenizers import check_texts
 from hfcompress.report.vocabulary import VocabularyReport
-from hfcompress.search.rows import Parts, encode, text_columns
+from hfcompress.search.reading import encode, text_columns
+from hfcompress.search.rows import Parts
 from hfcompress.shrink.vocabulary import prune_vocabulary
 
 if TYPE_CHECKING:
