@@ -70,8 +70,12 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     return re.sub(r"\]\((\.\./[^)#\s]+)", turn, markdown)
 
 
-def on_page_content(html: str, **_: object) -> str:
-    """Mark the wide tables of a page."""
+def on_page_content(html: str, page: Page, **_: object) -> str:
+    """Turn a notebook's links to files into links to their pages, and mark the wide tables of a page."""
+    if page.file.src_uri.endswith(".ipynb"):
+        html = re.sub(
+            r'href="([^":#]+)\.(?:ipynb|md)([#"])', r'href="../\1/\2', html
+        )
     return re.sub("<table>.*?</table>", _mark_wide, html, flags=re.DOTALL)
 
 

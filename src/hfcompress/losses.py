@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hfcompress.errors import CompressionError
-from hfcompress.validation import check_choice
+from hfcompress.validation import check_choice, check_fraction, check_number
 
 TeacherLoss = Literal["mse", "mse_logits", "kl"]
 LabelLoss = Literal["mse", "cross_entropy"]
@@ -55,7 +55,8 @@ def teacher_loss(
         Shape (batch,), float32.
 
     Raises:
-        CompressionError: The shapes differ, ``kind`` is unknown, or it is undefined for the problem.
+        CompressionError: The shapes differ or are no (batch, classes), ``kind`` is unknown, or it is undefined for the
+            problem; the temperature is not above 0.
 
     Example:
         >>> import torch
@@ -64,6 +65,8 @@ def teacher_loss(
         tensor([0.2500])
     """
     check_teacher_loss(kind, problem)
+    check_number("temperature", temperature, zero=False)
+    _check_logits("student_logits", student_logits)
     if student_logits.shape != teacher_logits.shape:
         raise CompressionError(
             f"The student's logits have shape {tuple(student_logits.shape)}, the teacher's "
@@ -111,7 +114,8 @@ def label_loss(
         Shape (batch,), float32.
 
     Raises:
-        CompressionError: The labels or weights do not fit, ``kind`` is unknown, or it is undefined for the problem.
+        CompressionError: The labels or weights do not fit, ``kind`` is unknown, or it is undefined for the problem; the
+            smoothing is not in [0, 1].
 
     Example:
         >>> import torch
@@ -119,6 +123,7 @@ def label_loss(
         tensor([0.6931])
     """
     check_label_loss(kind, problem, label_smoothing)
+    _check_logits("logits", logits)
     logits = logits.float()
     if class_weights is not None:
         _check_class_weights(logits, class_weights, problem)
@@ -271,11 +276,19 @@ def check_label_loss(kind: str, problem: str = "single_label_classification", la
     """Raise a `CompressionError` unless this loss exists and is defined for this problem."""
     check_problem(problem)
     check_choice("label_loss", kind, LABEL_LOSSES)
+    check_fraction("label_smoothing", label_smoothing, "the share of a label that is spread", one=True)
     if problem == "regression" and (kind == "cross_entropy" or label_smoothing):
         what = "label_loss='cross_entropy'" if kind == "cross_entropy" else f"label smoothing ({label_smoothing})"
         raise CompressionError(
             f"{what} needs classes, and a regression head (num_labels=1) has none; use label_loss='mse' without "
             "smoothing, or a head with num_labels=2 for two classes."
+        )
+
+
+def _check_logits(name: str, logits: Tensor) -> None:
+    if logits.dim() != 2:
+        raise CompressionError(
+            f"{name} of shape {tuple(logits.shape)} must be (batch, classes); of one output an example, (batch, 1)."
         )
 
 

@@ -39,7 +39,8 @@ def per_example_metrics(
 
     Returns:
         By metric a tensor of shape (batch, 2): the value of each example, and 1 where it is known, else 0. The metrics
-        do not depend on what is missing, so all batches of a problem have the same.
+        do not depend on what is missing, so all batches of a problem have the same. Logits that are not finite predict
+        nothing; of several labels, which may be soft, those above 0.5 are to be predicted.
 
     Raises:
         CompressionError: The labels do not fit the logits.
@@ -53,10 +54,16 @@ def per_example_metrics(
     pairs = {"loss": (none if labels is None else label_loss(logits, labels, kind, problem=problem), labelled)}
     if problem != "regression":
         predictions = predict(logits, problem)
-        correct = none if labels is None else _equal(predictions, labels.reshape(predictions.shape))
+        finite = logits.isfinite().all(-1).to(every.dtype)  # NaN would be class 0
+        correct = none
+        if labels is not None:
+            targets = labels if problem == "single_label_classification" else labels > 0.5  # which may be soft
+            correct = _equal(predictions, targets.reshape(predictions.shape)) * finite
         pairs["accuracy"] = correct, labelled
-        same = None if teacher_logits is None else _equal(predictions, predict(teacher_logits, problem))
-        pairs["agreement"] = (none, none) if same is None else (same, every)
+        pairs["agreement"] = none, none
+        if teacher_logits is not None:
+            same = _equal(predictions, predict(teacher_logits, problem)) * finite
+            pairs["agreement"] = same, teacher_logits.isfinite().all(-1).to(every.dtype)
     if objective is None or (labels is None and objective_needs_labels):
         pairs["distillation_loss"] = none, none
     else:

@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 class Listener(Protocol):
-    """What is told of stages; they may lie within each other."""
+    """Receives reports of stages; they may lie within each other."""
 
     def begin(self, what: str, total: int | None) -> None:
         """A stage begins, of so many steps if that is known."""
@@ -37,7 +37,7 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 @contextmanager
 def listening(listens: Listener) -> Iterator[None]:
-    """Tell a listener of all stages while the context lasts."""
+    """Report all stages to a listener while the context lasts."""
     before = _listener.set(listens)
     try:
         yield
@@ -53,15 +53,15 @@ def listener() -> Listener | None:
 @contextmanager
 def stage(what: str) -> Iterator[None]:
     """Report what is done while the context lasts, such as "loading bert/"."""
-    told = _listener.get()
-    if told is None:
+    active = _listener.get()
+    if active is None:
         yield
         return
-    told.begin(what, None)
+    active.begin(what, None)
     try:
         yield
     finally:
-        told.end()
+        active.end()
 
 
 def track(items: Iterable[_T], what: str, total: int | None = None) -> Iterator[_T]:
@@ -76,14 +76,14 @@ def track(items: Iterable[_T], what: str, total: int | None = None) -> Iterator[
         >>> [number**2 for number in track(range(3), "squaring")]
         [0, 1, 4]
     """
-    told = _listener.get()
-    if told is None:
+    active = _listener.get()
+    if active is None:
         yield from items
         return
-    told.begin(what, len(items) if total is None and isinstance(items, Sized) else total)
+    active.begin(what, len(items) if total is None and isinstance(items, Sized) else total)
     try:
         for item in items:
             yield item
-            told.advance()
+            active.advance()
     finally:
-        told.end()
+        active.end()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfcompress.deploy.folder import check_files, is_exported, read_model_config, read_record
+from hfcompress.deploy.formats import FORMATS
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_config, unwrap
-from hfcompress.models.heads_and_neurons import KINDS, Group, find_groups
+from hfcompress.models.heads_and_neurons import KINDS, Group, find_groups, queries_per_head
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.layers import layer_stacks
 from hfcompress.models.profiling import count_flops
@@ -22,7 +24,6 @@ from hfcompress.storage.layout import weight_files
 from hfcompress.storage.safetensors_file import is_packed, read_shapes
 
 _ADAPTER = "adapter_config.json"
-_RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 Lines = dict[str, str]
 Values = dict[str, Any]
 
@@ -33,11 +34,11 @@ def describe_shape(model: PreTrainedModel) -> tuple[Lines, Values]:
     stacks, config = layer_stacks(inner), get_config(inner)
     layers = sum(stacks.values()) or getattr(config, "num_hidden_layers", None)
     heads, neurons = (_find(inner, kind) for kind in KINDS)
-    queries = [group.count * _queries(group) for group in heads] or None
+    queries = [group.count * queries_per_head(group) for group in heads] or None
     shared = [group.count for group in heads] if queries and queries != [group.count for group in heads] else None
     widths = [group.count for group in neurons] or None
     text, flops = dummy_inputs(inner), None
-    with suppress(Exception):  # whatever a config that does not fit leads to; the other figures are still told
+    with suppress(Exception):  # whatever a config that does not fit leads to; the other figures are still reported
         flops = count_flops(inner, text)
     tokens = text["input_ids"].shape[1]
     lines = {"layers": "unknown" if layers is None else str(layers)}
@@ -84,7 +85,8 @@ def describe_exported(folder: Path) -> tuple[Lines, Values] | None:
     check_files(folder, record)
     read_model_config(folder, record)
     before, after = record.get("bytes") or (None, None)
-    runtime = _RUNTIMES.get(record.get("format", "onnx"), "its runtime")
+    form = FORMATS.get(record.get("format", "onnx"))
+    runtime = "its runtime" if form is None else form.runtime
     bits = f", weights of {record['weight_bits']} bits" if record.get("weight_bits") else ""
     config = record.get("config") or {}
     values = {name: record.get(name) for name in ("format", "dtype", "weight_bits", "max_tokens", "difference", "gate")}
@@ -118,7 +120,7 @@ def describe_adapter(folder: Path) -> tuple[Lines, Values] | None:
     except (OSError, ValueError, TypeError) as error:
         raise CompressionError(f"{path} cannot be read: {error}.") from error
     shapes = read_shapes(weights) if weights.is_file() else {}
-    count = sum(_size(shape) for shape in shapes.values()) if shapes else None
+    count = sum(prod(shape) for shape in shapes.values()) if shapes else None
     stored = weights.stat().st_size if weights.is_file() else None
     base, rank = config.get("base_model_name_or_path"), config.get("r")
     modules = config.get("target_modules")
@@ -139,22 +141,9 @@ def _find(model: Any, kind: Any) -> Sequence[Group]:
     return []
 
 
-def _queries(group: Group) -> int:
-    """Return how many heads of queries share one of keys and values."""
-    made = [part for part in group.slices if part.outputs]
-    return group.consumers[0].size // made[min(1, len(made) - 1)].size if len(made) > 1 else 1
-
-
 def _by_layer(counts: Sequence[int] | None) -> str:
     if not counts:
         return "unknown: the architecture has no record of them"
     if len(set(counts)) == 1:
         return f"{counts[0]:,} in each of {len(counts)} layers" if len(counts) > 1 else f"{counts[0]:,}"
     return f"{', '.join(map(str, counts))}: {sum(counts):,} in all"
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

@@ -6,6 +6,7 @@ import argparse
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hfcompress_cli import options
@@ -13,14 +14,31 @@ from hfcompress_cli.data import encode, read_rows, split_rows
 from hfcompress_cli.tables import Row
 
 
-def read_parts(
+@dataclass(frozen=True)
+class Split:
+    """The rows of the data.
+
+    Attributes:
+        table: All rows of the data to train on.
+        rows: Those that are trained on.
+        eval_table: All rows of the data to measure with; the same table where they were held out of it.
+        held_out: Those that are measured with.
+    """
+
+    table: list[Row]
+    rows: list[Row]
+    eval_table: list[Row]
+    held_out: list[Row]
+
+
+def read_split(
     arguments: argparse.Namespace,
     label: str | None,
     weight_column: str | None,
     seed: int,
     *,
     drawn_by: str | None = None,
-) -> tuple[list[Row], list[Row], list[Row], list[Row]]:
+) -> Split:
     """Read the rows to train on and those to measure with; of each label the same share is held out.
 
     All verbs hold out the same rows of the same data, by the same fraction and seed, so that none measures with rows
@@ -32,9 +50,6 @@ def read_parts(
         weight_column: Column of the examples' weights, if there is one.
         seed: By which rows are drawn.
         drawn_by: Where no labels are read, the column that other verbs read them from; rows without one are trained on.
-
-    Returns:
-        All rows of the data that the first are in, those to train on, the same of those to measure with, and these.
     """
     columns, weights = options.text_columns(arguments), [weight_column] if weight_column is not None else []
     also = weights if label is not None else [drawn_by] if drawn_by is not None else []
@@ -42,18 +57,18 @@ def read_parts(
     table = read_rows(arguments.data, columns, label, seed=seed, **reading)
     if arguments.eval_data is not None:
         held_out = read_rows(arguments.eval_data, columns, label, seed=seed, **reading)
-        return table, table, held_out, held_out
+        return Split(table, table, held_out, held_out)
     if label is not None or drawn_by is None:
         rows, held_out = hold_out(table, arguments.held_out, seed, label)
-        return table, rows, table, held_out
+        return Split(table, rows, table, held_out)
     keeps_empty = arguments.label_separator is not None  # a cell without a label is one of a text that has none
     labelled = [row for row in table if row.get(drawn_by) is not None and (keeps_empty or str(row[drawn_by]).strip())]
     if not labelled:
         rows, held_out = hold_out(table, arguments.held_out, seed, None)
-        return table, rows, table, held_out
+        return Split(table, rows, table, held_out)
     rows, held_out = hold_out(labelled, arguments.held_out, seed, drawn_by)
     chosen = {id(row) for row in labelled}
-    return table, [*rows, *(row for row in table if id(row) not in chosen)], table, held_out
+    return Split(table, [*rows, *(row for row in table if id(row) not in chosen)], table, held_out)
 
 
 def describe_rows(

@@ -19,7 +19,7 @@ _RENAMED: dict[str, str] = {
     "layers": "--student-layers",
 }
 _TOKENIZERS = ("processing_class", "teacher_processing_class", "tokenizer")
-_PHRASES = {" (--data of the command)": "", " (--plain of the command)": "", "dtype='int8'": "--int8"}
+_PHRASES = {"dtype='int8'": "--int8"}
 _PHRASES["zero afterwards; an int is their number"] = "zero afterwards, as 0.2 or 20%; a whole number is how many"
 _VALUE = r"""(?P<value>'[^']*'|"[^"]*"|\[[^\]]*\]|\([^)]*\)|[+-]?(?:[\w.][\w.+-]*)?\w)?"""
 _PATTERN = r"(?<![\w.\-/=])(?P<name>[a-z][a-z0-9_]*)=" + _VALUE

@@ -22,7 +22,7 @@ from hfcompress.models.labels import label_names
 from hfcompress.progress import stage
 from hfcompress_cli import launch, options
 from hfcompress_cli.data import encode, token_limit
-from hfcompress_cli.held_out import describe_rows, encode_rows, read_parts
+from hfcompress_cli.held_out import describe_rows, encode_rows, read_split
 from hfcompress_cli.labels import name_classes, read_labels
 from hfcompress_cli.outputs import new_folder, seen_before
 from hfcompress_cli.tables import Row
@@ -68,8 +68,9 @@ class FineTuning:
         self._arguments, self._columns = arguments, options.text_columns(arguments)
         self._label, self._how = arguments.label_column, options.labels(arguments)
         self._kept_by = f"eval_{str(arguments.metric_for_best_model).removeprefix('eval_')}"
-        parts = read_parts(arguments, self._label, self.args.weight_column, self.args.seed)
-        self.table, self.rows, self._eval_table, self.held_out = parts
+        split = read_split(arguments, self._label, self.args.weight_column, self.args.seed)
+        self.table, self.rows, self.held_out = split.table, split.rows, split.held_out
+        self._eval_table = split.eval_table
 
     def read_names(self) -> None:
         """Read labels as the names of a head that was made for them, not as indices."""

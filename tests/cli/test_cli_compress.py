@@ -17,7 +17,7 @@ from hfcompress.storage.model_card import MARK
 from hfcompress_cli import application
 from hfcompress_cli.commands import compress as command
 from hfcompress_cli.commands.compress import put_back, set_aside
-from hfcompress_cli.held_out import read_parts
+from hfcompress_cli.held_out import read_split
 from hfcompress_cli.tables import Row
 
 SHORT = ("--epochs", 1, "--speedup", "1.5,2.5", "--batch-size", 4)
@@ -253,10 +253,10 @@ def test_the_rows_that_measure_are_those_that_finetune_held_out(data):
         text = [verb, "model", *more, "--data", data / "train.csv", *COLUMNS, "-o", "out"]
         arguments = application._parser().parse_args([str(word) for word in text])
         seed = arguments.seed if verb == "compress" else TrainingArguments.seed
-        _, rows, _, held_out = read_parts(arguments, arguments.label_column, None, seed)
-        parts.append((rows, held_out))
+        split = read_split(arguments, arguments.label_column, None, seed)
+        parts.append((split.rows, split.held_out))
         if verb == "distill":  # on logits alone
-            _, rows, _, held_out = read_parts(arguments, None, None, seed, drawn_by=arguments.label_column)
-            parts.append((rows, held_out))
+            split = read_split(arguments, None, None, seed, drawn_by=arguments.label_column)
+            parts.append((split.rows, split.held_out))
     assert parts[0] == parts[1] == parts[2] == parts[3]
     assert len(parts[0][1]) == round(0.2 * (len(parts[0][0]) + len(parts[0][1])))

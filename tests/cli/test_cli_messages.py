@@ -34,7 +34,7 @@ GIVEN = argparse.Namespace(
         ("dtype='int8' needs dataset=: rows", "--int8 needs --data: rows"),
         ("set bf16=False", "set --no-bf16"),
         ("as processing_class=, or", "as the tokenizer, or"),
-        ("pass rows as dataset= (--data of the command), or", "pass rows as --data, or"),
+        ("pass rows as dataset=, or", "pass rows as --data, or"),
         ("its config has num_labels=1 and problem_type='x'", "its config has num_labels=1 and problem_type='x'"),
         (
             "set processing_class.pad_token and config.batch_size",

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel
 import hfcompress as hfc
 from hfcompress.errors import CompressionError
 from hfcompress_cli import held_out, training
-from hfcompress_cli.held_out import read_parts
+from hfcompress_cli.held_out import read_split
 from hfcompress_cli.outputs import free_name, next_command
 
 
@@ -62,15 +62,16 @@ def test_the_ladder_is_measured_with_rows_that_the_training_held_out(here, data,
     drawn = []
 
     def read(*arguments):
-        parts = read_parts(*arguments)
+        split = read_split(*arguments)
+        parts = split.table, split.rows, split.eval_table, split.held_out
         drawn.append([[row["review"] for row in part] for part in parts])
-        return parts
+        return split
 
     def compress(*arguments, **settings):
         raise CompressionError("is not run here.")
 
-    monkeypatch.setattr(training, "read_parts", read)
-    monkeypatch.setattr(held_out, "read_parts", read)
+    monkeypatch.setattr(training, "read_split", read)
+    monkeypatch.setattr(held_out, "read_split", read)
     monkeypatch.setattr(hfc, "compress", compress)
     how = ["--rows", 30, "--held-out", 0.3, "--seed", 7, "--class-weights", "[1, 2]", "--epochs", 1]
     (first,) = all_next_of(run("finetune", "my base", "--data", data / "train.csv", *COLUMNS, *how, "-o", "teacher"))

@@ -161,7 +161,8 @@ def test_where_nothing_passes_the_best_is_named_and_nothing_written(model, data,
 
 def test_the_report_times_torch_and_both_models(plain):
     times = plain[1].times
-    assert list(times.rows) == [speed.TORCH, speed.FLOAT32, speed.INT8]
+    names = [speed.TORCH, speed.label("onnx", "float32"), speed.label("onnx", "int8")]
+    assert list(times.rows) == names
     assert [one.batch_size for one in times.first.passes] == [1, 16]
     assert "AVX" in plain[1].to_text() or "none of" in plain[1].to_text()
     json.dumps(plain[1].to_dict())

@@ -1,5 +1,7 @@
 """Labels that are no numbers, and texts that are too long, are refused in a sentence."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -230,3 +232,40 @@ def test_the_tokenizer_of_the_collator_is_saved(tmp_path):
     )
     trainer.save_model(str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "tokenizer.json").exists()
+
+
+def test_a_batch_that_begins_with_a_whole_number_keeps_the_others(tmp_path):
+    labels = [1, 2.5, 0.5, 3.9]
+    data = [{"input_ids": [5, 6 + i], "attention_mask": [1, 1], "label": one} for i, one in enumerate(labels)]
+    args = arguments(hfc.DistillationArguments, tmp_path, alpha=0.0, per_device_eval_batch_size=4)
+    trainer = hfc.DistillationTrainer(model=build(num_labels=1), args=args, train_dataset=data)
+    np.testing.assert_allclose(trainer.predict(data).label_ids, labels)
+
+
+@pytest.mark.parametrize("wrong", [{"label_names": ["target"]}, {"label_smoothing_factor": 1.9}])
+def test_arguments_that_would_not_be_followed_are_refused(wrong, tmp_path):
+    ((name, value),) = wrong.items()
+    with pytest.raises(hfc.CompressionError, match=re.escape(f"{name}={value!r}")):
+        arguments(hfc.DistillationArguments, tmp_path, **wrong)
+    arguments(hfc.DistillationArguments, tmp_path, label_names=["labels"])
+
+
+def test_a_regression_of_one_logit_without_a_column_is_weighed(tmp_path):
+    class Flat(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = build(num_labels=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+            self.config = self.inner.config
+
+        def forward(self, input_ids, attention_mask=None):
+            return {"logits": self.inner(input_ids, attention_mask).logits.squeeze(-1)}
+
+    data = [{"input_ids": [5, 6 + i], "attention_mask": [1, 1], "labels": float(i), "weight": i % 2} for i in range(4)]
+    found = []
+    for rows in (data, data[1::2]):
+        torch.manual_seed(0)
+        args = arguments(hfc.DistillationArguments, tmp_path, alpha=0.0, per_device_train_batch_size=4, max_steps=1)
+        trainer = hfc.DistillationTrainer(model=Flat(), args=args, train_dataset=rows, eval_dataset=data)
+        found.append(trainer.train().training_loss)
+        assert "eval_loss" in trainer.evaluate()
+    assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -308,3 +308,32 @@ def test_bfloat16_on_a_processor_without_it_warns_once(tokenizer, tmp_path, monk
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is computed again
         cache_teacher_logits(build(num_labels=3), texts(), **settings)
+
+
+def test_the_mask_says_what_is_padding_to_a_teacher_without_one(tmp_path):
+    class Maskless(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = build(num_labels=3)
+            self.config = self.inner.config
+
+        def forward(self, input_ids):
+            return self.inner(input_ids)
+
+    teacher = Maskless().eval()
+    data = Dataset.from_dict(
+        {"input_ids": [[5, 6, 7, 0, 0], [5, 6, 7, 8, 9]], "attention_mask": [[1] * 3 + [0] * 2, [1] * 5]}
+    )
+    with torch.no_grad():
+        expected = torch.cat([teacher(torch.tensor([ids])).logits for ids in ([5, 6, 7], [5, 6, 7, 8, 9])])
+    cached = cache_teacher_logits(teacher, data, cache_dir=tmp_path)
+    torch.testing.assert_close(cached_logits(cached), expected)
+
+
+def test_logits_that_are_no_numbers_are_not_cached(tokenizer, tmp_path):
+    teacher, data = build(num_labels=3), texts()
+    with torch.no_grad():
+        teacher.get_input_embeddings().weight[tokenizer(data["text"][7])["input_ids"][1]] = float("inf")
+    with pytest.raises(CompressionError, match=r"logits of row \d+ \(from 0\).*NaN or infinite"):
+        cache_teacher_logits(teacher, data, processing_class=tokenizer, cache_dir=tmp_path)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]

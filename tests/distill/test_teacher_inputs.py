@@ -249,3 +249,27 @@ def test_the_teachers_tokenizer_is_not_saved_with_the_student(known, tmp_path):
     assert (tmp_path / "saved" / "tokenizer.json").exists() == known
     if known:
         assert AutoTokenizer.from_pretrained(tmp_path / "saved").get_vocab() == own.get_vocab()
+
+
+def test_a_teacher_that_tells_pairs_apart_encodes_them_itself(tmp_path):
+    """The student's tokenizer has the same backend, and no token types."""
+    student, teacher = build("distilbert", LABELS, seed=1), build("bert", LABELS, seed=2)
+    own, names = word_tokenizer(["a", "b", "c", "d", "e"]), ["input_ids", "attention_mask"]
+    typeless = copy.deepcopy(own)
+    typeless.model_input_names = names
+    own.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    texts, second = ["a b", "c d e"], ["e", "b a"]
+    encoded = [typeless(*pair) for pair in zip(texts, second, strict=True)]
+    labels = [{"labels": 0, "text": one, "second": two} for one, two in zip(texts, second, strict=True)]
+    pairs = zip(encoded, labels, strict=True)
+    data = Dataset.from_list([{name: row[name] for name in names} | label for row, label in pairs])
+    args = arguments(DistillationArguments, tmp_path, text_pair_column="second", per_device_eval_batch_size=1)
+    trainer = DistillationTrainer(
+        model=student, args=args, teacher=teacher, train_dataset=data, processing_class=typeless,
+        teacher_processing_class=own,
+    )  # fmt: skip
+    for row, batch in zip(labels, trainer.get_test_dataloader(data), strict=True):
+        inputs = own(row["text"], row["second"], return_tensors="pt", return_token_type_ids=True)
+        assert inputs["token_type_ids"].any()
+        found = trainer.teacher_outputs(trainer._take_apart(trainer._prepare_inputs(batch))).logits
+        torch.testing.assert_close(found, teacher(**inputs).logits)

@@ -1,11 +1,13 @@
 """What evaluate and predict report, against formulas."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
 from architectures import rows, same_bits
+from datasets import ClassLabel, Dataset
 from plain_distillation import (
     DATA,
     LABELS,
@@ -17,6 +19,10 @@ from plain_distillation import (
     student_and_teacher,
 )
 from torch.nn.functional import cross_entropy
+from transformers import Trainer
+
+from hfcompress import CompressionError
+from hfcompress.metrics import per_example_metrics
 
 
 @pytest.mark.parametrize("missing", [-1, -100])
@@ -120,3 +126,61 @@ def test_predict_needs_neither_labels_nor_teacher(tmp_path):
     student, _ = student_and_teacher()
     output = make(student, None, tmp_path).predict(rows(model_inputs(part(DATA, 0, 19))))
     torch.testing.assert_close(torch.from_numpy(output.predictions), compute_logits(student, part(DATA, 0, 19)))
+
+
+def test_a_search_is_by_the_loss_or_by_the_users_metrics(tmp_path, monkeypatch):
+    student, teacher = student_and_teacher()
+    seen = []
+
+    def search(self, hp_space, compute_objective, *args, **kwargs):
+        seen.append(compute_objective(self.evaluate()))
+
+    monkeypatch.setattr(Trainer, "hyperparameter_search", search)
+    trainer = make(student, teacher, tmp_path)
+    trainer.hyperparameter_search()
+    assert seen == [pytest.approx(trainer.evaluate()["eval_loss"])]
+    trainer = make(student, teacher, tmp_path, compute_metrics=lambda predicted: {"accuracy": 0.25, "own": 2.0})
+    trainer.hyperparameter_search(None, None, 3, "maximize")
+    assert seen[1:] == [2.25]
+
+
+def test_logits_of_nan_predict_nothing():
+    logits, teacher = torch.tensor([[0.0, 1.0], [math.nan, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0]] * 3)
+    teacher[2] = math.inf
+    found = per_example_metrics(
+        logits, torch.tensor([1, 0, 0]), teacher, "single_label_classification", None, objective_needs_labels=True
+    )
+    assert found["accuracy"].tolist() == [[1, 1], [0, 1], [1, 1]]
+    assert found["agreement"][:2].tolist() == [[1, 1], [0, 1]]
+    assert found["agreement"][2, 1] == 0  # unknown
+
+
+def test_the_accuracy_of_soft_labels_is_that_of_the_likelier_ones():
+    logits, labels = torch.tensor([[2.0, -2.0], [2.0, 2.0]]), torch.tensor([[0.9, 0.1], [0.6, 0.4]])
+    found = per_example_metrics(logits, labels, None, "multi_label_classification", None, objective_needs_labels=True)
+    assert found["accuracy"][:, 0].tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "train"])
+def test_classes_in_another_order_are_refused_wherever_data_come(verb, tmp_path):
+    student, _ = student_and_teacher()
+    student.config.id2label = {0: "bad", 1: "fair", 2: "good"}
+    student.config.label2id = {name: index for index, name in student.config.id2label.items()}
+    trainer = make(student, None, tmp_path, args={"alpha": 0.0})
+    names = ClassLabel(names=["good", "fair", "bad"])
+    data = Dataset.from_list(rows(DATA)).cast_column("labels", names)
+    trainer.train_dataset = data
+    given = () if verb == "train" else (data,)
+    with pytest.raises(CompressionError, match="calls its classes good, fair, bad"):
+        getattr(trainer, verb)(*given)
+
+
+def test_what_a_search_sets_is_checked_and_read(tmp_path):
+    student, teacher = student_and_teacher()
+    trainer = make(student, teacher, tmp_path, args={"max_steps": 1})
+    trainer.args.alpha = -1.0
+    with pytest.raises(CompressionError, match=r"alpha=-1\.0"):
+        trainer.train()
+    trainer.args.alpha, trainer.args.class_weights = 0.5, "[1.0, 2.0, 3.0]"
+    trainer.train()
+    assert trainer.args.class_weights == [1.0, 2.0, 3.0]

@@ -123,7 +123,7 @@ def test_a_pause_keeps_only_what_is_read_from_there_on(architecture, attention):
         pauses = find_pauses(model, layers, [model.get_submodule(name) for name in consumers])
         inside = {module: layer for _, layer in layers for module in layer.modules()}
         expected = model(**batch).logits
-        with PartialForward(model, [batch], layers, pauses) as runs:
+        with PartialForward(model, [batch], layers) as runs:
             for layer, steps in groupby(pauses.values(), key=lambda pause: inside[pause.module]):
                 for pause in steps:
                     (read,), _ = runs.run_to(0, pause, to_sum=False)

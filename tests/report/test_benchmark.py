@@ -171,6 +171,23 @@ def test_the_batch_is_no_larger_than_the_data():
     assert measure(build("bert", 5), INPUTS, batch_size=100, repeats=1).batch_size == 19
 
 
+def test_models_with_inputs_of_their_own_are_timed_with_as_many():
+    model = build("bert", 5)
+    few = {name: value[:3] for name, value in INPUTS.items()}
+    found = compare({"many": model, "few": model}, {"many": INPUTS, "few": few}, batch_size=16, repeats=1)
+    assert [row.batch_size for row in found.rows.values()] == [3, 3]
+
+
+def test_a_name_that_is_no_text_and_a_label_of_no_class_are_refused():
+    model = build("bert", 5)
+    with pytest.raises(CompressionError, match="The model 1 has no text for a name; call it '1'"):
+        compare({1: model, 2: model}, INPUTS)
+    labels = torch.zeros(19, dtype=torch.long)
+    labels[4] = -100
+    with pytest.raises(CompressionError, match=r"Row 4 \(from 0\).* -100, which is no class; leave out"):
+        measure(model, INPUTS | {"labels": labels})
+
+
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_times_are_positive(repeats):
     result = measure(build("bert", 5), INPUTS, batch_size=1, repeats=repeats)
@@ -351,7 +368,12 @@ def test_each_model_may_have_inputs_of_its_own():
         ({"a": "bert"}, [{"input_ids": [1]}, {"input_ids": []}], {}, "'a' has 0 tokens"),
         ({"a": "bert"}, [{"input_ids": [1], "label": "good"}], {}, "column 'label' of the inputs for 'a'"),
         ({"a": "bert"}, DATA | {"labels": DATA["labels"].float()}, {}, "labels .* for 'a' must be class indices"),
-        ({"a": "bert"}, DATA | {"labels": DATA["labels"] - 9}, {}, "labels .* for 'a' must be class indices"),
+        (
+            {"a": "bert"},
+            DATA | {"labels": DATA["labels"] - 9},
+            {},
+            r"inputs for .a. has the label -\d, which is no class",
+        ),
         ({"a": "bert"}, DATA | {"labels": DATA["labels"] + 9}, {}, "labels of the inputs for 'a' go up to 13"),
     ],
 )

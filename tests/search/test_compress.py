@@ -29,6 +29,7 @@ from hfcompress.search import clock as clocks
 from hfcompress.search.clock import describe_machine
 from hfcompress.search.compressing import compress
 from hfcompress.search.ladder import Ladder, Rung, describe_choice, describe_test, side_by_side
+from hfcompress.search.reading import UNLABELLED
 from hfcompress.search.rows import HeldOut, read_parts, readable, text_lengths, with_logits
 from hfcompress.search.state import State, describe_arguments
 from hfcompress.search.training import default_arguments
@@ -853,7 +854,7 @@ def test_rows_without_a_label_are_read(missing, tmp_path):
 def test_weights_are_of_the_rows_with_a_label(tmp_path):
     rows = [dict(row) | ({"labels": None} if n % 3 else {"weight": 2.0}) for n, row in enumerate(ROWS)]
     parts = read_parts(small(), word_tokenizer(), rows, None, settings(tmp_path)["args"], None, 0)
-    assert sorted({(row["weight"], row["hfcompress_unlabelled"]) for row in parts.train}) == [(0, True), (2, False)]
+    assert sorted({(row["weight"], row[UNLABELLED]) for row in parts.train}) == [(0, True), (2, False)]
     del rows[0]["weight"]
     with pytest.raises(CompressionError, match="A row with a label has no 'weight', and others have it"):
         read_parts(small(), word_tokenizer(), rows, texts(60), settings(tmp_path)["args"], None, 0)
@@ -869,7 +870,7 @@ def test_labels_may_be_true_or_false(problem, tmp_path):
     for part in (parts.train, parts.measure):
         for value in part["labels"]:
             assert not any(isinstance(one, bool) for one in (value if isinstance(value, list) else [value]))
-    known = [row for row in parts.train if not row["hfcompress_unlabelled"]]
+    known = [row for row in parts.train if not row[UNLABELLED]]
     assert len(known) == 64
     for row in [*known, *parts.check, *parts.measure]:
         assert row["labels"] == labels[row["number"]]  # True is 1

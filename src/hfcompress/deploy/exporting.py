@@ -37,7 +37,12 @@ from hfcompress.models.labels import label_maps
 from hfcompress.models.padding import pad_like
 from hfcompress.models.tensors import check_has_values, stored_bytes
 from hfcompress.models.tokenizers import check_tokenizer, encode_texts
-from hfcompress.models.weights import check_no_computed_weights, check_not_quantized, check_one_attention
+from hfcompress.models.weights import (
+    check_no_adapter,
+    check_no_computed_weights,
+    check_not_quantized,
+    check_one_attention,
+)
 from hfcompress.storage.layout import write_labels
 from hfcompress.validation import check_choice, check_count, check_fraction
 
@@ -204,8 +209,7 @@ def _check_exportable(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> P
         raise CompressionError(
             f"processing_class={tokenizer!r:.60} is not a tokenizer; pass the model's, which is saved beside it."
         )
-    if getattr(inner, "_hf_peft_config_loaded", False) or any(hasattr(m, "base_layer") for m in inner.modules()):
-        raise CompressionError("The model has a PEFT adapter; merge it first: model = model.merge_and_unload().")
+    check_no_adapter(inner)
     check_not_quantized(inner, "exported")
     check_no_computed_weights(inner, "exported")
     check_one_attention(inner)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hfcompress.compat import package_version
 from hfcompress.deploy.quantization import Operator
 from hfcompress.deploy.runtime import quietly
 from hfcompress.errors import CompressionError
@@ -50,7 +51,7 @@ class OpenVinoSession:
                 self._model = _start(openvino).compile_model(os.fspath(file), "CPU", settings)
         except Exception as error:  # a RuntimeError, for now
             raise CompressionError(
-                f"{os.fspath(file)} cannot be run by OpenVINO {_version(openvino)}: {describe(error)}"
+                f"{os.fspath(file)} cannot be run by OpenVINO {package_version('openvino')}: {describe(error)}"
             ) from error
 
     def get_inputs(self) -> list[Value]:
@@ -121,7 +122,9 @@ def convert(source: Path, target: Path) -> None:
         with quietly():
             model = _start(openvino).read_model(os.fspath(source))
     except Exception as error:  # a RuntimeError, for now
-        raise CompressionError(f"OpenVINO {_version(openvino)} cannot read the model: {describe(error)}") from error
+        raise CompressionError(
+            f"OpenVINO {package_version('openvino')} cannot read the model: {describe(error)}"
+        ) from error
     _save(openvino, model, target)
 
 
@@ -250,12 +253,8 @@ def _save(openvino: Any, model: Any, target: Path) -> None:
         raise OSError(f"OpenVINO cannot write {target.name}: {describe(error)}") from error
 
 
-def _version(openvino: Any) -> str:
-    return str(openvino.__version__).partition("-")[0]
-
-
 def describe(error: BaseException) -> str:
     """Return what an error of OpenVINO says, without the places in its own source."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
-    return f"{' '.join(told or [type(error).__name__])[:300].rstrip('.')}."
+    kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    return f"{' '.join(kept or [type(error).__name__])[:300].rstrip('.')}."

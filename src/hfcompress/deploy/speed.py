@@ -25,9 +25,6 @@ def label(format: str, dtype: str) -> str:
     return f"{FORMATS[format].runtime} {dtype}"
 
 
-FLOAT32, INT8 = label("onnx", "float32"), label("onnx", "int8")
-
-
 def time_models(
     model: nn.Module,
     exported: Mapping[str, ExportedModel],

@@ -92,18 +92,7 @@ class DistillationArguments(TrainingArguments):
 
     @override
     def __post_init__(self) -> None:
-        check_fraction("alpha", self.alpha, "the weight of the teacher's loss", one=True)
-        check_teacher_loss(self.teacher_loss)
-        check_label_loss(self.label_loss)
-        check_number("temperature", self.temperature, zero=False)
-        check_choice("teacher_dtype", self.teacher_dtype, (None, *_DTYPES))
-        check_number("hidden_weight", self.hidden_weight)
-        check_number("relation_weight", self.relation_weight)
-        if self.relation_heads is not None:
-            check_count("relation_heads", self.relation_heads)
-        self.layer_map = read_layer_map(self.layer_map)
-        self.class_weights = read_class_weights(self.class_weights)
-        self.weight_column = self.weight_column or None  # a command line gives text alone
+        read_settings(self)
         super().__post_init__()
         if self.device.type == "cpu":
             if self.bf16 or self.bf16_full_eval:
@@ -125,6 +114,28 @@ class DistillationArguments(TrainingArguments):
     def layer_settings(self) -> tuple[Any, ...]:
         """All settings of the comparison of layers."""
         return self.hidden_weight, self.layer_map, self.relation_weight, self.relation_layer, self.relation_heads
+
+
+def read_settings(args: DistillationArguments) -> None:
+    """Refuse values out of range, and read those that are given as JSON; a search may have set others since."""
+    check_fraction("alpha", args.alpha, "the weight of the teacher's loss", one=True)
+    check_teacher_loss(args.teacher_loss)
+    check_label_loss(args.label_loss)
+    check_number("temperature", args.temperature, zero=False)
+    check_choice("teacher_dtype", args.teacher_dtype, (None, *_DTYPES))
+    check_number("hidden_weight", args.hidden_weight)
+    check_number("relation_weight", args.relation_weight)
+    if args.relation_heads is not None:
+        check_count("relation_heads", args.relation_heads)
+    args.layer_map = read_layer_map(args.layer_map)
+    args.class_weights = read_class_weights(args.class_weights)
+    args.weight_column = args.weight_column or None  # a command line gives text alone
+    check_fraction("label_smoothing_factor", args.label_smoothing_factor, "the share that is spread", one=True)
+    if args.label_names not in (None, ["labels"]):
+        raise CompressionError(
+            f"label_names={args.label_names!r} would not be read: the labels are the column 'labels' (or 'label'); "
+            "leave label_names=None, and rename the column: dataset.rename_column(name, 'labels')."
+        )
 
 
 class TrainerOptions(TypedDict, total=False):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hfcompress.distill.collator import WrappingCollator
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 
@@ -16,7 +17,7 @@ LABEL_COLUMNS = ("labels", "label", "label_ids")  # from which the collators of 
 
 
 @dataclass
-class LabelCheckingCollator:
+class LabelCheckingCollator(WrappingCollator):
     """Collates examples, and refuses labels that are no numbers, where the collator raises, drops or takes them.
 
     Attributes:
@@ -24,7 +25,6 @@ class LabelCheckingCollator:
         problem: The problem type of the student.
     """
 
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     problem: Problem = "single_label_classification"
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -35,7 +35,7 @@ class LabelCheckingCollator:
                 is outside of 0 to 1 where an example has several.
         """
         try:
-            batch = self.collator(features)
+            batch = self.collator(_with_fractions(features))
         except Exception:  # whatever a collator raises for what is no number
             _check_labels(features, some=False)
             raise
@@ -59,11 +59,18 @@ class LabelCheckingCollator:
                 "0) of the batch. Correct it, or leave out the examples without a label."
             )
 
-    def __getattr__(self, name: str) -> Any:
-        """Return what the collator has: the Trainer asks for its tokenizer."""
-        if name.startswith("__") or name == "collator":  # asked for by pickle before there is one
-            raise AttributeError(name)
-        return getattr(self.collator, name)
+
+def _with_fractions(features: list[Any]) -> list[Any]:
+    """Make all labels floats where some are no whole numbers: a collator that looks at the first one truncates them."""
+    if not all(isinstance(row, Mapping) for row in features):
+        return features
+    for column in LABEL_COLUMNS:
+        labels = [row.get(column) for row in features]
+        if any(isinstance(label, float) and not label.is_integer() for label in labels):
+            numbers = [float(label) if isinstance(label, int) else label for label in labels]
+            pairs = zip(features, numbers, strict=True)
+            features = [{**row, column: one} if column in row else row for row, one in pairs]
+    return features
 
 
 def _check_labels(features: list[dict[str, Any]], *, some: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from hfcompress.distill.collator import WrappingCollator
 from hfcompress.distill.label_check import LABEL_COLUMNS
 from hfcompress.distill.teacher_inputs import known_columns
 from hfcompress.errors import CompressionError
@@ -26,25 +27,19 @@ WEIGHT_COLUMN = "weight"  # what the column is called unless the arguments say o
 
 
 @dataclass
-class WeightCollator:
+class WeightCollator(WrappingCollator):
     """Collates a batch without its column of weights, and adds them as numbers; NaN where a row has none."""
 
-    collator: Callable[[list[Any]], Mapping[str, Any]]
     column: str
 
     def __call__(self, features: list[Any]) -> Mapping[str, Any]:
         """Make a batch; where no row has a weight, the collator's."""
         if not any(isinstance(feature, Mapping) and self.column in feature for feature in features):
-            return self.collator(features)
+            batch: Mapping[str, Any] = self.collator(features)
+            return batch
         weights = [as_weight(feature.get(self.column)) for feature in features]
         own = [{name: value for name, value in feature.items() if name != self.column} for feature in features]
         return {**self.collator(own), self.column: torch.tensor(weights)}
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the collator has: the Trainer asks for its tokenizer."""
-        if name.startswith("__") or name == "collator":  # asked for by pickle before there is one
-            raise AttributeError(name)
-        return getattr(self.collator, name)
 
 
 @dataclass

@@ -82,7 +82,8 @@ class ForwardRecorder:
         hidden = outputs.get("hidden_states") if self.hidden and isinstance(outputs, Mapping) else None
         if self.hidden and not hidden:
             raise CompressionError(f"{type(inner).__name__} returns no hidden states; set hidden_weight=0.")
-        return ModelOutputs(get_logits(outputs), hidden or (), attention)
+        logits = get_logits(outputs)
+        return ModelOutputs(logits if logits.dim() > 1 else logits[:, None], hidden or (), attention)
 
 
 class LayerLosses:

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from hfcompress.compat import current_accelerator
 from hfcompress.distill.arguments import warn_if_bfloat16_is_slow
+from hfcompress.distill.teacher_inputs import TEACHER_LOGITS
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_config, get_logits, input_names, unwrap
 from hfcompress.models.inputs import Padder, check_lengths, check_mask, unpadded_rows
@@ -30,7 +31,6 @@ from hfcompress.validation import check_count
 if TYPE_CHECKING:
     from datasets import Dataset
 
-COLUMN = "teacher_logits"
 _VERSION = 2  # of the files
 _SHARD = 4096  # examples in a file at least
 _SHARDS = 1000  # files at most
@@ -75,7 +75,8 @@ def cache_teacher_logits(
 
     Raises:
         CompressionError: The data have the column already, neither text nor ids that the teacher can read, no rows, a
-            transform, a text that is too long or empty; or the teacher holds no weights.
+            transform, a text that is too long or empty; the teacher holds no weights, or its logits are NaN or
+            infinite.
         ImportError: `datasets` is not installed.
 
     Example:
@@ -142,16 +143,20 @@ def cache_teacher_logits(
         check_lengths("the data", teacher, (len(row["input_ids"]) for start in own for row in encode(start)))
         teacher.to(state.device)
         for start in logging.tqdm(own, desc="teacher's logits", disable=not state.is_main_process):
-            _write(files[start], _compute_logits(teacher, encode(start), batch_size, bf16))
+            _write(files[start], _compute_logits(teacher, encode(start), batch_size, bf16, start))
     state.wait_for_everyone()
     logits = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files.values()])
     result = datasets.concatenate_datasets([dataset.with_format(None), logits], axis=1)
-    form, columns = dataset.format, [*dataset.format["columns"], COLUMN]
+    form, columns = dataset.format, [*dataset.format["columns"], TEACHER_LOGITS]
     return result.with_format(form["type"], columns, form["output_all_columns"], **form["format_kwargs"])
 
 
-def _compute_logits(teacher: nn.Module, rows: list[dict[str, Tensor]], size: int, bf16: bool) -> Tensor:
-    """Return the teacher's logits of encoded rows, in their order: float32, on the CPU, shape (rows, classes)."""
+def _compute_logits(teacher: nn.Module, rows: list[dict[str, Tensor]], size: int, bf16: bool, start: int) -> Tensor:
+    """Return the teacher's logits of encoded rows, in their order: float32, on the CPU, shape (rows, classes).
+
+    Raises:
+        CompressionError: Some are NaN or infinite; rows are counted from ``start``.
+    """
     device, order, found = next(teacher.parameters()).device, [], []
     with (
         evaluation_mode(teacher),
@@ -163,15 +168,27 @@ def _compute_logits(teacher: nn.Module, rows: list[dict[str, Tensor]], size: int
             with reading(teacher, batch):
                 outputs = teacher(**{name: value.to(device) for name, value in batch.items()})
             found.append(get_logits(outputs).float().cpu())
-    return torch.cat(found)[torch.tensor(order).argsort()]
+    logits = torch.cat(found)[torch.tensor(order).argsort()]
+    broken = (~logits.flatten(1).isfinite().all(1)).nonzero().flatten()
+    if len(broken):
+        cause = "under bf16=True; try it without" if bf16 else "check its weights"
+        raise CompressionError(
+            f"The teacher's logits of row {start + int(broken[0])} (from 0), and of {len(broken) - 1} others of the "
+            f"next {len(rows)}, are NaN or infinite, {cause}."
+        )
+    return logits
 
 
 def _columns_to_read(
     teacher: nn.Module, dataset: Dataset, tokenizer: PreTrainedTokenizerBase | None, texts: list[str]
 ) -> list[str]:
-    if COLUMN in dataset.column_names:
-        raise CompressionError(f"The data have a column {COLUMN!r} already; remove it with remove_columns({COLUMN!r}).")
-    readable = set(dataset.column_names) if tokenizer is not None else input_names(teacher) - {"labels"}
+    if TEACHER_LOGITS in dataset.column_names:
+        raise CompressionError(
+            f"The data have a column {TEACHER_LOGITS!r} already; remove it with remove_columns({TEACHER_LOGITS!r})."
+        )
+    # The mask says what is padding, also to a teacher that does not take it.
+    own = (input_names(teacher) | {"attention_mask"}) - {"labels"}
+    readable = set(dataset.column_names) if tokenizer is not None else own
     read = [name for name in dataset.column_names if name in readable]
     missing = [name for name in (texts if tokenizer is not None else ["input_ids"]) if name not in read]
     if missing:
@@ -232,7 +249,7 @@ def _write(file: Path, logits: Tensor) -> None:
     import pyarrow
 
     values = pyarrow.array(logits.reshape(-1).numpy())
-    table = pyarrow.table({COLUMN: pyarrow.FixedSizeListArray.from_arrays(values, logits.shape[1])})
+    table = pyarrow.table({TEACHER_LOGITS: pyarrow.FixedSizeListArray.from_arrays(values, logits.shape[1])})
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{uuid4().hex}.tmp")
     with pyarrow.OSFile(str(temporary), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as stream:

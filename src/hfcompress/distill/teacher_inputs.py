@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,16 +11,18 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from hfcompress.distill.collator import WrappingCollator
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import get_config, max_tokens, unwrap
+from hfcompress.models.classifier import get_config, input_names, max_tokens, unwrap
 from hfcompress.models.tokenizers import same_tokenizer, token_limit
+
+TEACHER_LOGITS = "teacher_logits"  # the column with the logits of a teacher that were computed before
 
 
 @dataclass
-class TeacherCollator:
+class TeacherCollator(WrappingCollator):
     """Collates for the student, and encodes the same texts, where there are any, with the teacher's tokenizer."""
 
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     teacher_tokenizer: PreTrainedTokenizerBase  # not `tokenizer`, which the Trainer saves as the student's
     text_columns: Sequence[str]
     max_length: int | None
@@ -30,7 +32,7 @@ class TeacherCollator:
         # Where nothing is encoded yet, the collator may need the text itself.
         left_out = self.text_columns if all("input_ids" in one or "inputs_embeds" in one for one in features) else ()
         texts = [[feature.get(column) for feature in features] for column in self.text_columns]
-        cached = all("teacher_logits" in feature for feature in features)
+        cached = all(TEACHER_LOGITS in feature for feature in features)
         own = [{name: value for name, value in feature.items() if name not in left_out} for feature in features]
         batch = dict(self.collator(own))
         if cached or any(text is None for column in texts for text in column):
@@ -42,12 +44,6 @@ class TeacherCollator:
             name: pad_sequence([torch.tensor(row) for row in rows], batch_first=True) for name, rows in encoded.items()
         }
         return batch | {"teacher_inputs": padded}
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the collator has: the Trainer asks for its tokenizer."""
-        if name.startswith("__") or name == "collator":  # asked for by pickle before there is one
-            raise AttributeError(name)
-        return getattr(self.collator, name)
 
 
 def choose_teacher_input(
@@ -64,7 +60,7 @@ def choose_teacher_input(
         CompressionError: It cannot read the student's ids, and the data have neither text nor logits.
     """
     columns = known_columns(dataset)
-    cached = columns is not None and "teacher_logits" in columns
+    cached = columns is not None and TEACHER_LOGITS in columns
     if teacher_tokenizer is None:
         sizes = [getattr(get_config(model), "vocab_size", None) for model in (student, teacher)]
         if None in sizes or sizes[0] == sizes[1]:
@@ -75,7 +71,10 @@ def choose_teacher_input(
             f"The student's vocabulary has {sizes[0]} tokens, the teacher's {sizes[1]}, so the teacher cannot read the "
             "student's ids; pass teacher_processing_class= and keep the text column in the data."
         )
-    if student_tokenizer is not None and same_tokenizer(student_tokenizer, teacher_tokenizer):
+    # By which a teacher tells the texts of a pair apart, and which a student may not have (DistilBERT).
+    types = {"token_type_ids"} & {*teacher_tokenizer.model_input_names} & input_names(teacher) - {*(columns or ())}
+    lacks_types = len(text_columns) > 1 and bool(types - {*getattr(student_tokenizer, "model_input_names", ())})
+    if student_tokenizer is not None and same_tokenizer(student_tokenizer, teacher_tokenizer) and not lacks_types:
         return "ids"
     missing = [] if columns is None or cached else [column for column in text_columns if column not in columns]
     if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -9,19 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import find_batch_size
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, default_compute_objective
 from typing_extensions import Unpack, override
 
-from hfcompress.distill.arguments import DistillationArguments, TrainerOptions
+from hfcompress.distill.arguments import DistillationArguments, TrainerOptions, read_settings
 from hfcompress.distill.exact_mean import EXAMPLE_WEIGHTS, ExactMeanTrainer, Terms, weighted_sum
 from hfcompress.distill.given import TRAINER_ORDER, check_trainer_inputs
 from hfcompress.distill.label_check import LABEL_COLUMNS, LabelCheckingCollator
 from hfcompress.distill.label_weights import LabelWeights, WeightCollator, make_label_weights
 from hfcompress.distill.layer_losses import ForwardRecorder, LayerLosses, ModelOutputs
 from hfcompress.distill.projection import ProjectionTrainer
-from hfcompress.distill.teacher_inputs import TeacherCollator, choose_teacher_input, longest_text
+from hfcompress.distill.teacher_inputs import TEACHER_LOGITS, TeacherCollator, choose_teacher_input, longest_text
 from hfcompress.distill.teachers import Teachers
 from hfcompress.errors import CompressionError
 from hfcompress.losses import check_label_loss, check_teacher_loss, label_loss, teacher_loss
@@ -110,14 +112,14 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             raise CompressionError(f"args must be DistillationArguments, not {type(args).__name__}.")
         check_trainer_inputs(model, teacher, dict(zip(TRAINER_ORDER, positional, strict=False)) | kwargs)
         check_tokenizer(teacher_processing_class, "teacher_processing_class")
-        super().__init__(model, args, *positional, **kwargs)
+        self._added: set[str] = set()  # names of metrics that are not the user's
+        with warnings.catch_warnings():  # of several labels too, the label term is smoothed
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible")
+            super().__init__(model, args, *positional, **kwargs)
         if self.compute_loss_func is not None:
             raise CompressionError("compute_loss_func cannot be used: alpha, teacher_loss and label_loss set the loss.")
         check_not_quantized(self.model, "trained")
         self._problem = get_problem_type(self.model, "student")
-        for data, owner in ((self.train_dataset, "the training data"), (self.eval_dataset, "the evaluation data")):
-            for part in data.values() if isinstance(data, dict) else [data]:
-                check_class_names(owner, self.model, part)
         if args.alpha > 0:
             check_teacher_loss(args.teacher_loss, self._problem)
         if args.alpha < 1:
@@ -126,11 +128,8 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         teachers: list[Any] = list(teacher) if isinstance(teacher, list | tuple) else [teacher] * (teacher is not None)
         # All is checked before the teachers are frozen.
         self._teachers = Teachers(self.model, teachers, teacher_weights) if teachers else None
-        if are_default_names(label_names(self.model, "student")):  # by which no teacher is put in order
-            for one in teachers:
-                for data, owner in ((self.train_dataset, "training"), (self.eval_dataset, "evaluation")):
-                    for part in data.values() if isinstance(data, dict) else [data]:
-                        check_class_names(f"the {owner} data, as the teacher reads them,", one, part)
+        self._check_names(self.train_dataset, "training")
+        self._check_names(self.eval_dataset, "evaluation")
         self.teacher = self._teachers.module if self._teachers else None
         source = self.processing_class, teacher_processing_class, self.train_dataset, self._text_columns
         chosen = {choose_teacher_input(self.model, one, *source) for one in teachers}
@@ -153,6 +152,15 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             self.data_collator = TeacherCollator(
                 self.data_collator, teacher_processing_class, self._text_columns, teacher_length
             )
+
+    def _check_names(self, data: Any, which: str) -> None:
+        """Refuse data whose own names of the classes are the student's, or the teacher's, in another order."""
+        teachers = self._teachers.models if self._teachers else []
+        unnamed = are_default_names(label_names(self.model, "student"))  # by which no teacher is put in order
+        for part in data.values() if isinstance(data, dict) else [data]:
+            check_class_names(f"the {which} data", self.model, part)
+            for one in teachers if unnamed else []:
+                check_class_names(f"the {which} data, as the teacher reads them,", one, part)
 
     @property
     def _text_columns(self) -> list[str]:
@@ -185,6 +193,7 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
     @override
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Make the optimizer, for the layers that are compared by now."""
+        read_settings(self.args)
         if self._layer_settings != self.args.layer_settings or (self._layer_losses and self.model_init is not None):
             self._build_layer_losses()
         if self._weighed_by != self._weights_asked:
@@ -198,6 +207,8 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             raise CompressionError(
                 "The student has no parameter to train; if it is a copy of a frozen teacher, call requires_grad_(True)."
             )
+        read_settings(self.args)
+        self._check_names(self.train_dataset, "training")
         self._label_weights = self._make_label_weights()  # of other data perhaps
         if self._layer_settings != self.args.layer_settings:
             self._build_layer_losses()
@@ -206,10 +217,38 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
         return super().train(*args, **kwargs)
 
     @override
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return the batches to evaluate with, of data whose classes are in the student's order."""
+        self._check_names(eval_dataset, "evaluation")
+        batches: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
+        return batches
+
+    @override
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Return the batches to predict, of data whose classes are in the student's order."""
+        self._check_names(test_dataset, "test")
+        batches: DataLoader[Any] = super().get_test_dataloader(test_dataset)
+        return batches
+
+    @override
+    def hyperparameter_search(
+        self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Search as the stock Trainer does: by ``eval_loss``, or the sum of what ``compute_metrics`` returns.
+
+        That sum would hold the metrics of this class too, an accuracy and a loss.
+        """
+        return super().hyperparameter_search(hp_space, compute_objective or self._objective, *args, **kwargs)
+
+    def _objective(self, metrics: dict[str, float]) -> float:
+        ours = {*self._added, *(name for name in metrics if name.endswith("_model_preparation_time"))}
+        return float(default_compute_objective({name: metrics[name] for name in metrics if name not in ours}))
+
+    @override
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         # The Trainer overlooks the student's in a compiled model, or one without loss.
-        own = ["labels", *input_names(self.model), "teacher_logits", *sorted(self._teacher_only)]
+        own = ["labels", *input_names(self.model), TEACHER_LOGITS, *sorted(self._teacher_only)]
         texts = self._text_columns if self._reads_text else []
         weights = [self.args.weight_column] if self.args.weight_column is not None else []
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *own, *texts, *weights]))
@@ -217,7 +256,7 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
     def _make_label_weights(self) -> LabelWeights:
         """Make the weights of the labels for the data that there are now."""
         args, column = self.args, self.args.weight_column
-        names = *LABEL_COLUMNS, "teacher_logits", *self._text_columns
+        names = *LABEL_COLUMNS, TEACHER_LOGITS, *self._text_columns
         if column in names or column in input_names(self.model) | self._teacher_only:
             raise CompressionError(
                 f"weight_column={column!r} names another input of the training; name the column with the examples' "
@@ -263,7 +302,7 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             inputs.pop(self.args.weight_column, None)
         labels, weights = inputs.pop("labels", None), inputs.pop(EXAMPLE_WEIGHTS, None)
         label_weights = inputs.pop(_LABEL_WEIGHTS, None)
-        cached, encoded = inputs.pop("teacher_logits", None), inputs.pop("teacher_inputs", None)
+        cached, encoded = inputs.pop(TEACHER_LOGITS, None), inputs.pop("teacher_inputs", None)
         own = {name: value for name, value in inputs.items() if name not in self._teacher_only}
         return StudentBatch(
             inputs=align_padding(self.model, own),
@@ -373,5 +412,7 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
             prefix = kwargs.get("metric_key_prefix", "eval")
             output.metrics.pop(f"{prefix}_loss", None)  # the loop's is rounded, and over all rows
             # A metric of the user's compute_metrics wins over ours.
-            output.metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()} | output.metrics)
+            ours = {f"{prefix}_{name}": mean for name, mean in means.items()}
+            self._added |= ours.keys() - output.metrics.keys() - {f"{prefix}_loss"}
+            output.metrics.update(ours | output.metrics)
         return output

@@ -104,6 +104,12 @@ class NeuronGroup(Group):
     tokens_first: bool = False
 
 
+def queries_per_head(group: Group) -> int:
+    """Return how many heads of queries share one of keys and values."""
+    made = [part for part in group.slices if part.outputs]
+    return group.consumers[0].size // made[min(1, len(made) - 1)].size if len(made) > 1 else 1
+
+
 @dataclass(frozen=True)
 class LinearPath:
     """Outputs of a module that another one reads with nothing between but sums over tokens and factors of a gate.

@@ -140,17 +140,10 @@ class PartialForward:
         model: In evaluation mode.
         batches: What it reads.
         layers: As of `skippable_layers`, or none.
-        pauses: As of `find_pauses`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Sequence[Batch],
-        layers: Sequence[Layer],
-        pauses: Mapping[nn.Module, Pause] | None = None,
-    ) -> None:
-        self._model, self._batches, self._layers, self._pauses = model, batches, layers, pauses or {}
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], layers: Sequence[Layer]) -> None:
+        self._model, self._batches, self._layers = model, batches, layers
         self._kept: list[dict[str, Any]] = [{} for _ in batches]  # of each batch and stack, the last layer's output
         self._inside: list[dict[nn.Module, Any]] = [{} for _ in batches]  # outputs within the next layer
         self._current = self._done = 0

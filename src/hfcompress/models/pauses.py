@@ -58,7 +58,7 @@ def find_pauses(model: nn.Module, layers: Sequence[Layer], modules: Iterable[nn.
     wanted = [module for module in order if order[module] == 1 and module in inside and module in set(modules)]
     found = _Calls(model, {module for module in inside if order.get(module) == 1}, wanted).pauses
     for pauses in (found, {module: replace(pause, read=None) for module, pause in found.items()}):
-        with PartialForward(model, text, layers, pauses) as runs:
+        with PartialForward(model, text, layers) as runs:
             for layer, steps in groupby(pauses.values(), key=lambda pause: inside[pause.module]):
                 for pause in steps:
                     runs.run_to(0, pause, to_sum=False)
@@ -105,7 +105,7 @@ class _Calls:
 
     def __init__(self, model: nn.Module, known: Collection[nn.Module], wanted: Collection[nn.Module]) -> None:
         self.pauses: dict[nn.Module, Pause] = {}
-        self._known, self._wanted = known, wanted
+        self._wanted = wanted
         self._before: list[nn.Module] = []  # layers
         self._running: list[tuple[nn.Module, list[nn.Module]]] = []  # modules, with those that returned within them
         self._outputs: dict[nn.Module, Tensor] = {}  # of wanted ones, while what is around them returns the same

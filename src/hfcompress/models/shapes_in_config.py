@@ -15,7 +15,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.architectures import HEAD_SIZE_SETTINGS, WIDTH_SETTINGS
-from hfcompress.models.heads_and_neurons import KINDS, Group, Kind, find_groups, has_layout, neuron_group
+from hfcompress.models.heads_and_neurons import (
+    KINDS,
+    Group,
+    Kind,
+    find_groups,
+    has_layout,
+    neuron_group,
+    queries_per_head,
+)
 from hfcompress.models.shape_plan import build_from_config, is_plan, make_plan
 from hfcompress.models.traced_neurons import trace_neurons
 
@@ -232,9 +240,7 @@ def _settings_of(config: PreTrainedConfig, group: Group) -> Iterator[dict[str, A
     if group.kind == "neurons":
         yield from (dict.fromkeys(names, group.count) for names in WIDTH_SETTINGS if _has(config, names[0]))
         return
-    consumer = group.consumers[0]
-    made = [part for part in group.slices if part.outputs]
-    queries = consumer.size // made[min(1, len(made) - 1)].size if len(made) > 1 else 1  # of a key-value head
+    consumer, queries = group.consumers[0], queries_per_head(group)
     settings = {"num_attention_heads": group.count * queries}
     if _has(config, "num_key_value_heads"):
         settings["num_key_value_heads"] = group.count

@@ -12,6 +12,11 @@ from torch.nn.parameter import is_lazy
 from hfcompress.errors import CompressionError
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Return where numbers of a device are computed with in float64: there, or on the CPU (MPS has no float64)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def has_plain_values(tensor: Tensor) -> bool:
     """Whether this is a plain dense tensor with values: not quantized, sharded, lazy, sparse or on the meta device."""
     if is_lazy(tensor) or tensor.is_meta:

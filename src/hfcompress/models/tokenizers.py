@@ -1,4 +1,4 @@
-"""Tokenizers compared: whether two give every text the same ids."""
+"""Whether two tokenizers give every text the same ids; texts checked and encoded; copies."""
 
 from __future__ import annotations
 

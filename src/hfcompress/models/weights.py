@@ -265,6 +265,12 @@ def is_quantized(module: nn.Module) -> bool:
     return _QUANTIZED.match(type(module).__module__) is not None
 
 
+def check_no_adapter(model: nn.Module) -> None:
+    """Raise a `CompressionError` if a model has an adapter of PEFT, which transformers or PEFT has put into it."""
+    if getattr(model, "_hf_peft_config_loaded", False) or any(hasattr(m, "base_layer") for m in model.modules()):
+        raise CompressionError("The model has a PEFT adapter; merge it first: model = model.merge_and_unload().")
+
+
 def check_not_quantized(model: nn.Module, verb: str) -> None:
     """Raise a `CompressionError` if a module was quantized, as by ``quantize_dynamic``; ``verb`` is a participle."""
     if (found := _first_quantized(model) or _first_of_torchao(model)) is not None:

@@ -226,7 +226,8 @@ def _measure_all(
     passes: dict[str, list[ForwardPass]] = {name: [] for name in models}
     for size, tokens in product(sizes, lengths):
         if tokens is None:
-            batches = {name: own.take(range(min(size, len(own.lengths)))) for name, own in examples.items()}
+            count = min([size, *(len(own.lengths) for own in examples.values())])  # the same of each model
+            batches = {name: own.take(range(count)) for name, own in examples.items()}
         else:
             batches = {name: dummy_inputs(model, tokens, size) for name, model in models.items()}
         times = _time_rounds(models, batches, repeats)
@@ -240,6 +241,8 @@ def _measure_all(
 def _check_models(models: Mapping[str, object]) -> None:
     """Refuse what is neither a classifier nor exported, by its name."""
     for name, model in models.items():
+        if not isinstance(name, str):
+            raise CompressionError(f"The model {name!r:.40} has no text for a name; call it {str(name)!r:.40}.")
         if isinstance(model, type) or not isinstance(model, ExportedClassifier):
             check_model_kind(model, name if name in ("model", "reference") else f"models[{name!r}]")
 

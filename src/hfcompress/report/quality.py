@@ -47,7 +47,14 @@ def check_labels(name: str, labels: Tensor, problem: Problem) -> Tensor:
         CompressionError: They are not of the kind that the problem needs.
     """
     if problem == "single_label_classification":
-        if labels.dim() != 1 or labels.is_floating_point() or int(labels.long().min()) < 0:
+        indices = labels.dim() == 1 and not labels.is_floating_point()
+        if indices and bool((labels.long() < 0).any()):
+            row = int((labels.long() < 0).nonzero()[0])
+            raise CompressionError(
+                f"Row {row} (from 0) of the inputs for {name!r} has the label {int(labels[row])}, which is no class; "
+                f"leave out the rows without a label, or {_LEAVE_OUT}"
+            )
+        if not indices:
             raise CompressionError(
                 f"The labels of the inputs for {name!r} must be class indices, one an example, to measure accuracy; "
                 "leave them out to measure size and speed only. A model of several labels an example has problem_type="

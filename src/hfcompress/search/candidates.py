@@ -177,7 +177,7 @@ def _make(
     stitched = StitchedModel(model, structure, orders, [*calibration.fit, *calibration.held_out])
     if any(structure.removable):
         losses = weigh_layers(losses, stitched.loss)
-    least = predicted_time(fastest_plan(losses, search.times), search.times)
+    least = predicted_time(fastest_plan(losses), search.times)
     if least > share:
         raise TooFastError(least)
     aim = max(least, statistics.mean(_BAND) * share)

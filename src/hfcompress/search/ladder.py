@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.errors import CompressionError
 from hfcompress.report.intervals import McNemar, SignFlip
 from hfcompress.report.measurements import Measurement, cells, main_quality_columns, megabytes, p_value
-from hfcompress.report.rendering import draw
+from hfcompress.report.rendering import draw, draw_apart
 from hfcompress.report.tables import Report, Row, Table, render
 from hfcompress.report.times import ForwardPass, Speedup, speedup
 from hfcompress.search.loss_table import Plan
@@ -201,8 +201,6 @@ class Ladder(Report):
         Raises:
             ImportError: matplotlib is not installed; see `plot`.
         """
-        from hfcompress.report.rendering import draw_apart
-
         pictures = draw_apart(self._models()) if self.rungs else []
         return render("ladder.html.j2", title=title, table=self._table(), left=self._layers(), pictures=pictures)
 

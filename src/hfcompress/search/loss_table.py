@@ -129,7 +129,7 @@ def predicted_time(plan: Plan, times: TimeTable) -> float:
     return times.model(shape for shape in plan if shape is not None)
 
 
-def fastest_plan(losses: Sequence[BlockLosses], times: TimeTable) -> Plan:
+def fastest_plan(losses: Sequence[BlockLosses]) -> Plan:
     """Return the plan that takes the least time: the fewest heads and neurons, and all layers left out but one."""
     fewest: list[Shape | None] = [(min(own.heads), min(own.neurons)) for own in losses]
     stays = [index for index, own in enumerate(losses) if own.layer is None] or [0]

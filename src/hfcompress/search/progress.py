@@ -1,4 +1,4 @@
-"""Progress over all, with the time left, and a line a rung: told to who listens, else a bar."""
+"""Progress over all, with the time left, and a line a rung: reported to the listener, or else shown as a bar."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Progress:
 
     def __init__(self, shown: bool, speaks: bool, total: float) -> None:
         self._speaks, self._done, self._total = speaks, 0.0, total
-        self._told = listener()
-        shown = shown and self._told is None
+        self._listener = listener()
+        shown = shown and self._listener is None
         self._bar = tqdm(total=total, desc="compress", disable=not shown, bar_format=_FORM, file=sys.stderr)
-        if self._told is not None:
-            self._told.begin("compress", _PERCENT)
+        if self._listener is not None:
+            self._listener.begin("compress", _PERCENT)
 
     def at(self, what: str, done: float) -> None:
         """Say what is being done, and how much is done by now; it never goes back."""
@@ -40,9 +40,9 @@ class Progress:
         if done > self._done:
             self._bar.update(done - self._done)
             self._done = done
-        if self._told is not None:
-            self._told.rename(what)
-            self._told.set_done(int(_PERCENT * self._done / self._total))
+        if self._listener is not None:
+            self._listener.rename(what)
+            self._listener.set_done(int(_PERCENT * self._done / self._total))
 
     def say(self, line: str) -> None:
         """Write a line to standard error, above the bar."""
@@ -52,5 +52,5 @@ class Progress:
     def close(self) -> None:
         """Take the bar off the screen."""
         self._bar.close()
-        if self._told is not None:
-            self._told.end()
+        if self._listener is not None:
+            self._listener.end()

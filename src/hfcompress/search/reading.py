@@ -23,6 +23,8 @@ from hfcompress.models.tokenizers import check_texts, token_limit, truncation
 if TYPE_CHECKING:
     from datasets import Dataset
 
+UNLABELLED = "hfcompress_unlabelled"  # the column that says whether a row has no label
+
 
 def read_data(
     owner: str,
@@ -215,7 +217,7 @@ def fill_labels(rows: Dataset, unknown: Sequence[bool], problem: Problem, args: 
     weights = [0.0 if missing else as_weight(value) for value, missing in zip(given, unknown, strict=True)]
     rows = rows.remove_columns([name for name in ("labels", column) if name in rows.column_names])
     rows = rows.add_column("labels", labels).add_column(column, weights)
-    return rows.add_column("hfcompress_unlabelled", list(unknown))
+    return rows.add_column(UNLABELLED, list(unknown))
 
 
 def is_missing(value: Any, problem: Problem) -> bool:

@@ -15,13 +15,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.distill.logits_cache import cache_teacher_logits
-from hfcompress.distill.teacher_inputs import choose_teacher_input, longest_text
+from hfcompress.distill.teacher_inputs import TEACHER_LOGITS, choose_teacher_input, longest_text
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.models.classifier import count_outputs, get_problem_type, input_names
 from hfcompress.models.labels import check_class_names, label_order
 from hfcompress.models.padding import lacks_pad_id
-from hfcompress.search.reading import check_labels, fill_labels, is_missing, read_data, text_columns, with_classes
+from hfcompress.search.reading import (
+    UNLABELLED,
+    check_labels,
+    fill_labels,
+    is_missing,
+    read_data,
+    text_columns,
+    with_classes,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,11 +95,11 @@ class Parts:
     def calibration(self, *, labels: bool) -> list[dict[str, Any]]:
         """Return evenly spaced rows of those to learn from, with or without their labels."""
         data = self.train
-        if labels and "hfcompress_unlabelled" in data.column_names:
-            data = data.select([n for n, unknown in enumerate(data["hfcompress_unlabelled"]) if not unknown])
+        if labels and UNLABELLED in data.column_names:
+            data = data.select([n for n, unknown in enumerate(data[UNLABELLED]) if not unknown])
         count = min(_CALIBRATION, len(data))
         rows = data.select([n * len(data) // count for n in range(count)])
-        left_out = {"teacher_logits", "hfcompress_unlabelled"} | (set() if labels else {"labels"})
+        left_out = {TEACHER_LOGITS, UNLABELLED} | (set() if labels else {"labels"})
         return [{name: row[name] for name in row if name not in left_out} for row in rows]
 
 
@@ -249,14 +257,14 @@ def with_logits(
         found = found.with_format(None)
         if order is None:
             return found
-        return found.map(lambda row: {"teacher_logits": [row["teacher_logits"][n] for n in order]})
+        return found.map(lambda row: {TEACHER_LOGITS: [row[TEACHER_LOGITS][n] for n in order]})
 
     return replace(parts, train=add(parts.train), check=add(parts.check))
 
 
 def readable(parts: Parts, model: PreTrainedModel, args: DistillationArguments) -> Parts:
     """Leave out the columns that nothing reads."""
-    more = ["teacher_logits", "hfcompress_unlabelled", *([args.weight_column] if args.weight_column else [])]
+    more = [TEACHER_LOGITS, UNLABELLED, *([args.weight_column] if args.weight_column else [])]
     return replace(
         parts,
         train=_keep_readable(parts.train, model, more),

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hfcompress.distill.arguments import DistillationArguments
+from hfcompress.distill.teacher_inputs import TEACHER_LOGITS
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import in_float32
 from hfcompress.models.exported import ExportedClassifier
@@ -172,7 +173,7 @@ def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedC
     from hfcompress.deploy.exporting import export
 
     if job.request.runtime == "onnx-int8":
-        rows = [{name: row[name] for name in row if name != "teacher_logits"} for row in job.parts.check]
+        rows = [{name: row[name] for name in row if name != TEACHER_LOGITS} for row in job.parts.check]
         try:
             export(student, folder, processing_class=job.tokenizer, dtype="int8", dataset=rows, repeats=0)
             return load_exported(folder), "onnx-int8", []
@@ -222,8 +223,8 @@ def _recipe(job: Job, candidate: Candidate, trained: Trained) -> str:
     tokens = "" if job.vocabulary is None else "{1:,} of {0:,} tokens; ".format(*job.vocabulary.tokens)
     several = "" if args.world_size == 1 else f" by {args.world_size} processes"  # each with batches of its own
     epochs = f"{_digits(trained.epochs)} epoch{'' if trained.epochs == 1 else 's'}"
-    taught = f"{epochs} on {learned} at {args.learning_rate:g}{several}"
-    return f"{tokens}{candidate.evaluated} plans evaluated; {taught}{kept}"
+    training = f"{epochs} on {learned} at {args.learning_rate:g}{several}"
+    return f"{tokens}{candidate.evaluated} plans evaluated; {training}{kept}"
 
 
 def describe_stop(args: DistillationArguments, trained: Trained) -> str:

@@ -16,6 +16,7 @@ from hfcompress.models.heads_and_neurons import Group, weight_axis
 from hfcompress.models.inputs import Batch
 from hfcompress.models.padding import reading, without_padding
 from hfcompress.models.surgery import remove
+from hfcompress.models.tensors import float64_device
 from hfcompress.search.loss_table import Plan
 from hfcompress.search.structure import Structure, leave_out, share_weights
 
@@ -115,8 +116,7 @@ class StitchedModel:
         grams: dict[str, Tensor] = {}
 
         def follow(name: str, module: Any, states: Tensor) -> None:
-            place = torch.device("cpu") if states.device.type == "mps" else states.device  # which has no float64
-            x = states.detach().flatten(0, -2).to(place).double()
+            x = states.detach().flatten(0, -2).to(float64_device(states.device)).double()
             if getattr(module, "bias", None) is not None:
                 x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
             gram = x.T @ x

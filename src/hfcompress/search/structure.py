@@ -15,7 +15,6 @@ from hfcompress.models.heads_and_neurons import KINDS, Group
 from hfcompress.models.layers import layer_stack
 from hfcompress.models.shapes_in_config import write_plan
 from hfcompress.models.traced_neurons import find_or_trace
-from hfcompress.report.structure import Reconstruction
 from hfcompress.search.loss_table import Plan
 from hfcompress.shrink.layers import keep_layers
 from hfcompress.shrink.reconstruction import Calibration, copy_sharing_weights, reconstruct_outputs
@@ -90,7 +89,7 @@ def apply_plan(
     plan: Plan,
     orders: Mapping[Group, Sequence[int]],
     calibration: Calibration | None,
-) -> Reconstruction | None:
+) -> None:
     """Remove what a plan does not keep, verify that, and reconstruct the outputs of what is left; in place.
 
     Args:
@@ -115,11 +114,9 @@ def apply_plan(
                     removal[group] = set(orders[same][: max(0, group.count - count)])
         remove_and_verify(model, removal, undo)
         write_plan(model)
-        reconstruction = None
         if calibration is not None:
-            reconstruction = reconstruct_outputs(model, twins, list(removal), calibration, undo)
+            reconstruct_outputs(model, twins, list(removal), calibration, undo)
         undo.pop_all()
-    return reconstruction
 
 
 def _can_do_without(model: PreTrainedModel, stack: str, count: int, index: int) -> bool:

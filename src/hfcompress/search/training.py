@@ -23,6 +23,7 @@ from hfcompress.losses import Problem
 from hfcompress.report.intervals import paired_interval
 from hfcompress.search.processes import PATIENCE, agree, processes
 from hfcompress.search.progress import is_watched
+from hfcompress.search.reading import UNLABELLED
 from hfcompress.search.rows import Parts
 from hfcompress.search.structure import Structure
 
@@ -207,7 +208,7 @@ def _make_trainer(
         model=student,
         args=own,
         teacher=teacher,
-        train_dataset=parts.train.remove_columns([n for n in ("hfcompress_unlabelled",) if n in parts.train.features]),
+        train_dataset=parts.train.remove_columns([n for n in (UNLABELLED,) if n in parts.train.features]),
         processing_class=tokenizer,
         callbacks=callbacks,
     )

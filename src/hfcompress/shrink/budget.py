@@ -30,8 +30,8 @@ from hfcompress.shrink.verified_removal import Removal, removed
 
 Measure = Literal["flops", "parameters", "latency"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
-_LOWER = 0.98  # of what a try missed, the next aims lower, as times vary
-_TRIES = 4  # to meet a latency; each aims lower by what the one before missed
+_LOWER = 0.98  # of the corrected share is what the next try aims at, as times vary
+_TRIES = 4  # to meet a latency, each with a corrected aim
 _GRID = 4  # numbers of heads, and of neurons, that are timed
 
 
@@ -87,9 +87,8 @@ class Budget:
         choose = partial(select_for_budget, groups, score(groups), costs, **options)
         if self.measure == "latency":
             most = sum(each * group.count for each, group in zip(costs, groups, strict=True))
-            return self._meet_latency(
-                model, find_blocks(model, groups), self._times(model, groups), most, choose, measure
-            )
+            blocks = find_blocks(model, groups)
+            return self._meet_latency(model, blocks, self._times(model, blocks), most, choose, measure)
         return self._meet_count(self._count(model) - self.share * self.cost, choose, measure), None
 
     def _count(self, model: PreTrainedModel) -> int:
@@ -138,9 +137,8 @@ class Budget:
             # What a unit costs is known but for what does not depend on the text (DeBERTa's positions).
             surplus, step = surplus + step * (after - self.share * before), 2 * step
 
-    def _times(self, model: PreTrainedModel, groups: Sequence[Group]) -> TimeTable:
+    def _times(self, model: PreTrainedModel, blocks: Sequence[Block]) -> TimeTable:
         """Time layers by their heads and neurons, as shares of the full model's time, which is measured beside each."""
-        blocks = find_blocks(model, groups)
         heads, neurons = (max(counts) for counts in zip(*(block.shape for block in blocks), strict=True))
 
         def time_layers(shapes: Sequence[tuple[int, int]]) -> float:

@@ -242,7 +242,7 @@ def _try_layers(
 
 
 def _logits(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
-    with evaluation_mode(model), without_padding(model), torch.no_grad():
+    with evaluation_mode(model), without_padding(model):
         found = [model(**{name: value for name, value in one.items() if name not in LABELS}) for one in batches]
     return torch.cat([get_logits(outputs).cpu().double() for outputs in found])
 

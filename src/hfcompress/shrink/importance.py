@@ -16,6 +16,7 @@ from hfcompress.models.heads_and_neurons import Group
 from hfcompress.models.inputs import LABELS, Batch, read_examples
 from hfcompress.models.padding import reading
 from hfcompress.models.surgery import masked
+from hfcompress.models.tensors import float64_device
 from hfcompress.progress import track
 from hfcompress.shrink.surgeon import obs_scores
 from hfcompress.validation import check_count
@@ -39,7 +40,7 @@ def l1_scores(model: nn.Module, group: Group) -> Tensor:
     for part in group.slices:
         module: Any = model.get_submodule(part.module)
         weight = module.weight.detach()
-        weight = weight.cpu() if weight.device.type == "mps" else weight  # which has no float64
+        weight = weight.to(float64_device(weight.device))
         # With what the heads or neurons run along first: nn.Linear stores outputs first, others inputs first.
         if part.outputs != isinstance(module, nn.Linear):
             weight = weight.T

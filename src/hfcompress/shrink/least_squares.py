@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hfcompress.models.tensors import float64_device
+
 _TOKENS = 1024  # put into float64 at a time
 
 
@@ -28,8 +30,7 @@ class Products:
     @classmethod
     def zeros(cls, inputs: int, outputs: int, device: torch.device) -> Products:
         """Return the sums over no tokens."""
-        place = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-        gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=place)
+        gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=float64_device(device))
         return cls(gram, gram.new_zeros(inputs, outputs), gram.new_zeros(()))
 
     def add(self, inputs: Tensor, missing: Tensor) -> None:

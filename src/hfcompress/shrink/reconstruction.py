@@ -35,6 +35,7 @@ from hfcompress.models.tensors import identities
 from hfcompress.progress import track
 from hfcompress.report.structure import Reconstruction, Target
 from hfcompress.shrink.least_squares import Products, best_change
+from hfcompress.shrink.surgeon import one_logit_per_text
 from hfcompress.validation import check_count
 
 TARGETS: tuple[Target, ...] = ("projection", "residual")
@@ -256,7 +257,7 @@ class _Solver:
         sums = {module: target == "residual" and has_sum for module, has_sum in self._sums.items()}
         with (
             PartialForward(self._original, batches, self._layers[0]) as full,
-            PartialForward(self._model, batches, self._layers[1], self._pauses) as small,
+            PartialForward(self._model, batches, self._layers[1]) as small,
         ):
             for layer, modules in track(list(self._steps()), "reconstructing outputs"):
                 wanted: list[dict[nn.Module, list[Tensor]]] = [{} for _ in batches]
@@ -325,10 +326,7 @@ class _Solver:
 
                 hooks.callback(self._twins[module].register_forward_hook(follow).remove)
             logits = PartialForward(self._original, [batch], []).logits(0)
-            if logits.shape[1] > 1 and get_problem_type(self._original, "model") == "single_label_classification":
-                logits = logits - logits.mean(1, keepdim=True)
-            chosen = (texts + torch.arange(len(logits), device=logits.device)) % logits.shape[1]
-            total = logits.gather(1, chosen[:, None]).sum()
+            total = one_logit_per_text(logits, get_problem_type(self._original, "model"), texts).sum()
             leaves = [leaf for found in outputs.values() for leaf in found]
             gradients = iter(torch.autograd.grad(total, leaves, materialize_grads=True))
         mask = batch.get("attention_mask")

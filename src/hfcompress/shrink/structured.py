@@ -183,7 +183,7 @@ def _warn_of_l1(share: float) -> None:
         f"Heads and neurons were ranked by their weights alone, as there is no dataset, and {share:.0%} of the FLOPs "
         f"are left. Below {L1_SHARE:.0%} expect a model that has to be trained again: in a study (docs/shrinking) 70 % "
         "of the FLOPs left an accuracy of 0.747 of 0.824 and half of them 0.585, and 0.825 and 0.770 where a few "
-        "hundred labelled texts ranked. Pass such rows as dataset= (--data of the command), or importance='l1' where "
+        "hundred labelled texts ranked. Pass such rows as dataset=, or importance='l1' where "
         "this is meant.",
         stacklevel=3,
     )

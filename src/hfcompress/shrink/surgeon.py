@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcompress.losses import Problem
 from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_logits, get_problem_type, in_float32
 from hfcompress.models.heads_and_neurons import Group, weight_axis
 from hfcompress.models.inputs import Batch
 from hfcompress.models.padding import reading, without_padding
+from hfcompress.models.tensors import float64_device
 from hfcompress.progress import track
 
 _PENALTY = 0.01  # added to the diagonal of H, as a multiple of its mean
@@ -116,6 +118,21 @@ def removal_losses(grams: Sequence[Tensor], weights: Sequence[Tensor], count: in
     return losses
 
 
+def one_logit_per_text(logits: Tensor, problem: Problem, texts: int) -> Tensor:
+    """Return of each text one logit, of each class in turn, whose gradient stands for that of all of them.
+
+    Args:
+        logits: Shape (texts, classes). What all classes of a text share has no effect, where they exclude each other,
+            and is subtracted.
+        problem: The problem type.
+        texts: How many came before.
+    """
+    if problem == "single_label_classification" and logits.shape[1] > 1:
+        logits = logits - logits.mean(1, keepdim=True)
+    chosen = (texts + torch.arange(len(logits), device=logits.device)) % logits.shape[1]
+    return logits.gather(1, chosen[:, None])
+
+
 def _damped_inverse(gram: Tensor) -> Tensor:
     """Return the inverse of a matrix whose diagonal is larger by a hundredth of its mean."""
     mean, damped = gram.diagonal().mean(), gram.clone()
@@ -138,17 +155,15 @@ def _curvatures(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]
 
             hooks.callback(model.get_submodule(name).register_forward_hook(follow).remove)
         device = next(model.parameters()).device
-        place = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        place = float64_device(device)
         for batch in track(batches, "ranking heads and neurons"):
             calls.clear()
             with reading(model, batch):
                 logits = get_logits(model(**{name: value for name, value in batch.items() if name != "labels"}))
-            if problem == "single_label_classification":  # in which what all logits share has no effect
-                logits = logits - logits.mean(1, keepdim=True)
-            one = (texts + torch.arange(len(logits), device=logits.device)) % logits.shape[1]  # of each text in turn
+            one = one_logit_per_text(logits, problem, texts)
             texts += len(logits)
             leaves = [leaf for _, _, leaf in calls]
-            made = torch.autograd.grad(logits.gather(1, one[:, None]).sum(), leaves, materialize_grads=True)
+            made = torch.autograd.grad(one.sum(), leaves, materialize_grads=True)
             for (name, states, _), gradients in zip(calls, made, strict=True):
                 parts = [part.flatten(0, -2).to(place).double() for part in (states, gradients)]
                 if name not in found:

@@ -428,7 +428,6 @@ def _renumbered(ids: Tensor, order: Sequence[int]) -> Tensor:
     return places[ids]
 
 
-@torch.no_grad()
 def _logits(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor | None]:
     """Return the logits of each batch, None of one that the model does not read."""
     found: list[Tensor | None] = []

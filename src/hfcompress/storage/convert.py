@@ -51,7 +51,7 @@ def unpack_folder(source: layout.Folder, out: layout.Folder) -> None:
         uneven = " and ".join(kind for kind in KINDS if kind in plan)
         warnings.warn(
             f"{out} still needs hfcompress to load, as no plain config states its {uneven}: import hfcompress before "
-            "from_pretrained, or shrink the original model with plain=True (--plain of the command).",
+            "from_pretrained, or shrink the original model with plain=True.",
             stacklevel=2,
         )
 

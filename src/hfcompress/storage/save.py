@@ -19,7 +19,7 @@ from hfcompress.models.new_head import update_mark
 from hfcompress.models.shape_plan import build_from_config, is_plan
 from hfcompress.models.tensors import check_has_values
 from hfcompress.models.tokenizers import check_tokenizer
-from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
+from hfcompress.models.weights import check_no_adapter, check_no_computed_weights, check_not_quantized
 from hfcompress.storage.layout import (
     INDEX,
     ONE_FILE,
@@ -136,8 +136,7 @@ def _check_savable(model: nn.Module) -> PreTrainedModel:
     inner = unwrap(model)
     if not isinstance(inner, PreTrainedModel):
         raise CompressionError(f"{type(inner).__name__} is not a Hugging Face model, so nothing could load it.")
-    if getattr(inner, "_hf_peft_config_loaded", False) or any(hasattr(m, "base_layer") for m in inner.modules()):
-        raise CompressionError("The model has a PEFT adapter; merge it first: model = model.merge_and_unload().")
+    check_no_adapter(inner)
     plan = getattr(inner.config, "quantization_config", None)
     if plan is not None and not is_plan(plan):
         raise CompressionError(f"{type(inner).__name__} is quantized; save it with its own save_pretrained.")

@@ -30,7 +30,7 @@ def add_parser(verbs: options.Verbs) -> None:
     parser = options.add_verb(verbs, "compress", run, "a ladder of models, each a number of times as fast", __doc__)
     parser.add_argument("model", **options.MODEL)
     add = parser.add_argument_group("how much").add_argument
-    help = "how many times as fast, such as 2,4,10 (the default, but with --max-drop more and more)"
+    help = "how many times as fast, such as 2,4,10 (default: these; with --max-drop faster ones until too much is lost)"
     add("--speedup", type=speedups, metavar="N,N", help=help)
     help = "accuracy that may be lost, such as 0.01; models that lose more are left out, and faster ones are not tried"
     add("--max-drop", type=options.fraction, metavar="F", help=help)
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress.search.processes import processes
     from hfcompress.search.training import default_arguments
     from hfcompress_cli.data import encode, read_rows
-    from hfcompress_cli.held_out import read_parts
+    from hfcompress_cli.held_out import read_split
     from hfcompress_cli.models import load
     from hfcompress_cli.outputs import terminal_width
 
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     reading, reads_labels = options.reading(arguments), options.labels(arguments)
     weight_column = WEIGHT_COLUMN if arguments.weight_column is None else arguments.weight_column or None
     class_weights = read_class_weights(arguments.class_weights)
-    table, rows, other_table, others = read_parts(arguments, label, weight_column, arguments.seed)
+    split = read_split(arguments, label, weight_column, arguments.seed)
     model, tokenizer = load(arguments.model, trained=True, reads_texts=True)
 
     def encoded(part: Any, whole: Any) -> Any:
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
         kept = [*more, *(columns if arguments.vocabulary else [])]  # the texts are encoded anew then
         return [own | {name: row[name] for name in kept if name in row} for own, row in zip(made, part, strict=True)]
 
-    learned = encoded(rows, table)
+    learned = encoded(split.rows, split.table)
     for source in arguments.unlabelled:
         more = read_rows(source, columns, None, seed=arguments.seed, **reading | {"rows": None})
         learned += with_columns(encode(more, columns, None, model, tokenizer, arguments.max_length), more, [])
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
             if not value > 0:
                 raise hfc.CompressionError(f"{name}={value:g} must be above 0.")
             setattr(args, name, value)
-    if weight_column in rows[0] and launch.is_main():
+    if weight_column in split.rows[0] and launch.is_main():
         print(
             f"Rows are weighed by the column {weight_column!r}; --weight-column '' weighs all the same.",
             file=sys.stderr,
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
             model,
             learned,
             processing_class=tokenizer,
-            eval_dataset=encoded(others, other_table) if others else None,
+            eval_dataset=encoded(split.held_out, split.eval_table) if split.held_out else None,
             speedup=arguments.speedup,
             max_drop=arguments.max_drop,
             runtime=arguments.runtime,
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
         if not ladder.rungs and _rungs(output / "ladder.json"):  # that of before came back
             print(f"{arguments.output} is as it was: no model of another ladder was done.", file=sys.stderr)
         else:
-            measured = [(others or rows)[position] for position in ladder.measured_on]
+            measured = [(split.held_out or split.rows)[position] for position in ladder.measured_on]
             write_rows(measured, label, model, arguments.labels_are, output / MEASURED)
             write_page(ladder, output / PAGE)
             print(f"Written to {arguments.output}.", file=sys.stderr)

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress.progress import stage
     from hfcompress_cli import training
     from hfcompress_cli.data import check_labels, encode, token_limit
-    from hfcompress_cli.held_out import describe_rows, encode_rows, read_parts
+    from hfcompress_cli.held_out import describe_rows, encode_rows, read_split
     from hfcompress_cli.models import load
     from hfcompress_cli.outputs import fit, save, seen_before, terminal_width
     from hfcompress_cli.training_arguments import make_arguments
@@ -58,9 +58,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
         columns, label = options.text_columns(arguments), None if args.alpha == 1 else arguments.label_column
         reads_labels = options.labels(arguments)
         drawn_by = arguments.label_column
-        table, rows, eval_table, held_out = read_parts(
-            arguments, label, args.weight_column, args.seed, drawn_by=drawn_by
-        )
+        split = read_split(arguments, label, args.weight_column, args.seed, drawn_by=drawn_by)
+        table, rows, eval_table, held_out = split.table, split.rows, split.eval_table, split.held_out
         with stage(f"loading {arguments.teacher}"):
             teacher, teacher_tokenizer = load(arguments.teacher, trained=True, reads_texts=True)
         if arguments.student is None:

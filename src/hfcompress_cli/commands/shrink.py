@@ -47,7 +47,7 @@ def add_parser(verbs: options.Verbs) -> None:
     add("--importance", choices=("auto", "l1", "taylor", "fisher", "obs"), default="auto", help=help)
     add("--scope", choices=("global", "layer"), default="global", help="rank over all layers (default), or in each")
     add("--round-to", type=int, default=8, metavar="N", help="neurons stay in multiples of N (default: 8)")
-    help = "remove only so that the folder loads without hfcompress: the same number in all layers, and whole layers"
+    help = "make only shapes that load without hfcompress: the same number in all layers, or fewer layers"
     add("--plain", action="store_true", help=help)
     _add_vocabulary(parser)
     help = "texts to rank by, best with labels; some are held out to measure before and after"
