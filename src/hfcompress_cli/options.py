@@ -115,7 +115,7 @@ def add_held_out(data: argparse._ArgumentGroup) -> None:
     measured.add_argument("--held-out", type=fraction, default=_HELD_OUT, metavar="F", help=help)
 
 
-def words_of_data(arguments: argparse.Namespace) -> list[list[str]]:
+def data_options(arguments: argparse.Namespace) -> list[list[str]]:
     """Return the options by which another verb reads the same data, for the next command to type."""
     words = [["--data", arguments.data or "FILE.csv"]]
     for name, default in _READING.items():
@@ -165,11 +165,11 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     """Add the folder that is written."""
     group = parser.add_argument_group("output")
     help = "folder to write, tokenizer included"
-    group.add_argument("-o", "--output", metavar="OUT", required=True, type=name_of_output, help=help)
+    group.add_argument("-o", "--output", metavar="OUT", required=True, type=output_name, help=help)
     group.add_argument("--overwrite", **OVERWRITE)
 
 
-def name_of_output(text: str) -> str:
+def output_name(text: str) -> str:
     """Return the name of what is written; refuse an empty one, such as of a variable that the shell does not know."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; name what is to be written, '.' for the working directory")

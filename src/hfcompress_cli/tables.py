@@ -47,19 +47,19 @@ class Row(dict[str, Any]):
         return row
 
 
-def kind_of(path: Path | str) -> str:
+def table_suffix(path: Path | str) -> str:
     """Return the suffix that says how a file is read, without ``.gz``."""
     return Path(Path(path).name.lower().removesuffix(".gz")).suffix
 
 
 def is_table(path: Path | str) -> bool:
     """Whether a file of this name is read here."""
-    return has_cells(path) or kind_of(path) in (".jsonl", ".json")
+    return has_cells(path) or table_suffix(path) in (".jsonl", ".json")
 
 
 def has_cells(path: Path | str) -> bool:
     """Whether a file of this name has cells between delimiters."""
-    return kind_of(path) in _DELIMITERS
+    return table_suffix(path) in _DELIMITERS
 
 
 def read_table(
@@ -84,7 +84,7 @@ def read_table(
     Raises:
         CompressionError: Something cannot be read for certain; the message names its line.
     """
-    kind = kind_of(path)
+    kind = table_suffix(path)
     with _open(path, encoding) as lines:
         if kind in _DELIMITERS:
             delimiter = _read_delimiter(delimiter, _DELIMITERS[kind])

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from hfcompress.models.classifier import evaluation_mode
 from hfcompress.models.heads_and_neurons import KINDS, find_groups
 from hfcompress.models.inputs import dummy_inputs
-from hfcompress.models.partial_forward import PartialForward, Watch
+from hfcompress.models.partial_forward import OutputRecorder, PartialForward
 from hfcompress.models.pauses import call_order, find_pauses, skippable_layers
 
 REPLAYED = ("albert", "funnel")  # whose layers run more than once, or are in no stack that the config counts
@@ -81,20 +81,20 @@ def test_a_watch_records_outputs_or_sums_and_ends_the_pass():
         states = model.embed(batch["input_ids"])
         runs = PartialForward(model, [batch], [])
         for sums in (False, True):
-            watch = Watch({first: sums}, 1)
-            runs.run(0, watch)
+            recorder = OutputRecorder({first: sums}, 1)
+            runs.run(0, recorder)
             output = first(states)
-            assert torch.equal(watch.inputs[first][0], states)
-            assert torch.equal(watch.outputs[first][0], states + output if sums else output)
-        assert last not in call_after(model, last, runs, Watch({first: True}, 1))
-        assert last in call_after(model, last, runs, Watch({first: True}))
+            assert torch.equal(recorder.inputs[first][0], states)
+            assert torch.equal(recorder.outputs[first][0], states + output if sums else output)
+        assert last not in call_after(model, last, runs, OutputRecorder({first: True}, 1))
+        assert last in call_after(model, last, runs, OutputRecorder({first: True}))
 
 
-def call_after(model, module, runs, watch):
+def call_after(model, module, runs, recorder):
     """The modules among these that a watched pass reaches."""
     reached = []
     handle = module.register_forward_hook(lambda *arguments: reached.append(module))
-    runs.run(0, watch)
+    runs.run(0, recorder)
     handle.remove()
     return reached
 
@@ -106,10 +106,10 @@ def test_what_is_added_after_another_operation_is_no_residual_stream():
             return (states + 2 * self.layers[0](states)).mean(1)
 
     model = Scaled(residual=True)
-    watch = Watch({model.layers[0]: True})
+    recorder = OutputRecorder({model.layers[0]: True})
     with torch.no_grad():
-        PartialForward(model, [{"input_ids": torch.arange(5)[None]}], []).run(0, watch)
-    assert watch.outputs[model.layers[0]] == []
+        PartialForward(model, [{"input_ids": torch.arange(5)[None]}], []).run(0, recorder)
+    assert recorder.outputs[model.layers[0]] == []
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hfcompress.deploy.folder import Folder, check_files, read_model_config, read_record
-from hfcompress.deploy.formats import FORMATS, count_bytes, describe_failure, files_of, open_model
+from hfcompress.deploy.formats import FORMATS, count_bytes, describe_failure, model_files, open_model
 from hfcompress.errors import CompressionError
 
 
@@ -32,7 +32,7 @@ class ExportedModel:
         self.config = config
         self.dtype: str = record["dtype"]
         self.max_tokens: int | None = record["max_tokens"]
-        self.files = files_of(Path(file))
+        self.files = model_files(Path(file))
         self.stored_bytes = count_bytes(Path(file))
         self._defaults: dict[str, int | None] = record["inputs"]
         self._limits: dict[str, int] = record.get("limits", {})

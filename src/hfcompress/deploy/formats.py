@@ -74,7 +74,7 @@ def describe_failure(file: Path, error: BaseException) -> str:
     return f"{FORMATS[name].runtime} does not run the exported model: {cause}"
 
 
-def files_of(file: Path) -> list[Path]:
+def model_files(file: Path) -> list[Path]:
     """Return a model file and what belongs to it."""
     if is_openvino(file):
         return [file, file.with_suffix(_WEIGHTS)]
@@ -83,4 +83,4 @@ def files_of(file: Path) -> list[Path]:
 
 def count_bytes(file: Path) -> int:
     """Return the bytes of a model file and of what belongs to it."""
-    return sum(one.stat().st_size for one in files_of(file))
+    return sum(one.stat().st_size for one in model_files(file))

@@ -18,13 +18,13 @@ from typing_extensions import Unpack, override
 
 from hfcompress.distill.arguments import DistillationArguments, TrainerOptions, read_settings
 from hfcompress.distill.exact_mean import EXAMPLE_WEIGHTS, ExactMeanTrainer, Terms, weighted_sum
-from hfcompress.distill.given import TRAINER_ORDER, check_trainer_inputs
 from hfcompress.distill.label_check import LABEL_COLUMNS, LabelCheckingCollator
 from hfcompress.distill.label_weights import LabelWeights, WeightCollator, make_label_weights
 from hfcompress.distill.layer_losses import ForwardRecorder, LayerLosses, ModelOutputs
 from hfcompress.distill.projection import ProjectionTrainer
 from hfcompress.distill.teacher_inputs import TEACHER_LOGITS, TeacherCollator, choose_teacher_input, longest_text
 from hfcompress.distill.teachers import Teachers
+from hfcompress.distill.trainer_inputs import TRAINER_ORDER, check_trainer_inputs
 from hfcompress.errors import CompressionError
 from hfcompress.losses import check_label_loss, check_teacher_loss, label_loss, teacher_loss
 from hfcompress.metrics import mean_metrics, per_example_metrics

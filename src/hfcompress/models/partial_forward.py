@@ -25,7 +25,7 @@ class _ReachedError(Exception):
     """Ends a forward pass that has gone far enough."""
 
 
-class Watch(TorchFunctionMode):
+class OutputRecorder(TorchFunctionMode):
     """Records what modules read, and what they return or what that is added to.
 
     Args:
@@ -48,7 +48,7 @@ class Watch(TorchFunctionMode):
         self._last: tuple[nn.Module, Tensor] | None = None  # until its output is in a sum
         self._undo = ExitStack()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> OutputRecorder:
         for module in self.outputs:
             self._undo.callback(module.register_forward_hook(self._record).remove)
         super().__enter__()  # type: ignore[no-untyped-call] # torch does not type it
@@ -163,11 +163,11 @@ class PartialForward:
         self._undo_inside.close()
         self._undo.close()
 
-    def run(self, index: int, watch: Watch | None = None, through: nn.Module | None = None) -> None:
-        """Run a batch until the watch has all, and through a layer, whose output is kept for `skip`."""
+    def run(self, index: int, recorder: OutputRecorder | None = None, through: nn.Module | None = None) -> None:
+        """Run a batch until the recorder has all, and through a layer, whose output is kept for `skip`."""
         outputs: dict[nn.Module, Any] = {}
         layers = self._layers[self._done : self._end(through)]
-        self._run(index, watch, through, [layer for _, layer in layers], outputs)
+        self._run(index, recorder, through, [layer for _, layer in layers], outputs)
         self._kept[index] |= {stack: outputs[layer] for stack, layer in layers if layer in outputs}
 
     def run_to(self, index: int, pause: Pause, *, to_sum: bool) -> tuple[list[Tensor], list[Tensor]]:
@@ -190,16 +190,16 @@ class PartialForward:
         with ExitStack() as undo:
             self._replace(pause.module, nothing, undo)
             stand_in = self._stand_ins[pause.module]
-            watch = Watch({stand_in: to_sum}, 1)
-            self._run(index, watch, pause.around, pause.done, outputs)
+            recorder = OutputRecorder({stand_in: to_sum}, 1)
+            self._run(index, recorder, pause.around, pause.done, outputs)
         if pause.read is not None:
             outputs = {module: _keep_places(output, pause.read[module]) for module, output in outputs.items()}
         if pause.around is pause.module:  # which will run on what the others returned
             del outputs[pause.around]
         else:
-            outputs[pause.around] = watch.inputs[stand_in][0], outputs[pause.around]
+            outputs[pause.around] = recorder.inputs[stand_in][0], outputs[pause.around]
         self._inside[index] = outputs
-        return watch.inputs[stand_in], watch.outputs[stand_in]
+        return recorder.inputs[stand_in], recorder.outputs[stand_in]
 
     def resume(self, pause: Pause) -> None:
         """Let the next runs go on from a module to which all batches have been run."""
@@ -234,19 +234,19 @@ class PartialForward:
     def _run(
         self,
         index: int,
-        watch: Watch | None,
+        recorder: OutputRecorder | None,
         through: nn.Module | None,
         kept: Sequence[nn.Module],
         outputs: dict[nn.Module, Any],
     ) -> None:
-        """Run a batch until the watch has all, and through a module; keep its output and those of others."""
+        """Run a batch until the recorder has all, and through a module; keep its output and those of others."""
 
         def keep(module: nn.Module, output: Any) -> None:
             outputs[module] = output if module is through else _clone(output)  # which the model may change in place
             if module is through:
-                if watch is None or watch.full:
+                if recorder is None or recorder.full:
                     raise _ReachedError
-                watch.ends = True
+                recorder.ends = True
 
         with ExitStack() as context:
             for module in dict.fromkeys([*kept, *([] if through is None else [through])]):
@@ -254,9 +254,9 @@ class PartialForward:
                 hook = partial(lambda module, _, inputs, output: keep(module, output), module)
                 context.callback(occupant.register_forward_hook(hook).remove)
             context.enter_context(suppress(_ReachedError))
-            if watch is not None:
-                watch.ends = through is None
-                context.enter_context(watch)
+            if recorder is not None:
+                recorder.ends = through is None
+                context.enter_context(recorder)
             self.logits(index)
 
     def _replace(self, module: nn.Module, function: Callable[..., Any], undo: ExitStack) -> None:

@@ -107,7 +107,7 @@ class Shards:
         return largest.cpu().numpy()
 
 
-def shards_of(tensors: Iterable[Tensor]) -> Shards:
+def find_shards(tensors: Iterable[Tensor]) -> Shards:
     """Return the processes over which the first sharded one of some tensors is sharded."""
     for tensor in tensors:
         if is_sharded_by_rows(tensor):
@@ -119,12 +119,12 @@ def shards_of(tensors: Iterable[Tensor]) -> Shards:
 def shards_of_model(model: nn.Module) -> Shards:
     """Return the processes over which a model is sharded, if it is."""
     reshard(model)
-    return shards_of(model.parameters())
+    return find_shards(model.parameters())
 
 
 def shard_ranks(tensor: Tensor) -> tuple[int, ...]:
     """Return the ranks of the processes over which a tensor is sharded by rows; none if it is not sharded."""
-    shards = shards_of([tensor])
+    shards = find_shards([tensor])
     if shards.mesh is None:
         return ()
     return tuple(distributed.get_process_group_ranks(shards.mesh.get_group(shards.axis)))
@@ -156,7 +156,7 @@ def sum_local_counts(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[i
         if is_sharded_by_rows(tensor):
             positions.setdefault(shard_ranks(tensor), []).append(position)
     for here in positions.values():
-        totals[here] = shards_of([tensors[here[0]]]).sum(totals[here])
+        totals[here] = find_shards([tensors[here[0]]]).sum(totals[here])
     return [int(total) for total in totals]
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from hfcompress.errors import CompressionError
-from hfcompress.models.sharded import Shards, shards_of, sum_local_counts
+from hfcompress.models.sharded import Shards, find_shards, sum_local_counts
 from hfcompress.prune.scan import (
     Array,
     Piece,
@@ -61,7 +61,7 @@ def compute_masks(pieces: Sequence[Piece], count: int) -> list[ThresholdMask]:
     total = sum(weight.numel() for weight in weights.values())
     if not total:
         return []
-    dtype, shards = common_dtype(pieces), shards_of(weights.values())
+    dtype, shards = common_dtype(pieces), find_shards(weights.values())
     threshold, counts = _find_threshold(pieces, dtype, total, max(count, 1), shards)
     below_in, equal_in = Counter(dict.fromkeys(weights, 0)), Counter(dict.fromkeys(weights, 0))
     for piece, (below, equal) in zip(pieces, counts, strict=True):

@@ -156,8 +156,8 @@ def train_rung(
         deadline: By `time.monotonic`, when to stop; None for no such time.
         tick: Called with what share of the training is done.
     """
-    watch = _Watch(deadline, tick)
-    trainer = _make_trainer(student, teacher, parts, args, tokenizer, [watch])
+    stopper = _Deadline(deadline, tick)
+    trainer = _make_trainer(student, teacher, parts, args, tokenizer, [stopper])
     state = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
     with _unchanged_forward(student):
         before = _scores(trainer, parts)
@@ -169,7 +169,7 @@ def train_rung(
         student.load_state_dict(state)
     student.eval()
     scores = (float(before.mean()), float(after.mean())) if len(before) else None
-    return Trained(float(trainer.state.epoch or 0), is_kept, scores, watch.is_late)
+    return Trained(float(trainer.state.epoch or 0), is_kept, scores, stopper.is_late)
 
 
 @contextmanager
@@ -250,7 +250,7 @@ def _scores(trainer: DistillationTrainer, parts: Parts) -> Tensor:
     return scores.masked_fill(~logits.isfinite().all(-1), math.nan)
 
 
-class _Watch(TrainerCallback):
+class _Deadline(TrainerCallback):
     """Says how far the training is, and stops it where there is no time left."""
 
     def __init__(self, deadline: float | None, tick: Callable[[float], None]) -> None:

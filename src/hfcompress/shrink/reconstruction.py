@@ -29,7 +29,7 @@ from hfcompress.models.classifier import evaluation_mode, get_problem_type, in_f
 from hfcompress.models.heads_and_neurons import KINDS, Group, find_groups, weight_axis
 from hfcompress.models.inputs import Batch, dummy_inputs, read_examples
 from hfcompress.models.padding import without_padding
-from hfcompress.models.partial_forward import PartialForward, Watch
+from hfcompress.models.partial_forward import OutputRecorder, PartialForward
 from hfcompress.models.pauses import call_order, find_pauses, skippable_layers
 from hfcompress.models.tensors import identities
 from hfcompress.progress import track
@@ -200,9 +200,9 @@ class _Solver:
         self._layers = layers if all(layers) else [[], []]
         text = dummy_inputs(model, 12)
         self._calls, _ = call_order(model, names, text)
-        watch = Watch(dict.fromkeys(names, True))
-        PartialForward(model, [text], []).run(0, watch)
-        self._sums = {module: len(watch.outputs[module]) == calls for module, calls in self._calls.items()}
+        recorder = OutputRecorder(dict.fromkeys(names, True))
+        PartialForward(model, [text], []).run(0, recorder)
+        self._sums = {module: len(recorder.outputs[module]) == calls for module, calls in self._calls.items()}
         self._tried = calibration.tried
         self._pauses = find_pauses(model, self._layers[1], names)
         self._parts = self._read(calibration)
@@ -268,9 +268,9 @@ class _Solver:
                         if module is modules[0]:
                             wanted[index] = self._run_original(full, index, modules, sums, layer)
                         if pause is None:
-                            watch = Watch({module: sums[module]}, self._calls[module])
-                            small.run(index, watch)
-                            read, reached = watch.inputs[module], watch.outputs[module]
+                            recorder = OutputRecorder({module: sums[module]}, self._calls[module])
+                            small.run(index, recorder)
+                            read, reached = recorder.inputs[module], recorder.outputs[module]
                         else:
                             read, reached = small.run_to(index, pause, to_sum=sums[module])
                         mask = part.batch.get("attention_mask")
@@ -360,9 +360,9 @@ class _Solver:
     ) -> dict[nn.Module, list[Tensor]]:
         """Run the original until there are the targets of these projections, and through their layer."""
         calls = sum(self._calls[module] for module in modules)
-        watch = Watch({self._twins[module]: sums[module] for module in modules}, calls)
-        full.run(index, watch, through=None if layer is None else self._twins[layer])
-        return {module: watch.outputs[self._twins[module]] for module in modules}
+        recorder = OutputRecorder({self._twins[module]: sums[module] for module in modules}, calls)
+        full.run(index, recorder, through=None if layer is None else self._twins[layer])
+        return {module: recorder.outputs[self._twins[module]] for module in modules}
 
     def _no_products(self, module: Any) -> Products:
         inputs, outputs = (module.weight.shape[weight_axis(module, outputs=part)] for part in (False, True))

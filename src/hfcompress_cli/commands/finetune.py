@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     text, values = tuning.summary(trainer, was_trained=not is_new)
     text = f"{fit(comparison.rows)}\n{text}{tuning.largest_class(model)}"
     values |= {"model": comparison.to_dict()[name], "evaluation": metrics, "output": arguments.output}
-    data, drawn = options.words_of_data(arguments), _words_of_training(arguments, tuning.args)
+    data, drawn = options.data_options(arguments), _words_of_training(arguments, tuning.args)
     ladder, half = (["-o", free_name(arguments.output, suffix)] for suffix in ("ladder", "half"))
     compress = next_command("compress", [arguments.output], *data, *drawn, ladder)
     following = f"next, let faster models learn from it:\n{compress}"

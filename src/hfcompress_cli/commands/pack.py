@@ -21,7 +21,7 @@ def add_parser(verbs: options.Verbs) -> None:
     unpack = options.add_verb(verbs, "unpack", run, "write a packed folder as a plain one", _UNPACK)
     for parser in (pack, unpack):
         parser.add_argument("model", **options.MODEL)
-        parser.add_argument("output", metavar="OUT", type=options.name_of_output, help="folder to write")
+        parser.add_argument("output", metavar="OUT", type=options.output_name, help="folder to write")
         parser.add_argument("--overwrite", **options.OVERWRITE)
 
 

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     text = str(report) if arguments.verbose else to_lines(report)
     patterns = [[f"--{name}", one] for name in ("include", "exclude") for one in getattr(arguments, name) or ()]
     amount, trained = ["--amount", str(arguments.amount)], ["-o", free_name(arguments.output, "trained")]
-    data = [*options.words_of_data(arguments), ["--epochs", "2"]]
+    data = [*options.data_options(arguments), ["--epochs", "2"]]
     if new_head(model):
         following = next_command("finetune", [arguments.output], *data, trained)
     else:

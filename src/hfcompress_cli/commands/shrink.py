@@ -161,9 +161,9 @@ def _following(arguments: argparse.Namespace, is_new: bool, has_labels: bool) ->
     from hfcompress_cli.outputs import free_name, next_command
 
     if is_new:  # no teacher yet
-        data, trained = options.words_of_data(arguments), ["-o", free_name(arguments.output, "trained")]
+        data, trained = options.data_options(arguments), ["-o", free_name(arguments.output, "trained")]
         return f"next, train it:\n{next_command('finetune', [arguments.output], *data, trained)}"
-    data = options.words_of_data(arguments) + ([] if has_labels else [["--alpha", "1"]])
+    data = options.data_options(arguments) + ([] if has_labels else [["--alpha", "1"]])
     output = ["-o", free_name(arguments.output, "distilled")]
     command = next_command("distill", [arguments.model], ["--student", arguments.output], *data, output)
     return f"next, let it learn from the original:\n{command}"
