@@ -220,6 +220,25 @@ def test_rows_and_classes_are_weighed_as_a_training_weighs_them(run, models, dat
     assert ({*no_weights}, second) == ({None}, [None, [1.0, 2.0]])
 
 
+def test_what_is_asked_of_the_models_reaches_compress(run, models, data, tmp_path, monkeypatch):
+    seen = []
+
+    def watch(model, rows, **settings):
+        seen.append(settings)
+        raise CompressionError("is not run here.")
+
+    monkeypatch.setattr(hfc, "compress", watch)
+    command = ["compress", models / "bert", "--data", data / "train.csv", *COLUMNS, "-o", tmp_path / "ladder"]
+    options = ["--speedup", "2,3", "--max-drop", "2%", "--runtime", "onnx-int8", "--device", "cpu", "--time-limit", 1.5]
+    options += ["--batch-size", 3, "--length", 7, "--max-length", 9, "--vocabulary", "--seed", 5]
+    asked = {"speedup": [2, 3], "max_drop": 0.02, "runtime": "onnx-int8", "device": "cpu", "time_limit": 1.5}
+    asked |= {"batch_size": 3, "length": 7, "max_length": 9, "vocabulary": True, "seed": 5}
+    usual = dict.fromkeys(asked) | {"runtime": "torch", "batch_size": 16, "vocabulary": False, "seed": 42}
+    run(*command, *options, status=2)
+    run(*command, status=2)
+    assert [{name: one[name] for name in asked} for one in seen] == [asked, usual]
+
+
 def test_rows_are_written_as_another_verb_reads_them(models, tmp_path):
     """Whatever a column is called, and though the data have their classes in another order."""
     model, file = load(models / "bert"), tmp_path / "measured.jsonl"

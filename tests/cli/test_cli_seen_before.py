@@ -15,12 +15,15 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("verb", OPTIONS)
-def test_held_out_rows_may_have_been_seen_before(verb, models, data, tmp_path, run):
-    command = [verb, models / "bert", "--data", data / "train.csv", *COLUMNS, *OPTIONS[verb]]
-    printed = run(*command, "-o", tmp_path / "one")
+def test_held_out_rows_may_have_been_seen_before(verb, models, data, tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, target in (("bert", models / "bert"), ("train.csv", data / "train.csv")):
+        (tmp_path / name).symlink_to(target)
+    command = [verb, "bert", "--data", "train.csv", *COLUMNS, *OPTIONS[verb]]
+    printed = run(*command, "-o", "one")
     assert " ".join(printed.split()).count(f"(if the {'teacher' if verb == 'distill' else 'model'} {CLAUSE}") == 1
-    assert max(map(len, printed.splitlines())) <= 80 or str(tmp_path) in printed
-    assert CLAUSE not in run(*command, "--eval-data", data / "test.jsonl", "-o", tmp_path / "two")
+    assert max(map(len, printed.splitlines())) <= 80
+    assert CLAUSE not in run(*command, "--eval-data", data / "test.jsonl", "-o", "two")
 
 
 def test_a_base_model_has_seen_no_labels(models, data, tmp_path, run):

@@ -15,16 +15,18 @@ import torch
 from architectures import WORDS, arguments, build, same_bits, state_of, texts, word_tokenizer
 from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import load_file
-from stopwatch import time_by_flops
+from stopwatch import REST, time_by_flops, time_exports_by_flops
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hfcompress import CompressionError, DistillationArguments, DistillationTrainer
+from hfcompress.deploy import exporting
+from hfcompress.deploy.exported_model import load_exported
 from hfcompress.distill import logits_cache
 from hfcompress.distill.layer_losses import LayerLosses
 from hfcompress.metrics import predict
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.profiling import count_flops
-from hfcompress.search import candidates, compressing, rungs, training
+from hfcompress.search import candidates, compressing, rungs, structure, training
 from hfcompress.search import clock as clocks
 from hfcompress.search.clock import describe_machine
 from hfcompress.search.compressing import compress
@@ -569,35 +571,70 @@ def test_other_problems(problem, tmp_path):
         assert rung.drop * variance == pytest.approx(rung.measured.mse - rung.original.mse, rel=0.5)
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "onnx-int8"])
-def test_another_runtime_serves_the_rungs(runtime, tmp_path, monkeypatch):
+@pytest.mark.parametrize("asked", [{"importance": "fisher"}, {"importance": "taylor"}, {"reconstruct": False}], ids=str)
+def test_rankings_sizes_and_lengths_are_those_asked_for(asked, tmp_path, monkeypatch):
+    scores, reconstruct, ranked, solved = candidates.importance_scores, structure.reconstruct_outputs, [], []
+
+    def watch(model, groups, kind, batches):
+        ranked.append((kind, {"labels" in batch for batch in batches}))
+        return scores(model, groups, kind, batches)
+
+    monkeypatch.setattr(candidates, "importance_scores", watch)
+    monkeypatch.setattr(structure, "reconstruct_outputs", lambda *args: solved.append(1) or reconstruct(*args))
+    asked = {"round_to": 32, "length": 7} | asked
+    ladder = compress(small(), ROWS, **settings(tmp_path, speedup=1.5, evaluations=1, **asked))
+    assert ranked == [(asked.get("importance", "fisher"), {True})]
+    assert len(solved) == asked.get("reconstruct", True)
+    rung = ladder["1.5x"]
+    assert {neurons % 32 for _, neurons in rung.shapes} == {0}
+    assert {one.passes[0].tokens for one in (rung.original, rung.measured)} == {7}
+
+
+@pytest.mark.parametrize("case", ["onnx", "onnx-int8", "int8 is refused"])
+def test_another_runtime_serves_the_rungs(case, tmp_path, monkeypatch):
+    """The fallback to float32 is forced, and not left to what int8 loses on this processor."""
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     if not hasattr(torch.export, "AdditionalInputs"):
         pytest.skip("torch.export of 2.6 fails on transformers 5")
-    monkeypatch.undo()  # the stand-in for the clock knows torch alone
-    monkeypatch.setattr(rungs, "_REPEATS", 2)
+    runtime, export = "onnx" if case == "onnx" else "onnx-int8", exporting.export
+
+    def judged(model, directory, **given):
+        if given.get("dtype") == "int8":
+            if case == "int8 is refused":
+                raise CompressionError("too much is lost.")
+            given["max_drop"] = 0.99
+        return export(model, directory, **given)
+
+    monkeypatch.setattr(exporting, "export", judged)
+    time_exports_by_flops(monkeypatch)
     monkeypatch.setattr(candidates, "_TRIES", 1)
-    monkeypatch.setattr(clocks, "_MOST", 5)
-    monkeypatch.setattr(clocks, "_MORE", 1)
     monkeypatch.setitem(clocks._POINTS, runtime, (1, 2))
     monkeypatch.setattr(clocks, "grid", lambda most, least, points, step=1: [most] if points == 1 else [least, most])
     model = build("bert", layers=1, vocab_size=3 + len(WORDS))
-    ladder = compress(model, ROWS, **settings(tmp_path, speedup=1.05, runtime=runtime, max_length=8))
-    if not ladder.rungs:  # on a machine on which torch is as fast
-        assert "1.05x" in ladder.notes[0]
-        return
-    rung, folder = ladder["1.05x"], tmp_path / "ladder" / "1.05x"
-    assert (folder / "onnx" / "model.onnx").exists()
-    served = AutoModelForSequenceClassification.from_pretrained(folder)
-    text = dummy_inputs(served, 6, 1)
+    ladder = compress(model, ROWS, **settings(tmp_path, speedup=1.3, runtime=runtime, max_length=8))
+    rung, folder = ladder["1.3x"], tmp_path / "ladder" / "1.3x"
+    exported, precision = load_exported(folder / "onnx"), "int8" if case == "onnx-int8" else "float32"
+    notes = ("float32, because int8 was refused: too much is lost.",) if case == "int8 is refused" else ()
+    served_by = "onnx-int8" if precision == "int8" else "onnx"
+    assert (exported.dtype, rung.runtime, rung.notes) == (precision, served_by, notes)
+    in_torch = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    batch = dummy_inputs(model, rung.measured.passes[0].tokens, 4)
+    flops = [count_flops(one, batch) + REST for one in (model, in_torch)]
+    assert rung.speedup.ratio == pytest.approx(flops[0] / flops[1])
+    rows = [word_tokenizer()(ROWS[n]["text"], return_tensors="pt") for n in ladder.measured_on]
+    labels = torch.tensor([ROWS[n]["labels"] for n in ladder.measured_on])
     with torch.no_grad():
-        difference = (rung.model(**text).logits - served(**text).logits).abs().max()
-    exact = runtime == "onnx" or any("float32, because int8" in note for note in rung.notes)
-    assert rung.runtime == ("onnx" if exact else "onnx-int8")
-    precision = "float32" if exact else "int8"
+        found, again, exact = (
+            torch.cat([one(**{name: row[name] for name in exported.input_names & {*row}}).logits for row in rows])
+            for one in (exported, rung.model, in_torch)
+        )
+    assert torch.equal(found, again)
+    difference = (found - exact).abs().max()
+    assert difference < 1e-4 if precision == "float32" else 1e-4 < difference < 0.1
+    right = (found.argmax(-1) == labels).double().mean().item()
+    assert rung.measured.accuracy == pytest.approx(right, abs=1e-9 if precision == "float32" else 0.1)  # in batches
     for shown in (str(ladder), (folder / "README.md").read_text()):
         assert f"Run by ONNX Runtime in {precision}, and the original by torch" in " ".join(shown.split())
-    assert difference < (1e-4 if exact else 0.5)
     assert rung.measured.parameters is None
     assert rung.measured.bytes == (folder / "onnx" / "model.onnx").stat().st_size
 

@@ -1,5 +1,7 @@
 """Plans applied to models, over the architectures; the loss of a plan against a solution by NumPy; the clock."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -155,9 +157,20 @@ def test_times_that_follow_the_flops_are_predicted(architecture, monkeypatch):
     assert predicted == pytest.approx(Clock(original, None, "torch", 4, 16).share(model), rel=0.02)
 
 
-def test_a_model_takes_its_own_time():
-    model = build("bert")
-    assert 0.4 < Clock(model, None, "torch", 2, 8).share(model) < 2.5
+def test_a_model_runs_in_turns_with_the_original(monkeypatch):
+    """The time that passes is that of what runs, two seconds and one."""
+    model, own, ran, now = build("bert"), build("bert", seed=1), [], [0.0]
+    for one, name, seconds in ((model, "original", 2.0), (own, "other", 1.0)):
+
+        def run(*_, name=name, seconds=seconds):
+            ran.append(name)
+            now[0] += seconds
+
+        one.register_forward_hook(run)
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert Clock(model, None, "torch", 2, 8).share(own) == 0.5
+    turns = ["original", "other"]
+    assert ran == turns * clocks._WARM_UP + [*turns[::-1], *turns] * 2 + turns[::-1]
 
 
 @pytest.mark.parametrize(("spread", "least", "most"), [(0.0, 7, 7), (0.05, 7, 12), (0.5, 35, 35)])
