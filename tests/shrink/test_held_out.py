@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import batch, build, rows, same_bits, state_of
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from shrinking import refused
 
 from hfcompress import prune_structured
@@ -91,6 +91,16 @@ def test_rows_measure_also_where_none_rank():
 @pytest.mark.parametrize("wrong", [[], "imdb", [{"labels": 1}], [{"input_ids": [10_000], "labels": 1}]])
 def test_rows_to_measure_with_are_refused_by_name(wrong):
     refused(build("bert"), "eval_dataset", heads=0.5, dataset=ROWS, eval_dataset=wrong)
+
+
+@pytest.mark.parametrize("which", ["dataset", "eval_dataset"])
+def test_classes_in_another_order_are_refused(which):
+    model = build("bert")
+    model.config.id2label, model.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    data = Dataset.from_list([row | {"labels": n % 2} for n, row in enumerate(ROWS)])
+    turned = data.cast_column("labels", ClassLabel(names=["good", "bad"]))
+    settings = {"dataset": data, "eval_dataset": data, which: turned}
+    refused(model, f"of {which} calls its classes good, bad", neurons=0.5, importance="fisher", **settings)
 
 
 def test_of_several_labels_the_labels_are_counted():

@@ -16,6 +16,7 @@ from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
 from hfcompress.models.classifier import evaluation_mode, get_logits, get_problem_type, input_names
 from hfcompress.models.inputs import LABELS, Batch, check_dataset, check_mask
+from hfcompress.models.labels import check_class_names
 from hfcompress.models.padding import split_rows
 from hfcompress.progress import track
 from hfcompress.report.quality import as_columns, check_labels, compare_outputs, score
@@ -58,10 +59,12 @@ def read_rows(
 
     Raises:
         CompressionError: There are no rows, or none with labels where they are needed, or some have a label and others
-            have none; or what the model reads is no tensor in batches of tensors, or padded without an attention mask.
+            have none; its classes are named in another order than the model's; or what the model reads is no tensor in
+            batches of tensors, or padded without an attention mask.
     """
     if not isinstance(dataset, Mapping) or "input_ids" not in dataset:
         check_dataset(dataset, name)
+    check_class_names(name, model, dataset)
     rows: list[Any] = [dataset] if isinstance(dataset, Mapping) else list(dataset)
     check_columns(rows, name, needs_labels=needs_labels)
     batches = are_batches(rows)
