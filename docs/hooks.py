@@ -76,6 +76,11 @@ def on_page_content(html: str, page: Page, **_: object) -> str:
         html = re.sub(
             r'href="([^":#]+)\.(?:ipynb|md)([#"])', r'href="../\1/\2', html
         )
+    return mark_wide_tables(html)
+
+
+def mark_wide_tables(html: str) -> str:
+    """Give the cells of wide tables the heads of their columns."""
     return re.sub("<table>.*?</table>", _mark_wide, html, flags=re.DOTALL)
 
 

@@ -293,7 +293,36 @@ def points_lost(kind):
     return mean(100 * (one["original"] - one["accuracy"]) for one in on_sentences(kind))
 
 
+QUANTIZED, FLOAT = ("torch int8", "ONNX Runtime int8"), ("ONNX Runtime float32", "torch float32")
+EXPORTED = {
+    (row["model"], row["share"], row["system"]): row["ms"]
+    for row in json.loads((ROOT / "benchmarks" / "results" / "export.json").read_text())["rows"]
+}
+
+
+def export_ratios(system, other, texts):
+    """The least and the largest quotient of both times, over models and lengths, for so many texts at once."""
+    found = [
+        times[batch] / EXPORTED[model, share, other][batch]
+        for (model, share, run_by), times in EXPORTED.items()
+        for batch in times
+        if run_by == system and batch.startswith(f"{texts}x")
+    ]
+    return f"{min(found):.2f}", f"{max(found):.2f}"
+
+
 CITED = {
+    "docs/serve.md": [
+        (
+            r"took ([\d.]+) to ([\d.]+) times as long as ONNX Runtime's int8 for one text, and ([\d.]+) to "
+            r"([\d.]+) times for 16\.",
+            (*export_ratios(*QUANTIZED, 1), *export_ratios(*QUANTIZED, 16)),
+        ),
+        (
+            r"takes ([\d.]+) to ([\d.]+) of torch's time for one text, and ([\d.]+) to ([\d.]+) of it for 16",
+            (*export_ratios(*FLOAT, 1), *export_ratios(*FLOAT, 16)),
+        ),
+    ],
     "README.md": [
         (r"on BERT-base (\d+) to (\d+) times faster than", (f"{min(FASTER):.0f}", f"{max(FASTER):.0f}")),
         (r"in (\d+) MB beside the model", (f"{max(OURS):.0f}",)),

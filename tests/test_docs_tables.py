@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("mkdocs", reason="the site is built with mkdocs")
 
-from docs.hooks import WIDE, on_page_content
+from docs.hooks import WIDE, mark_wide_tables
 
 
 def table(columns, attribute=""):
@@ -15,7 +15,7 @@ def table(columns, attribute=""):
 
 
 def test_each_cell_of_a_wide_table_names_its_column():
-    made = on_page_content(f"<p>before</p>{table(WIDE)}<p>after</p>")
+    made = mark_wide_tables(f"<p>before</p>{table(WIDE)}<p>after</p>")
     assert made.startswith("<p>before</p><table data-wide>")
     assert made.endswith("<p>after</p>")
     for n in range(WIDE):
@@ -25,4 +25,4 @@ def test_each_cell_of_a_wide_table_names_its_column():
 
 def test_other_tables_stay_as_they_are():
     html = table(WIDE - 1) + table(WIDE, ' class="highlighttable"')
-    assert on_page_content(html) == html
+    assert mark_wide_tables(html) == html
