@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 import tempfile
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from hfcompress_cli import launch, options
 from hfcompress_cli.data import encode, token_limit
 from hfcompress_cli.held_out import describe_rows, encode_rows, read_split
 from hfcompress_cli.labels import name_classes, read_labels
-from hfcompress_cli.outputs import new_folder, seen_before
+from hfcompress_cli.outputs import new_folder, seen_before, terminal_width
 from hfcompress_cli.tables import Row
 from hfcompress_cli.training_arguments import choose_epochs, make_fine_tuning_arguments
 from hfcompress_cli.training_log import HIDDEN, KEPT_BY, NotePrecision, TrainingLog
@@ -162,7 +163,8 @@ class FineTuning:
             kept = logs[-1]
             values |= {"best_epoch": kept["epoch"], best: kept[best]}
             text += f"\nkept: epoch {kept['epoch']:.4g} of {epochs:.4g}, with the best {best} ({kept[best]:.4g})"
-        return text, values
+        width = terminal_width()
+        return "\n".join(textwrap.fill(line, width) for line in text.splitlines()), values
 
 
 def make_trainer(**settings: Any) -> hfc.DistillationTrainer:
