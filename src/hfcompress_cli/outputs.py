@@ -91,6 +91,11 @@ def fit(rows: Mapping[str, Measurement], *, verbose: bool = False) -> str:
     )
 
 
+def fold(text: str) -> str:
+    """Return a text of which no line is wider than the terminal, or 80 columns."""
+    return "\n".join(textwrap.fill(line, terminal_width()) for line in text.splitlines())
+
+
 def terminal_width() -> int:
     """Return the columns of the terminal, 80 where there is none."""
     return shutil.get_terminal_size((80, 24)).columns

@@ -6,7 +6,6 @@ import argparse
 import math
 import sys
 import tempfile
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from hfcompress_cli import launch, options
 from hfcompress_cli.data import encode, token_limit
 from hfcompress_cli.held_out import describe_rows, encode_rows, read_split
 from hfcompress_cli.labels import name_classes, read_labels
-from hfcompress_cli.outputs import new_folder, seen_before, terminal_width
+from hfcompress_cli.outputs import new_folder, seen_before
 from hfcompress_cli.tables import Row
 from hfcompress_cli.training_arguments import choose_epochs, make_fine_tuning_arguments
 from hfcompress_cli.training_log import HIDDEN, KEPT_BY, NotePrecision, TrainingLog
@@ -163,8 +162,7 @@ class FineTuning:
             kept = logs[-1]
             values |= {"best_epoch": kept["epoch"], best: kept[best]}
             text += f"\nkept: epoch {kept['epoch']:.4g} of {epochs:.4g}, with the best {best} ({kept[best]:.4g})"
-        width = terminal_width()
-        return "\n".join(textwrap.fill(line, width) for line in text.splitlines()), values
+        return text, values
 
 
 def make_trainer(**settings: Any) -> hfc.DistillationTrainer:

@@ -6,7 +6,6 @@ Both are measured on rows that were held out, and the student is saved.
 from __future__ import annotations
 
 import argparse
-import textwrap
 
 from hfcompress_cli import launch, options
 
@@ -46,7 +45,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress_cli.data import check_labels, encode, token_limit
     from hfcompress_cli.held_out import describe_rows, encode_rows, read_split
     from hfcompress_cli.models import load
-    from hfcompress_cli.outputs import fit, save, seen_before, terminal_width
+    from hfcompress_cli.outputs import fit, fold, save, seen_before
     from hfcompress_cli.training_arguments import make_arguments
 
     with training.output_folders(arguments) as (folder, checkpoints):
@@ -118,7 +117,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
         text += f"; student and teacher agree on {agreement:.1%} of these"
     if held_out and known_label is not None and arguments.eval_data is None:
         text += f" {seen_before('the teacher')}"
-    text = f"{fit(comparison.rows)}\n{textwrap.fill(text, terminal_width())}"
+    text = f"{fit(comparison.rows)}\n{fold(text)}"
     values = {"models": comparison.to_dict(), "examples": {"train": len(rows), "held_out": len(held_out)}}
     return text, values | {"evaluation": metrics, "output": arguments.output}
 

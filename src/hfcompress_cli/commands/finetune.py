@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     from hfcompress_cli import training
     from hfcompress_cli.models import load_for_labels
     from hfcompress_cli.new_labels import NewLabels, find_labels
-    from hfcompress_cli.outputs import fit, free_name, next_command, save
+    from hfcompress_cli.outputs import fit, fold, free_name, next_command, save
 
     with training.output_folders(arguments) as (folder, checkpoints):
         tuning = training.FineTuning(arguments, checkpoints)
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
         comparison = hfc.compare({name: model}, inputs, processing_class={name: tokenizer})
         save(folder, model, tokenizer)
     text, values = tuning.summary(trainer, was_trained=not is_new)
-    text = f"{fit(comparison.rows)}\n{text}{tuning.largest_class(model)}"
+    text = f"{fit(comparison.rows)}\n{fold(text + tuning.largest_class(model))}"
     values |= {"model": comparison.to_dict()[name], "evaluation": metrics, "output": arguments.output}
     data, drawn = options.data_options(arguments), _words_of_training(arguments, tuning.args)
     ladder, half = (["-o", free_name(arguments.output, suffix)] for suffix in ("ladder", "half"))

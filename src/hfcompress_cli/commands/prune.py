@@ -95,7 +95,7 @@ def _prune_and_train(arguments: argparse.Namespace) -> options.Results:
     from hfcompress.progress import stage
     from hfcompress_cli import training
     from hfcompress_cli.models import load
-    from hfcompress_cli.outputs import free_name, next_command, save, to_lines
+    from hfcompress_cli.outputs import fold, free_name, next_command, save, to_lines
 
     chosen = {"include": arguments.include, "exclude": arguments.exclude}
     with training.output_folders(arguments) as (folder, checkpoints):
@@ -119,7 +119,7 @@ def _prune_and_train(arguments: argparse.Namespace) -> options.Results:
         report = hfc.sparsity_report(model, **chosen)
         save(folder, model, tokenizer)
     text, values = tuning.summary(trainer, was_trained=True)
-    lines = [str(report) if arguments.verbose else to_lines(report), "", *_figures(found), text]
+    lines = [str(report) if arguments.verbose else to_lines(report), "", *_figures(found), fold(text)]
     following = next_command("pack", [arguments.output], [free_name(arguments.output, "packed")])
     values = report.to_dict() | {"evaluation": found, "training": values, "output": arguments.output}
     return "\n".join([*lines, "", "next, make its file smaller:", following]), values
