@@ -38,6 +38,7 @@ from examples.imdb.files import Result, read_json, read_or_compute, write_json
 from examples.imdb.reconstruction import TEXTS, Case, Texts
 from hfcompress.compat import mixed_precision
 from hfcompress.search.clock import Clock, typical_length
+from hfcompress.search.deadline import Deadline
 from hfcompress.search.loss_table import Plan, head_counts, neuron_counts, predicted_time
 from hfcompress.search.rows import Parts, read_parts, readable, with_logits
 from hfcompress.search.structure import find_structure
@@ -94,7 +95,7 @@ class Run:
         model, tokenizer = self.pair
         args = self._arguments(1.0)
         found = read_parts(model, tokenizer, self.train, self._case.data["validation"], args, None, self._seed)
-        found = with_logits(model, model, found, None, args, self._work)
+        found = with_logits(model, model, found, None, args, self._work, Deadline())
         return readable(found, model, args)
 
     @cached_property
@@ -177,7 +178,7 @@ class Run:
     def _test_trained(self, make: Callable[[hfc.Rung], Any], rung: hfc.Rung, rungs: int) -> Result:
         """Make a model as fast as a rung, and train it for as many epochs as all rungs so far."""
         model, args = make(rung), self._arguments(self._epochs * rungs)
-        trained = train_rung(model, None, self.parts, args, self.pair[1], deadline=None, tick=lambda done: None)
+        trained = train_rung(model, None, self.parts, args, self.pair[1], deadline=Deadline(), tick=lambda done: None)
         return self._test(model) | {"epochs": trained.epochs, "kept": trained.is_kept}
 
     def _arguments(self, epochs: float) -> hfc.DistillationArguments:

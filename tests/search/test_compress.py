@@ -26,10 +26,11 @@ from hfcompress.distill.layer_losses import LayerLosses
 from hfcompress.metrics import predict
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.profiling import count_flops
-from hfcompress.search import candidates, compressing, rungs, structure, training
+from hfcompress.search import candidates, compressing, deadline, rungs, structure, training
 from hfcompress.search import clock as clocks
 from hfcompress.search.clock import describe_machine
 from hfcompress.search.compressing import compress
+from hfcompress.search.deadline import Deadline
 from hfcompress.search.ladder import Ladder, Rung, describe_choice, describe_test, side_by_side
 from hfcompress.search.reading import UNLABELLED
 from hfcompress.search.rows import HeldOut, read_parts, readable, text_lengths, with_logits
@@ -289,7 +290,7 @@ def test_what_goes_on_computes_attention_as_the_original_does(made, tmp_path):
     progress, args = SimpleNamespace(at=lambda *args: None), SimpleNamespace(device=torch.device("cpu"))
     request = SimpleNamespace(targets=[1.5, 3.0], max_drop=None, refine=False)
     job = SimpleNamespace(
-        base=original, is_late=False, progress=progress, search=None, parts=None, request=request, args=args
+        base=original, deadline=Deadline(), progress=progress, search=None, parts=None, request=request, args=args
     )
     state = State(tmp_path / "ladder.json", "", "", HELD_OUT, {}, [made[0].rungs[0]])
     with pytest.MonkeyPatch.context() as patch:
@@ -375,7 +376,7 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stoppe
     progress = SimpleNamespace(at=lambda *args: None, say=lambda line: None)
     request = SimpleNamespace(targets=targets or [*found], max_drop=max_drop, refine=refine)
     job = SimpleNamespace(
-        base=None, is_late=False, progress=progress, search=None, parts=None, request=request, args=None
+        base=None, deadline=Deadline(), progress=progress, search=None, parts=None, request=request, args=None
     )
     state = State.open(tmp_path, "", "", HELD_OUT, {})
     try:
@@ -483,20 +484,51 @@ def test_a_rung_that_is_left_out_since_its_training_was_stopped_ends_nothing(thi
     ]
 
 
-def test_no_time_is_no_rung_but_the_logits_stay(tmp_path, monkeypatch):
-    model = small()
-    ladder = compress(model, ROWS, **settings(tmp_path, time_limit=1e-9))
-    assert len(ladder) == 0
-    assert "1.5x, 3x: not begun within time_limit." in ladder.notes
-    assert "none" in str(ladder)
+def stop_in_training(patch):
+    """Let the time be over when the first training begins."""
+    patch.setattr(Deadline, "check", lambda deadline: None)
+    patch.setattr(Deadline, "is_over", True)
+
+
+def test_what_is_done_when_the_time_is_over_is_returned_and_goes_on(made, tmp_path, monkeypatch):
+    """Each call looks at a clock that stops it later than the one before."""
+    model, given, looked = small(), settings(tmp_path, time_limit=1), 0
+
+    def monotonic():
+        nonlocal looked
+        looked += 1
+        return 0.0 if looked <= most else 1e9
+
+    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=monotonic))
+    seen = []
+    for most in (1, 5, 20, 30, 1000):  # in the logits of the first rows, of others; the table; the second search
+        looked = 0
+        ladder = compress(model, ROWS, **given)
+        late = [name for name in ("1.5x", "3x") if name not in [rung.name for rung in ladder.rungs]]
+        assert ladder.notes == ((f"{', '.join(late)}: not begun within time_limit.",) if late else ())
+        logits = [*(tmp_path / "ladder" / ".work" / "logits").rglob("*.arrow")]
+        table = json.loads((tmp_path / "ladder" / "ladder.json").read_text())["times"]
+        seen.append((bool(logits), table is not None, len(ladder)))
+        assert looked <= most + 1  # nothing else is begun
+    assert seen == [(False, False, 0), (False, False, 0), (True, False, 0), (True, True, 1), (False, True, 2)]
+    assert not ladder.notes
+    assert same_bits(state_of(ladder["3x"].model), state_of(made[0]["3x"].model))
+
+
+def test_the_teacher_is_not_asked_again(tmp_path, monkeypatch):
+    model, given = small(), settings(tmp_path, speedup=1.5, time_limit=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compressing, "_tabulate", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            compress(model, ROWS, **given)
     monkeypatch.setattr(logits_cache, "_compute_logits", lambda *args: pytest.fail("the teacher was asked again"))
-    compress(model, ROWS, **settings(tmp_path, time_limit=1e-9))
+    assert len(compress(model, ROWS, **given)) == 1
 
 
-def test_a_rung_whose_training_was_stopped_is_made_again(made, tmp_path, monkeypatch):
+def test_a_rung_whose_training_was_stopped_is_made_again(made, tmp_path):
     model, given = small(), settings(tmp_path, speedup=1.5, time_limit=1e6)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float("inf")))
+        stop_in_training(patch)
         rung = compress(model, ROWS, **given)["1.5x"]
     assert rung.stopped
     assert rung.notes == ("time_limit stopped its training after 0.17 of 1 epochs; the same call makes it again.",)
@@ -508,12 +540,16 @@ def test_a_rung_whose_training_was_stopped_is_made_again(made, tmp_path, monkeyp
     file = tmp_path / "ladder" / "ladder.json"
     assert [one["name"] for one in json.loads(file.read_text())["rungs"]] == ["1.5x"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float("inf")))
+        stop_in_training(patch)
         patch.setattr(rungs, "save_compressed", lambda *args, **settings: pytest.fail("replaced by no better one"))
         assert compress(model, ROWS, **given).rungs == (rung,)
     with pytest.MonkeyPatch.context() as patch:  # no time is left behind the search
-        calls = iter([False, True])
-        patch.setattr(rungs.Job, "is_late", property(lambda job: next(calls)))
+
+        def make_late(*args):
+            patch.setattr(Deadline, "is_over", True)
+            return candidates.make_candidate(*args)
+
+        patch.setattr(compressing, "make_candidate", make_late)
         ladder = compress(model, ROWS, **given)
     assert (ladder.rungs, ladder.notes) == ((rung,), ())
     assert same_bits(state_of(replace(rung).model), before)
@@ -681,9 +717,9 @@ def test_a_training_that_diverges_is_undone(problem, tmp_path):
     labels = 0 if problem == "single_label_classification" else [0.0, 0.0]
     rows = [{"text": row["text"], "labels": labels} for row in ROWS]
     parts = readable(read_parts(model, tokenizer, rows, None, args, None, 0), model, args)
-    parts = with_logits(model, model, parts, None, args, tmp_path)
+    parts = with_logits(model, model, parts, None, args, tmp_path, Deadline())
     args.learning_rate, before = 1e30, state_of(model)
-    trained = training.train_rung(model, None, parts, args, tokenizer, deadline=None, tick=lambda done: None)
+    trained = training.train_rung(model, None, parts, args, tokenizer, deadline=Deadline(), tick=lambda done: None)
     assert not trained.is_kept
     assert same_bits(state_of(model), before)
 
@@ -692,11 +728,11 @@ def test_a_training_that_diverges_is_undone(problem, tmp_path):
 def test_a_training_that_does_harm_is_undone(after, tmp_path, monkeypatch):
     model, tokenizer, args = small(), word_tokenizer(), settings(tmp_path)["args"]
     parts = read_parts(model, tokenizer, ROWS, None, args, None, 0)
-    parts = readable(with_logits(model, model, parts, None, args, tmp_path), model, args)
+    parts = readable(with_logits(model, model, parts, None, args, tmp_path, Deadline()), model, args)
     scores = iter([torch.full((20,), 0.5), torch.full((20,), after)])
     monkeypatch.setattr(training, "_scores", lambda trainer, parts: next(scores))
     before = state_of(model)
-    trained = training.train_rung(model, None, parts, args, tokenizer, deadline=None, tick=lambda done: None)
+    trained = training.train_rung(model, None, parts, args, tokenizer, deadline=Deadline(), tick=lambda done: None)
     assert trained.is_kept == (after == 1.0) == (not same_bits(state_of(model), before))
     assert (trained.epochs, trained.scores) == (1, (0.5, after))
 
@@ -828,8 +864,8 @@ def test_arguments_of_an_evaluation_change_no_rung(asked, made, tmp_path):
         setattr(args, name, value)
     model, student, before = small(), small(), dict(vars(args))
     parts = read_parts(model, word_tokenizer(), ROWS, None, args, None, 0)
-    parts = readable(with_logits(model, model, parts, None, args, tmp_path), model, args)
-    trained = training.train_rung(student, None, parts, args, word_tokenizer(), deadline=None, tick=lambda done: None)
+    parts = readable(with_logits(model, model, parts, None, args, tmp_path, Deadline()), model, args)
+    trained = training.train_rung(student, None, parts, args, word_tokenizer(), deadline=Deadline(), tick=lambda done: None)
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     assert trained.scores is not None
     assert vars(args) == before
@@ -841,9 +877,9 @@ def test_mixed_precision_ends_with_the_training(tmp_path):
     model, tokenizer = small(), word_tokenizer()
     args = arguments(DistillationArguments, tmp_path / "args", max_steps=2, bf16=True)
     parts = read_parts(model, tokenizer, ROWS, None, args, None, 0)
-    parts = readable(with_logits(model, model, parts, None, args, tmp_path), model, args)
+    parts = readable(with_logits(model, model, parts, None, args, tmp_path, Deadline()), model, args)
     student = small()
-    training.train_rung(student, None, parts, args, tokenizer, deadline=None, tick=lambda done: None)
+    training.train_rung(student, None, parts, args, tokenizer, deadline=Deadline(), tick=lambda done: None)
     assert vars(student).keys().isdisjoint({"forward", "_is_accelerate_prepared"})
     loaded = small().eval()
     loaded.load_state_dict(student.state_dict())
@@ -1017,7 +1053,7 @@ def test_a_teacher_with_its_own_tokenizer_reads_no_more_than_it_can(most, tmp_pa
     tokenizer.model_max_length = int(1e30)
     args = arguments(DistillationArguments, tmp_path / "args", teacher_max_length=most)
     parts = read_parts(model, word_tokenizer(), ROWS, None, args, None, 0)
-    parts = with_logits(model, teacher, parts, tokenizer, args, tmp_path)
+    parts = with_logits(model, teacher, parts, tokenizer, args, tmp_path, Deadline())
     row = max(parts.train, key=lambda row: len(row["input_ids"]))
     cut = tokenizer(row["text"], return_tensors="pt")["input_ids"][:, : most or 6]
     assert len(row["input_ids"]) > 6

@@ -6,7 +6,6 @@ import copy
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from hfcompress.models.padding import pad_like
 from hfcompress.models.profiling import TimeTable
 from hfcompress.search.candidates import Search, TooFastError, make_candidate
 from hfcompress.search.clock import Clock, Runtime, describe_machine, on_device, typical_length
+from hfcompress.search.deadline import Deadline, TimeUpError
 from hfcompress.search.ladder import FULL, Ladder, Rung, describe_choice, in_words
 from hfcompress.search.processes import PATIENCE, agree, processes
 from hfcompress.search.progress import Progress
@@ -107,8 +107,10 @@ def compress(
         device: Where torch runs the models that are timed and measured, such as ``"cpu"`` for models that are trained
             on a GPU and served without one. If None, where they are trained, and the CPU with ONNX Runtime.
         output_dir: The folder for the models; a temporary one if None.
-        time_limit: In minutes: training stops then, and what is done by then is returned. The same call later makes a
-            model again whose training was stopped, and goes on from there.
+        time_limit: In minutes: what is done by then is returned, which may be no model. One whose training is stopped is
+            measured, which comes on top; the same call later makes it again, and goes on from there. A search that was
+            stopped begins anew then; the teacher's logits and the table of times that were done stay. With several
+            processes only training stops in the middle, and the others are done first.
         text_column: Column of the text; ``"text"`` if None. Where ``args`` is passed, name it there.
         text_pair_column: Column of the second text of a pair.
         args: How each model is trained, all of it. If None, for four epochs at 5e-5, which falls linearly, on the
@@ -144,6 +146,7 @@ def compress(
     """
     check_models(model, processing_class, teacher, teacher_processing_class)
     check_training_and_place(args, (text_column, text_pair_column), output_dir, time_limit)
+    deadline = Deadline(time_limit)
     request = read_request(
         speedup=speedup,
         max_drop=max_drop,
@@ -158,7 +161,6 @@ def compress(
         evaluations=evaluations,
         seed=seed,
     )
-    deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
     reading = args or DistillationArguments(
         output_dir=WORK,
         report_to="none",
@@ -212,18 +214,19 @@ def compress(
     state = State.open(folder, digest, agree(describe_machine(served_on)), parts.held_out, settings)
     if state.ended:
         return _finish(state, request, folder)
-    with _progress(args, len(request.targets)) as progress:
+    with _progress(args, len(request.targets)) as progress, _until(deadline, state, request):
         progress.at("the teacher's logits", 0)
         of_teacher = None if reads_ids else teacher_processing_class
-        parts = with_logits(original, teacher or original, parts, of_teacher, reading, folder / WORK)
+        logits_of = teacher or original
+        parts = with_logits(original, logits_of, parts, of_teacher, reading, folder / WORK, deadline)
         if fewer is not None:
             parts = read_with(base, tokenizer, parts, reading, request.max_length)
         parts = readable(parts, model, args)
         usual = typical_length(model, text_lengths(parts.train))
         tokens = usual if request.length is None else min(request.length, max_tokens(model) or request.length)
         clock = Clock(base, tokenizer, request.runtime, request.batch_size, tokens, served_on)
-        times = state.times or _tabulate(clock, structure, request.round_to, progress)
-        state.times = times
+        deadline.check()
+        state.times = state.times or _tabulate(clock, structure, request.round_to, progress, deadline)
         state.write()
         job = Job(
             original=clock.original if fewer is None else on_device(original, served_on),
@@ -233,7 +236,7 @@ def compress(
             args=args,
             tokenizers=(processing_class, tokenizer),
             vocabulary=fewer,
-            search=Search(clock, times, request),
+            search=Search(clock, state.times, request),
             folder=folder,
             deadline=deadline,
             progress=progress,
@@ -261,24 +264,15 @@ def _climb(job: Job, state: State) -> None:
         state: What is done; noted as it grows.
     """
     request, made = job.request, dict[str, PreTrainedModel]()
-
-    def is_late(targets: Sequence[float]) -> bool:
-        if not job.is_late:
-            return False
-        held = {rung.target for rung in state.all_rungs}  # of which one was stopped, and says so
-        if others := [target for target in targets if target not in held]:
-            state.notes.append(f"{_names(others)}: not begun within time_limit.")
-        return True
-
     while left := state.to_make(request.targets, refine=request.refine):
         target, *left = left
         name = f"{target:g}x"
-        if is_late([target, *left]):
-            return
+        job.deadline.check()
         base = _OF_TABLE + (len(state.rungs) + len(state.left_out)) * _OF_RUNG
 
         def tick(done: float, what: str = f"{name}: search", base: float = base) -> None:
             job.progress.at(what, base + _OF_SEARCH * done)
+            job.deadline.check_alone()
 
         last = state.below(target)
         above = job.base if last is None else made.pop(last.name, None) or _load(job, last)
@@ -298,8 +292,7 @@ def _climb(job: Job, state: State) -> None:
                 continue
             state.notes.append(note)
             break
-        if is_late([target, *left]):
-            return
+        job.deadline.check()
 
         def is_wanted(rung: Rung, last: Rung | None = last) -> bool:
             return _why_left_out(rung, last, request.max_drop)[0] is None
@@ -368,7 +361,22 @@ def _folder(output_dir: str | os.PathLike[str] | None) -> Path:
     return Path(agree(tempfile.mkdtemp(prefix="hfcompress-ladder-") if processes().is_main_process else ""))
 
 
-def _tabulate(clock: Clock, structure: Structure, round_to: int, progress: Progress) -> TimeTable:
+@contextmanager
+def _until(deadline: Deadline, state: State, request: Request) -> Iterator[None]:
+    """End the work where the time is over, and note what was not begun."""
+    try:
+        yield
+    except TimeUpError:
+        held = {rung.target for rung in state.all_rungs}  # of which one was stopped, and says so
+        left = state.to_make(request.targets, refine=request.refine)
+        if others := [target for target in left if target not in held]:
+            state.notes.append(f"{_names(others)}: not begun within time_limit.")
+        state.write()
+
+
+def _tabulate(
+    clock: Clock, structure: Structure, round_to: int, progress: Progress, deadline: Deadline
+) -> TimeTable:
     """Measure the table of times; all processes have that of the first."""
     count, done = clock.count_shapes(structure, round_to), 0
 
@@ -376,6 +384,7 @@ def _tabulate(clock: Clock, structure: Structure, round_to: int, progress: Progr
         nonlocal done
         done += 1
         progress.at("times", _OF_TABLE * done / count)
+        deadline.check_alone()
 
     if not processes().is_main_process:
         return agree(TimeTable((), (), (), 0.0))

@@ -21,6 +21,7 @@ from hfcompress.losses import Problem
 from hfcompress.models.classifier import count_outputs, get_problem_type, input_names
 from hfcompress.models.labels import check_class_names, label_order
 from hfcompress.models.padding import lacks_pad_id
+from hfcompress.search.deadline import Deadline
 from hfcompress.search.reading import (
     UNLABELLED,
     check_labels,
@@ -236,8 +237,14 @@ def with_logits(
     tokenizer: PreTrainedTokenizerBase | None,
     args: DistillationArguments,
     folder: Path,
+    deadline: Deadline,
 ) -> Parts:
-    """Add the teacher's logits, in the order of the model's classes: computed once, for all rungs."""
+    """Add the teacher's logits, in the order of the model's classes: computed once, for all rungs.
+
+    Raises:
+        TimeUpError: The time is over; what is computed by then is in the folder.
+        CompressionError: The teacher has other classes or another kind of labels than the model.
+    """
     roles = ("model", "teacher")
     problems = [get_problem_type(one, role) for one, role in zip((model, teacher), roles, strict=True)]
     if problems[0] != problems[1]:
@@ -251,9 +258,9 @@ def with_logits(
     def add(data: Any) -> Any:
         if not len(data):
             return data
-        found = cache_teacher_logits(
-            copy.deepcopy(teacher), data, processing_class=tokenizer, cache_dir=folder / "logits", **texts
-        )
+        own = copy.deepcopy(teacher)
+        own.register_forward_pre_hook(lambda module, given: deadline.check_alone())
+        found = cache_teacher_logits(own, data, processing_class=tokenizer, cache_dir=folder / "logits", **texts)
         found = found.with_format(None)
         if order is None:
             return found

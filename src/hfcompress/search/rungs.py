@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from hfcompress.report.intervals import paired_interval
 from hfcompress.report.vocabulary import VocabularyReport
 from hfcompress.search.candidates import Candidate, Search
 from hfcompress.search.clock import Runtime, describe_machine, on_device
+from hfcompress.search.deadline import Deadline
 from hfcompress.search.ladder import FULL, Ladder, Rung, describe_test
 from hfcompress.search.processes import agree, processes
 from hfcompress.search.progress import Progress
@@ -53,7 +53,7 @@ class Job:
         vocabulary: What was removed of the vocabulary, if anything was.
         search: How plans are searched for.
         folder: Of the ladder.
-        deadline: By `time.monotonic`, when to stop.
+        deadline: When to stop.
         progress: What shows how far it is.
     """
 
@@ -66,7 +66,7 @@ class Job:
     vocabulary: VocabularyReport | None
     search: Search
     folder: Path
-    deadline: float | None
+    deadline: Deadline
     progress: Progress
 
     @property
@@ -78,11 +78,6 @@ class Job:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """That of the rungs."""
         return self.tokenizers[1]
-
-    @property
-    def is_late(self) -> bool:
-        """Whether the time is over."""
-        return bool(agree(self.deadline is not None and time.monotonic() > self.deadline))
 
 
 def make_rung(

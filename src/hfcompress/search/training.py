@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from hfcompress.distill.trainer import DistillationTrainer
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.report.intervals import paired_interval
+from hfcompress.search.deadline import Deadline
 from hfcompress.search.processes import PATIENCE, agree, processes
 from hfcompress.search.progress import is_watched
 from hfcompress.search.reading import UNLABELLED
@@ -140,7 +140,7 @@ def train_rung(
     args: DistillationArguments,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    deadline: float | None,
+    deadline: Deadline,
     tick: Callable[[float], None],
 ) -> Trained:
     """Train a student for the whole schedule, in place, and undo that if it is worse on held-out rows.
@@ -153,10 +153,10 @@ def train_rung(
         parts: With the teacher's logits.
         args: Of each rung.
         tokenizer: Pads.
-        deadline: By `time.monotonic`, when to stop; None for no such time.
+        deadline: When to stop.
         tick: Called with what share of the training is done.
     """
-    stopper = _Deadline(deadline, tick)
+    stopper = _Stopper(deadline, tick)
     trainer = _make_trainer(student, teacher, parts, args, tokenizer, [stopper])
     state = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
     with _unchanged_forward(student):
@@ -250,16 +250,16 @@ def _scores(trainer: DistillationTrainer, parts: Parts) -> Tensor:
     return scores.masked_fill(~logits.isfinite().all(-1), math.nan)
 
 
-class _Deadline(TrainerCallback):
+class _Stopper(TrainerCallback):
     """Says how far the training is, and stops it where there is no time left."""
 
-    def __init__(self, deadline: float | None, tick: Callable[[float], None]) -> None:
+    def __init__(self, deadline: Deadline, tick: Callable[[float], None]) -> None:
         self._deadline, self._tick, self.is_late = deadline, tick, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the clock; several processes do so at the same steps."""
         self._tick(state.global_step / max(1, state.max_steps))
         alone = processes().num_processes == 1
-        if self._deadline is not None and (alone or state.global_step % _LOOK == 0):
-            self.is_late = state.global_step < state.max_steps and agree(time.monotonic() > self._deadline)
+        if alone or state.global_step % _LOOK == 0:
+            self.is_late = state.global_step < state.max_steps and self._deadline.is_over
             control.should_training_stop |= self.is_late
