@@ -20,6 +20,7 @@ _HELD_OUT = 0.2
 _READING: dict[str, Any] = {"text_column": "text", "text_pair_column": None, "label_column": LABEL_COLUMN}
 _READING |= {"max_length": None, "label_separator": None, "labels_are": None, "delimiter": None, "encoding": None}
 _READING |= {"eval_data": None, "held_out": _HELD_OUT}
+_OF_FILES = ("delimiter", "encoding", "eval_data", "held_out")  # of those, what says nothing of rows
 Results = tuple[str, dict[str, Any]]  # what a verb returns: text, and values for JSON
 
 
@@ -115,13 +116,18 @@ def add_held_out(data: argparse._ArgumentGroup) -> None:
     measured.add_argument("--held-out", type=fraction, default=_HELD_OUT, metavar="F", help=help)
 
 
-def data_options(arguments: argparse.Namespace) -> list[list[str]]:
-    """Return the options by which another verb reads the same data, for the next command to type."""
-    words = [["--data", arguments.data or "FILE.csv"]]
+def data_options(arguments: argparse.Namespace, rows: str | None = None) -> list[list[str]]:
+    """Return the options by which another verb reads the same data, for the next command to type.
+
+    Args:
+        arguments: Of this verb.
+        rows: A file that it wrote, with rows of the data as they were read.
+    """
+    words = [["--data", rows or arguments.data or "FILE.csv"]]
     for name, default in _READING.items():
-        if (value := getattr(arguments, name)) != default:
+        if (value := getattr(arguments, name)) != default and not (rows and name in _OF_FILES):
             words.append([f"--{name.replace('_', '-')}", str(value)])
-    return [*words, ["--no-quotes"]] if arguments.no_quotes else words
+    return [*words, ["--no-quotes"]] if arguments.no_quotes and not rows else words
 
 
 def text_columns(arguments: argparse.Namespace) -> list[str]:

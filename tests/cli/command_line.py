@@ -1,6 +1,7 @@
 """What the tests of the command share: columns of their data, and figures by plain loops."""
 
 import json
+import shlex
 
 import torch
 from tokenizers import Tokenizer
@@ -46,3 +47,19 @@ def predict(folder, data):
 
 def contents(folder):
     return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def all_next_of(printed, width=80):
+    """Return the words of each command at the end of what was printed."""
+    paragraph = printed.rstrip("\n").rpartition("\n\n")[2]
+    assert paragraph.startswith("next, ")
+    assert max(map(len, paragraph.splitlines())) <= width
+    parts = (line for line in paragraph.replace("\\\n", "").splitlines() if line.startswith("  "))
+    commands = [shlex.split(part) for part in parts]
+    assert all(words.pop(0) == "hfcompress" for words in commands)
+    return commands
+
+
+def next_of(printed, width=80):
+    """Return the words of the last command at the end of what was printed."""
+    return all_next_of(printed, width)[-1]

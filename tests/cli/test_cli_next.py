@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 import torch
-from command_line import COLUMNS, load, make_tokenizer
+from command_line import COLUMNS, all_next_of, load, make_tokenizer, next_of
 from transformers import BertConfig, BertModel
 
 import hfcompress as hfc
@@ -13,22 +13,6 @@ from hfcompress.errors import CompressionError
 from hfcompress_cli import held_out, training
 from hfcompress_cli.held_out import read_split
 from hfcompress_cli.outputs import free_name, next_command
-
-
-def all_next_of(printed):
-    """Return the words of each command at the end of what was printed."""
-    paragraph = printed.rstrip("\n").rpartition("\n\n")[2]
-    assert paragraph.startswith("next, ")
-    assert max(map(len, paragraph.splitlines())) <= 80
-    parts = (line for line in paragraph.replace("\\\n", "").splitlines() if line.startswith("  "))
-    commands = [shlex.split(part) for part in parts]
-    assert all(words.pop(0) == "hfcompress" for words in commands)
-    return commands
-
-
-def next_of(printed):
-    """Return the words of the last command at the end of what was printed."""
-    return all_next_of(printed)[-1]
 
 
 @pytest.fixture

@@ -117,6 +117,13 @@ def test_figures_are_those_of_the_models(made):
         assert low <= rung.drop <= high
 
 
+def test_the_table_shows_what_the_labels_allow(made):
+    rows = made[0].to_markdown().splitlines()
+    head, original = ([cell.strip() for cell in row.split("|")[1:-1]] for row in (rows[0], rows[2]))
+    assert float(original[head.index("F1")]) == pytest.approx(made[0].rungs[0].original.f1, abs=5e-4)
+    assert "Pearson" not in head
+
+
 def test_times_are_shown_as_if_all_were_timed_side_by_side(made):
     """The third rung was timed while the machine was half as fast: the original took twice its time too."""
     first = made[0].rungs[0]
@@ -865,7 +872,9 @@ def test_arguments_of_an_evaluation_change_no_rung(asked, made, tmp_path):
     model, student, before = small(), small(), dict(vars(args))
     parts = read_parts(model, word_tokenizer(), ROWS, None, args, None, 0)
     parts = readable(with_logits(model, model, parts, None, args, tmp_path, Deadline()), model, args)
-    trained = training.train_rung(student, None, parts, args, word_tokenizer(), deadline=Deadline(), tick=lambda done: None)
+    trained = training.train_rung(
+        student, None, parts, args, word_tokenizer(), deadline=Deadline(), tick=lambda done: None
+    )
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     assert trained.scores is not None
     assert vars(args) == before
@@ -959,7 +968,7 @@ def test_a_text_column_leaves_the_training_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(rungs, "train_rung", watch)
     with pytest.raises(KeyboardInterrupt):
         compress(small(), rows, **settings(tmp_path, text_column="review", args=None))
-    args = default_arguments(seen[0].output_dir, "single_label_classification", labelled=True, seed=0)
+    args = default_arguments(seen[0].output_dir, "single_label_classification", labelled=True, seed=0, rows=192)
     args.text_column = "review"
     assert describe_arguments(seen[0]) == describe_arguments(args)
 
@@ -969,11 +978,20 @@ def test_the_page_says_what_rungs_are_trained_with():
     code = page.partition("### The training of a rung")[2].partition("```python\n")[2].partition("```")[0]
     found = {}
     exec(code, found)
-    own = default_arguments("training", "single_label_classification", labelled=True, seed=0)
+    own = default_arguments("training", "single_label_classification", labelled=True, seed=0, rows=5000)
     where = {"bf16": False, "fp16": False, "use_cpu": False, "dataloader_pin_memory": True}  # as the device has it
     written, expected = (describe_arguments(one) | where for one in (found["args"], own))
     kept = {"save_strategy": "no", "logging_strategy": "no", "per_device_eval_batch_size": 64}  # no model differs
     assert written | kept == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "steps"),
+    [(5000, {}, 50), (160, {}, 4), (160, {"per_device_train_batch_size": 2}, 32), (9, {}, 0)],
+)
+def test_of_few_rows_a_tenth_of_the_training_warms_up(rows, given, steps):
+    args = default_arguments("out", "regression", labelled=True, seed=0, rows=rows, **given)
+    assert args.warmup_steps == steps
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])

@@ -186,7 +186,7 @@ def test_where_other_programs_run_more_rounds_are_timed(spread, least, most, mon
 
     monkeypatch.setattr(clocks, "_seconds", seconds)
     clock = Clock(model, None, "torch", 2, 8)
-    clock._rounds = 7
+    clock.rounds = 7
     share = clock.share(own)
     rounds = len(calls) / 2 - clocks._WARM_UP
     assert least <= rounds <= most

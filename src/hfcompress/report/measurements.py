@@ -170,7 +170,7 @@ def main_figures(models: Mapping[str, Measurement]) -> Table:
             "1.00x" if one is first and one.passes else str(speedup(first.passes, one.passes) or "-") for one in ones
         ],
         **main_quality_columns(ones),
-        **{head: cells(ones, name, "{:.3f}".format) for head, name in (_LABEL_FIGURES | _CORRELATIONS).items()},
+        **more_quality_columns(ones),
         "against first": cells(ones, "paired_test", lambda test: f"{test.verdict} (p {p_value(test)})"),
     }
     table = [[head, *column] for head, column in columns.items() if set(column) != {"-"}]
@@ -182,6 +182,11 @@ def main_quality_columns(ones: Sequence[Measurement]) -> dict[str, list[str]]:
     label, figure, _ = main_quality(ones)
     form, of_ends = _FORMS[figure]
     return {label: cells(ones, figure, form), "95 % interval": cells(ones, f"{figure}_interval", of_ends)}
+
+
+def more_quality_columns(ones: Sequence[Measurement]) -> dict[str, list[str]]:
+    """Return the columns of what else the short table shows of quality, by their heads; "-" where there is none."""
+    return {head: cells(ones, name, "{:.3f}".format) for head, name in (_LABEL_FIGURES | _CORRELATIONS).items()}
 
 
 def main_quality(ones: Sequence[Measurement]) -> tuple[str, str, bool]:

@@ -41,6 +41,11 @@ class Clock:
         batch_size: Texts in a batch.
         length: Tokens of each text.
         device: Where torch runs them; where the original is if None. ONNX Runtime runs on the CPU.
+
+    Attributes:
+        original: The original, there.
+        batch: What is timed.
+        rounds: How many rounds are timed at least; 0 until the first comparison has said how long one takes.
     """
 
     def __init__(
@@ -56,7 +61,7 @@ class Clock:
         self.original = on_device(original, self._device)
         self._tokenizer, self._runtime = tokenizer, runtime
         self.batch: Batch = dummy_inputs(self.original, length, batch_size)
-        self._rounds = 0
+        self.rounds = 0
 
     def share(self, model: PreTrainedModel) -> float:
         """Return what share of the original's time a model takes: the median over rounds that time both."""
@@ -71,10 +76,10 @@ class Clock:
                 other = self._exported(model, Path(context.enter_context(tempfile.TemporaryDirectory())))
             for _ in range(_WARM_UP):
                 seconds = _seconds(first) + _seconds(other)
-            if not self._rounds:  # of the first comparison, in which the other is the original too
-                self._rounds = min(_MOST, max(_LEAST, round(_SECONDS / max(seconds, 1e-6))))
+            if not self.rounds:  # of the first comparison, in which the other is the original too
+                self.rounds = min(_MOST, max(_LEAST, round(_SECONDS / max(seconds, 1e-6))))
             ratios: list[float] = []
-            while len(ratios) < self._rounds or (len(ratios) < _MORE * self._rounds and not _is_sure(ratios)):
+            while len(ratios) < self.rounds or (len(ratios) < _MORE * self.rounds and not _is_sure(ratios)):
                 number = len(ratios)
                 runs = (first, other) if number % 2 else (other, first)
                 times = [_seconds(run) for run in runs]

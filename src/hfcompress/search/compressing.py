@@ -107,10 +107,10 @@ def compress(
         device: Where torch runs the models that are timed and measured, such as ``"cpu"`` for models that are trained
             on a GPU and served without one. If None, where they are trained, and the CPU with ONNX Runtime.
         output_dir: The folder for the models; a temporary one if None.
-        time_limit: In minutes: what is done by then is returned, which may be no model. One whose training is stopped is
-            measured, which comes on top; the same call later makes it again, and goes on from there. A search that was
-            stopped begins anew then; the teacher's logits and the table of times that were done stay. With several
-            processes only training stops in the middle, and the others are done first.
+        time_limit: In minutes: what is done by then is returned, which may be no model. One whose training is stopped
+            is measured, which comes on top; the same call later makes it again, and goes on from there. A search that
+            was stopped begins anew then; the teacher's logits and the table of times that were done stay. With several
+            processes nothing but training is stopped in the middle.
         text_column: Column of the text; ``"text"`` if None. Where ``args`` is passed, name it there.
         text_pair_column: Column of the second text of a pair.
         args: How each model is trained, all of it. If None, for four epochs at 5e-5, which falls linearly, on the
@@ -197,7 +197,8 @@ def compress(
         base, fewer = with_fewer_tokens(original, processing_class, parts, reading, request.max_length)
         tokenizer = fewer.tokenizer
     structure = find_structure(base)
-    own = args or default_arguments(WORK, parts.problem, labelled=parts.labelled, seed=request.seed)
+    rows = len(parts.train)
+    own = args or default_arguments(WORK, parts.problem, labelled=parts.labelled, seed=request.seed, rows=rows)
     check_training(
         original, (teacher or model) if own.compares_layers else None, parts, own, processing_class, structure
     )
@@ -374,9 +375,7 @@ def _until(deadline: Deadline, state: State, request: Request) -> Iterator[None]
         state.write()
 
 
-def _tabulate(
-    clock: Clock, structure: Structure, round_to: int, progress: Progress, deadline: Deadline
-) -> TimeTable:
+def _tabulate(clock: Clock, structure: Structure, round_to: int, progress: Progress, deadline: Deadline) -> TimeTable:
     """Measure the table of times; all processes have that of the first."""
     count, done = clock.count_shapes(structure, round_to), 0
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.errors import CompressionError
 from hfcompress.report.intervals import McNemar, SignFlip
-from hfcompress.report.measurements import Measurement, cells, main_quality_columns, megabytes, p_value
+from hfcompress.report.measurements import (
+    Measurement,
+    cells,
+    main_quality_columns,
+    megabytes,
+    more_quality_columns,
+    p_value,
+)
 from hfcompress.report.rendering import draw, draw_apart
 from hfcompress.report.tables import Report, Row, Table, render
 from hfcompress.report.times import ForwardPass, Speedup, speedup
@@ -306,13 +313,15 @@ def rung_table(rungs: Sequence[Rung], notes: Sequence[str], repeated: int) -> Ta
         "99 % interval": ["", *intervals],
         "ms": cells(ones, "latency_ms", "{:.2f}".format),
         **main_quality_columns(ones),
+        "F1": cells(ones, "f1", "{:.3f}".format),  # of rare classes accuracy says little
+        **more_quality_columns(ones),
         "kept": ["", *("-" if rung.kept is None else f"{rung.kept:.1%}" for rung in rungs)],
         lost: ["", *losses],
         "p": ["", *("-" if test is None else p_value(test) for test in tests)],
         "MB": cells(ones, "bytes", megabytes),
         "recipe": ["", *(rung.recipe for rung in rungs)],
     }
-    table = [[head, *column] for head, column in columns.items()]
+    table = [[head, *column] for head, column in columns.items() if set(column) != {"-"}]
     tokens, machine = first.passes[0].label, _by_value(rungs, attrgetter("machine"))
     seen = f" (the texts of {repeated:,} are learned from in other rows)" if repeated else ""
     own_notes = [
@@ -328,7 +337,7 @@ def rung_table(rungs: Sequence[Rung], notes: Sequence[str], repeated: int) -> Ta
             "exported models, in the directory onnx of each rung, not of the weights beside it in torch."
         ]
     own_notes += [f"{rung.name}: {note}" for rung in rungs for note in rung.notes]
-    return Table(list(zip(*table, strict=True)), "<>>>>>>>>><", [*own_notes, *notes])
+    return Table(list(zip(*table, strict=True)), f"<{'>' * (len(table) - 2)}<", [*own_notes, *notes])
 
 
 def _runtime(rung: Rung) -> str:

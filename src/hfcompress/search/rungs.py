@@ -35,7 +35,7 @@ from hfcompress.search.training import Trained, train_rung
 from hfcompress.storage.save import save_compressed
 
 WORK = ".work"  # what is not a rung, in the folder
-_REPEATS = 20
+_MORE = 4  # times as many rounds as the search times of a model: what is published is known better
 TRAINING = 0.6  # of the work of a rung
 
 
@@ -180,6 +180,7 @@ def _export(job: Job, student: PreTrainedModel, folder: Path) -> tuple[ExportedC
 
 
 def _measure(job: Job, name: str, served: Any) -> Comparison:
+    """Measure a model beside the original; in an odd number of rounds, so that a median is the time of one of them."""
     batch = job.search.clock.batch["input_ids"]
     rows = {FULL: job.parts.measure_original, name: job.parts.measure}
     return compare(
@@ -187,7 +188,7 @@ def _measure(job: Job, name: str, served: Any) -> Comparison:
         {one: [dict(row) for row in data] for one, data in rows.items()},
         batch_size=batch.shape[0],
         length=batch.shape[1],
-        repeats=_REPEATS,
+        repeats=_MORE * job.search.clock.rounds + 1,
         processing_class=dict(zip((FULL, name), job.tokenizers, strict=True)),
     )
 

@@ -27,6 +27,7 @@ from hfcompress.search.reading import UNLABELLED
 from hfcompress.search.rows import Parts
 from hfcompress.search.structure import Structure
 
+_WARM_UP = 50  # steps
 _LOOK = 50  # steps between looks of several processes at the clock
 
 
@@ -47,23 +48,31 @@ class Trained:
     is_stopped: bool
 
 
-def default_arguments(output_dir: str, problem: Problem, *, labelled: bool, seed: int) -> DistillationArguments:
-    """Return the arguments that rungs are trained with where none are given."""
+def default_arguments(
+    output_dir: str, problem: Problem, *, labelled: bool, seed: int, rows: int, **given: Any
+) -> DistillationArguments:
+    """Return the arguments that rungs are trained with where none are given.
+
+    Args:
+        output_dir: A folder that the Trainer wants.
+        problem: What the labels mean.
+        labelled: Whether rows have labels.
+        seed: Of the training.
+        rows: How many rows there are to learn from.
+        given: Arguments that are given all the same.
+    """
     regression = problem == "regression"
     precision, on_cpu = mixed_precision().name, current_accelerator() is None
-    settings: dict[str, Any] = {} if precision == "no" else {precision: True}
+    settings: dict[str, Any] = {"num_train_epochs": 4, "learning_rate": 5e-5, "per_device_train_batch_size": 16}
+    settings |= {} if precision == "no" else {precision: True}
     args = DistillationArguments(
         output_dir=output_dir,
-        num_train_epochs=4,
-        learning_rate=5e-5,
-        per_device_train_batch_size=16,
         per_device_eval_batch_size=64,
         alpha=0.5 if labelled else 1.0,
         teacher_loss="mse" if regression else "kl",
         label_loss="mse" if regression else "cross_entropy",
         temperature=1.0 if regression else 2.0,
         lr_scheduler_type="linear",
-        warmup_steps=50,
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
@@ -72,8 +81,10 @@ def default_arguments(output_dir: str, problem: Problem, *, labelled: bool, seed
         disable_tqdm=not is_watched(),
         ddp_timeout=PATIENCE,
         seed=seed,
-        **settings,
+        **settings | given,
     )
+    updates = args.num_train_epochs * rows / (args.per_device_train_batch_size * args.world_size)
+    args.warmup_steps = min(_WARM_UP, int(updates / 10))  # of few rows 50 would be the whole training
     args.train_sampling_strategy = "group_by_length"  # before transformers 5.2 an unknown name, without effect
     return args
 

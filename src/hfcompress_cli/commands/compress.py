@@ -98,16 +98,16 @@ def run(arguments: argparse.Namespace) -> options.Results:
         more = read_rows(source, columns, None, seed=arguments.seed, **reading | {"rows": None})
         learned += with_columns(encode(more, columns, None, model, tokenizer, arguments.max_length), more, [])
     problem: Problem = get_problem_type(model, "model")
-    args = default_arguments(str(output / ".work"), problem, labelled=True, seed=arguments.seed)
-    args.text_column, args.text_pair_column = arguments.text_column, arguments.text_pair_column
-    args.weight_column, args.class_weights = weight_column, class_weights
     given = {"num_train_epochs": arguments.epochs, "learning_rate": arguments.learning_rate}
     given["per_device_train_batch_size"] = arguments.train_batch_size
+    given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        if value is not None:
-            if not value > 0:
-                raise hfc.CompressionError(f"{name}={value:g} must be above 0.")
-            setattr(args, name, value)
+        if not value > 0:
+            raise hfc.CompressionError(f"{name}={value:g} must be above 0.")
+    settings = {"labelled": True, "seed": arguments.seed, "rows": len(learned), **given}
+    args = default_arguments(str(output / ".work"), problem, **settings)
+    args.text_column, args.text_pair_column = arguments.text_column, arguments.text_pair_column
+    args.weight_column, args.class_weights = weight_column, class_weights
     if weight_column in split.rows[0] and launch.is_main():
         print(
             f"Rows are weighed by the column {weight_column!r}; --weight-column '' weighs all the same.",
@@ -141,7 +141,20 @@ def run(arguments: argparse.Namespace) -> options.Results:
             write_rows(measured, label, model, arguments.labels_are, output / MEASURED)
             write_page(ladder, output / PAGE)
             print(f"Written to {arguments.output}.", file=sys.stderr)
-    return ladder.to_text(width=terminal_width()), ladder.to_dict()
+    text = ladder.to_text(width=terminal_width())
+    return f"{text}\n\n{_following(arguments, ladder)}" if ladder.rungs else text, ladder.to_dict()
+
+
+def _following(arguments: argparse.Namespace, ladder: Any) -> str:
+    """Return the command that measures the models once more, on the same rows and at the same length."""
+    from hfcompress_cli.outputs import next_command
+
+    output, first = Path(arguments.output), ladder.rungs[0].original.passes[0]
+    models = [output / rung.name / ("" if rung.runtime == "torch" else "onnx") for rung in ladder.rungs]
+    timed = ["--batch-size", str(first.batch_size)], ["--length", str(first.tokens)]
+    rows = options.data_options(arguments, str(output / MEASURED))
+    command = next_command("compare", [arguments.model], *([str(one)] for one in models), *timed, *rows)
+    return f"next, measure them once more, on the same texts or on others:\n{command}"
 
 
 def write_rows(rows: Sequence[Any], label: str, model: Any, read_as: str | None, file: Path) -> None:
