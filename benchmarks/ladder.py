@@ -182,9 +182,14 @@ class Run:
         return self._test(model) | {"epochs": trained.epochs, "kept": trained.is_kept}
 
     def _arguments(self, epochs: float) -> hfc.DistillationArguments:
-        folder, kind = str(self._work / "training"), "single_label_classification"
-        rows = len(self.train)
-        return default_arguments(folder, kind, labelled=True, seed=self._seed, rows=rows, num_train_epochs=epochs)
+        return default_arguments(
+            str(self._work / "training"),
+            "single_label_classification",
+            labelled=True,
+            seed=self._seed,
+            rows=len(self.train),
+            num_train_epochs=epochs,
+        )
 
     def _original(self, rung: hfc.Rung) -> Any:
         return copy.deepcopy(self.pair[0])
