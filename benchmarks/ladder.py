@@ -9,6 +9,9 @@ rung in int8. All are tested on rows that nothing else has read, with McNemar's 
 
     python -m benchmarks.ladder --work ladders --texts sentences reviews base --device cpu
 
+With ``--again 4x 10x`` these rungs of ladders that are done are trained further instead, in two ways of as many steps:
+on the texts of before, and with sentences of IMDB reviews beside them, from which they learn the original's logits.
+
 Stopped, it goes on behind the last result in the folder; processes side by side take other ``--texts``, ``--seeds``.
 ``--report`` computes nothing and writes the tables of all that is there to benchmarks/results and docs/compress.md;
 runs of other folders, such as another machine's, stay in them.
@@ -22,17 +25,19 @@ import random
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from tabulate import tabulate
 
 import hfcompress as hfc
 from benchmarks.prune_global import machine
+from examples.imdb.data import encode, load_reviews
 from examples.imdb.environment import silence_libraries
 from examples.imdb.files import Result, read_json, read_or_compute, write_json
 from examples.imdb.reconstruction import TEXTS, Case, Texts
@@ -53,6 +58,9 @@ _BLOCK = re.compile(r"(?<=<!-- written by benchmarks/ladder.py -->\n).*?(?=<!-- 
 SPEEDUPS = (2.0, 4.0, 10.0)
 PLANS = 20  # whose times are predicted and measured
 _TRIES = 8  # of a bisection to the time of a rung
+_AGAIN = 8.0  # epochs, in the texts of before, that a rung is trained further
+_OTHERS = 3  # times as many other texts beside these
+_WORDS = (5, 40)  # of a sentence of a review
 _SLACK = 1.05  # of a rung's time, within which a rival is as fast; layers come in coarse steps
 
 
@@ -92,9 +100,12 @@ class Run:
     @cached_property
     def parts(self) -> Parts:
         """The rows of the rivals: those of the ladder."""
+        return self._read(self.train)
+
+    def _read(self, train: Any) -> Parts:
         model, tokenizer = self.pair
         args = self._arguments(1.0)
-        found = read_parts(model, tokenizer, self.train, self._case.data["validation"], args, None, self._seed)
+        found = read_parts(model, tokenizer, train, self._case.data["validation"], args, None, self._seed)
         found = with_logits(model, model, found, None, args, self._work, Deadline())
         return readable(found, model, args)
 
@@ -139,6 +150,23 @@ class Run:
             self._once(f"{rung.name} fisher", partial(self._test_trained, self._with_fisher, rung, number))
         if rungs:
             self._once("1x control", partial(self._test_trained, self._original, rungs[-1], len(rungs)))
+
+    def train_again(self, rungs: Sequence[str]) -> None:
+        """Test rungs that are trained further, in two ways."""
+        for name in rungs:
+            self._once(f"{name} same texts", partial(self._test_further, name, others=False))
+            self._once(f"{name} more texts", partial(self._test_further, name, others=True))
+
+    def _test_further(self, name: str, *, others: bool) -> Result:
+        student = hfc.load_compressed(self._work / "ladder" / name).to(self.pair[0].device)
+        parts, epochs = self.parts, _AGAIN
+        if others:
+            more = sentences(_OTHERS * len(self.train), self._seed)
+            rows = encode(more, self.pair[1], self._case.texts.max_length).cast(self.train.features)
+            parts, epochs = self._read(datasets.concatenate_datasets([self.train, rows])), epochs / (1 + _OTHERS)
+        args = self._arguments(epochs)
+        trained = train_rung(student, None, parts, args, self.pair[1], deadline=Deadline(), tick=lambda done: None)
+        return self._test(student) | {"epochs": trained.epochs, "kept": trained.is_kept}
 
     def _once(self, name: str, compute: Callable[[], Result]) -> None:
         def announced() -> Result:
@@ -255,6 +283,16 @@ class Run:
         }
 
 
+def sentences(count: int, seed: int) -> datasets.Dataset:
+    """Draw sentences of IMDB reviews at random, without labels."""
+    reviews = load_reviews("packaged", count, 0, seed)
+    texts = [text for part in reviews.values() for text in part["text"]]
+    split = dict.fromkeys(one for text in texts for one in re.split(r"(?<=[.!?])\s+", text))
+    found = [one for one in split if _WORDS[0] <= len(one.split()) <= _WORDS[1]]
+    drawn = random.Random(seed).sample(found, count)
+    return datasets.Dataset.from_dict({"text": drawn, "label": [None] * count})
+
+
 def collect(work: Path) -> dict[str, Result]:
     """Read all results in a folder, by data set and seed."""
     runs: dict[str, Result] = {}
@@ -268,6 +306,7 @@ def collect(work: Path) -> dict[str, Result]:
 def summaries(runs: dict[str, Result]) -> str:
     """Return a table for each data set: what was lost in the mean over the seeds, and how fast that was."""
     kinds = {"compress": "ladder", "compress, then int8": "ladder in int8"}
+    kinds |= {"compress, trained further": "same texts", "the same with other texts beside": "more texts"}
     kinds |= {"heads and neurons by one ranking": "fisher", "some of the layers": "layers", "trained on": "control"}
     parts = []
     for task, texts in TASKS.items():
@@ -297,7 +336,7 @@ def rung_rows(runs: dict[str, Result]) -> list[dict[str, str]]:
     """One row for each rung and rival: all seeds, and their mean."""
     rows = []
     names = ["1x control", "1x int8"]
-    kinds = ("ladder", "layers", "fisher", "ladder in int8")
+    kinds = ("ladder", "same texts", "more texts", "layers", "fisher", "ladder in int8")
     names += [f"{speedup:g}x {kind}" for speedup in SPEEDUPS for kind in kinds]
     for task, texts in TASKS.items():
         mine = [run for name, run in runs.items() if name.startswith(f"{task}-")]
@@ -401,6 +440,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--device", help="where models are timed, if not where they are trained")
     parser.add_argument("--rows", type=int, help="to learn from at most, for a trial")
+    parser.add_argument("--again", nargs="+", metavar="RUNG", help="train these rungs further, and nothing else")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -408,7 +448,8 @@ def main() -> None:
         silence_libraries()
         for texts in arguments.texts:
             for seed in arguments.seeds:
-                Run(texts, seed, arguments.work, arguments.epochs, arguments.device, arguments.rows).compute()
+                run = Run(texts, seed, arguments.work, arguments.epochs, arguments.device, arguments.rows)
+                run.train_again(arguments.again) if arguments.again else run.compute()
     before = read_json(arguments.output / "ladder.json")
     write_report(before | collect(arguments.work), arguments.output)
 
