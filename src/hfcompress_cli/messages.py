@@ -16,6 +16,7 @@ _RENAMED: dict[str, str] = {
     "train_dataset": "--data",
     "eval_dataset": "--eval-data",
     "inputs": "--data",
+    "output_dir": "--output",
     "layers": "--student-layers",
 }
 _TOKENIZERS = ("processing_class", "teacher_processing_class", "tokenizer")
