@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -90,13 +90,14 @@ def read_data(
     if label is not None and label != "labels":
         data = data.rename_column(label, "labels")
     if "input_ids" in data.column_names:
-        nested = next((n for n, ids in enumerate(data["input_ids"]) if ids and isinstance(ids[0], list)), None)
+        nested = next((n for n, ids in enumerate(column(data, "input_ids")) if ids and isinstance(ids[0], list)), None)
         if nested is not None:
             raise CompressionError(
                 f"input_ids of row {nested} of {owner} are not the tokens of one text: pass one row a text, with a "
                 "list of numbers, such as tokenizer(text) returns without return_tensors."
             )
-        check_mask(owner, model, data, tokenizer)
+        if "attention_mask" not in data.column_names:
+            check_mask(owner, model, data, tokenizer)
         return _with_known_ids(owner, model, data)
     texts = text_columns(args)
     lacking = [name for name in texts if name not in data.column_names]
@@ -107,8 +108,14 @@ def read_data(
             "text_pair_column=... (in args=, if you pass that)."
         )
     for name in texts:
-        check_texts(f"{owner}[{name!r}]", data[name])
+        check_texts(f"{owner}[{name!r}]", column(data, name))
     return _with_known_ids(owner, model, encode(data, model, tokenizer, texts, max_length))
+
+
+def column(data: Dataset, name: str) -> Iterator[Any]:
+    """Yield the values of a column. One at a time takes `datasets` much longer than thousands together."""
+    for batch in data.select_columns(name).iter(batch_size=1000):
+        yield from batch[name]
 
 
 def text_columns(args: DistillationArguments) -> list[str]:
@@ -138,11 +145,12 @@ def encode(
 
 def _with_known_ids(owner: str, model: PreTrainedModel, data: Dataset) -> Dataset:
     """Return data whose texts are as long as the model reads, and hold none but its tokens."""
-    texts = data["input_ids"]
-    check_lengths(owner, model, map(len, texts))
+    check_lengths(owner, model, map(len, column(data, "input_ids")))
     embeddings: Any = model.get_input_embeddings()
     tokens = len(embeddings.weight)
-    wrong = next((index for ids in texts for index in (min(ids), max(ids)) if not 0 <= index < tokens), None)
+    wrong = next(
+        (index for ids in column(data, "input_ids") for index in (min(ids), max(ids)) if not 0 <= index < tokens), None
+    )
     if wrong is not None:
         raise CompressionError(
             f"A row of {owner} has the token {wrong}, and {type(model).__name__} has those from 0 to {tokens - 1}; "
@@ -162,7 +170,7 @@ def with_classes(data: Dataset, problem: Problem) -> Dataset:
         return data.cast_column("labels", number if inner is feature else replace(feature, feature=number))
     if problem != "single_label_classification":
         return data
-    labels = [None if value != value else value for value in data["labels"]]
+    labels = [None if value != value else value for value in column(data, "labels")]
     floats = [value for value in labels if isinstance(value, float)]
     if not floats or not all(value.is_integer() for value in floats):
         return data
@@ -200,8 +208,8 @@ def fill_labels(rows: Dataset, unknown: Sequence[bool], problem: Problem, args: 
 
     With one label a row it is -100, which class weights that are balanced do not count.
     """
-    column = args.weight_column
-    if column is None:
+    weight = args.weight_column
+    if weight is None:
         raise CompressionError(
             f"{sum(unknown)} of {len(unknown)} rows of train_dataset have no label, which is said by their weight; "
             "leave weight_column as it is, or leave out those rows."
@@ -210,13 +218,13 @@ def fill_labels(rows: Dataset, unknown: Sequence[bool], problem: Problem, args: 
     blank: Any = [0.0] * len(known) if isinstance(known, list) else 0.0
     if problem == "single_label_classification":
         blank = -100
-    labels = [blank if missing else value for value, missing in zip(rows["labels"], unknown, strict=True)]
-    given = rows[column] if column in rows.column_names else [1.0] * len(rows)
+    labels = [blank if missing else value for value, missing in zip(column(rows, "labels"), unknown, strict=True)]
+    given = list(column(rows, weight)) if weight in rows.column_names else [1.0] * len(rows)
     if any(value is None and not missing for value, missing in zip(given, unknown, strict=True)):
-        raise CompressionError(f"A row with a label has no {column!r}, and others have it; give it to all or to none.")
+        raise CompressionError(f"A row with a label has no {weight!r}, and others have it; give it to all or to none.")
     weights = [0.0 if missing else as_weight(value) for value, missing in zip(given, unknown, strict=True)]
-    rows = rows.remove_columns([name for name in ("labels", column) if name in rows.column_names])
-    rows = rows.add_column("labels", labels).add_column(column, weights)
+    rows = rows.remove_columns([name for name in ("labels", weight) if name in rows.column_names])
+    rows = rows.add_column("labels", labels).add_column(weight, weights)
     return rows.add_column(UNLABELLED, list(unknown))
 
 

@@ -25,6 +25,7 @@ from hfcompress.search.deadline import Deadline
 from hfcompress.search.reading import (
     UNLABELLED,
     check_labels,
+    column,
     fill_labels,
     is_missing,
     read_data,
@@ -97,7 +98,7 @@ class Parts:
         """Return evenly spaced rows of those to learn from, with or without their labels."""
         data = self.train
         if labels and UNLABELLED in data.column_names:
-            data = data.select([n for n, unknown in enumerate(data[UNLABELLED]) if not unknown])
+            data = data.select([n for n, unknown in enumerate(column(data, UNLABELLED)) if not unknown])
         count = min(_CALIBRATION, len(data))
         rows = data.select([n * len(data) // count for n in range(count)])
         left_out = {TEACHER_LOGITS, UNLABELLED} | (set() if labels else {"labels"})
@@ -127,15 +128,16 @@ def read_parts(
     missing = [True] * len(train)
     outputs = count_outputs(model.config) or 1
     if "labels" in train.column_names:
-        missing = [is_missing(value, problem) for value in train["labels"]]
-        check_labels("train_dataset", train["labels"], missing, problem, outputs)
+        given = list(column(train, "labels"))
+        missing = [is_missing(value, problem) for value in given]
+        check_labels("train_dataset", given, missing, problem, outputs)
     labelled = [n for n, unknown in enumerate(missing) if not unknown]
     if labelled:
         check_class_names("train_dataset", model, train)
     order = random.Random(seed).sample(labelled, len(labelled))
     if eval_dataset is not None:
         others = with_classes(read_data("eval_dataset", model, tokenizer, eval_dataset, args, max_length), problem)
-        known = others["labels"] if "labels" in others.column_names else [None] * len(others)
+        known = list(column(others, "labels")) if "labels" in others.column_names else [None] * len(others)
         if len(others) < 2 or any(is_missing(value, problem) for value in known):
             raise CompressionError(
                 "eval_dataset must hold two rows or more that all have a label, by which models are measured; of its "
@@ -285,16 +287,16 @@ def text_lengths(data: Dataset) -> list[int]:
     """Return how many tokens texts have, without padding; of many texts those of some thousand, evenly spaced."""
     some = data.select(range(0, len(data), max(1, len(data) // _LENGTHS)))
     if "attention_mask" in some.column_names:
-        return [sum(mask) for mask in some["attention_mask"]]
-    return [len(ids) for ids in some["input_ids"]]
+        return [sum(mask) for mask in column(some, "attention_mask")]
+    return [len(ids) for ids in column(some, "input_ids")]
 
 
 def _tokens(data: Dataset) -> Iterator[tuple[int, ...]]:
     """The tokens of each text, without padding."""
-    ids = data["input_ids"]
+    ids = column(data, "input_ids")
     if "attention_mask" not in data.column_names:
         return map(tuple, ids)
-    return (tuple(compress(*row)) for row in zip(ids, data["attention_mask"], strict=True))
+    return (tuple(compress(*row)) for row in zip(ids, column(data, "attention_mask"), strict=True))
 
 
 def _keep_readable(data: Dataset, model: PreTrainedModel, more: Sequence[str]) -> Dataset:

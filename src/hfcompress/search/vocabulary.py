@@ -12,7 +12,7 @@ from hfcompress.distill.arguments import DistillationArguments
 from hfcompress.errors import CompressionError
 from hfcompress.models.tokenizers import check_texts
 from hfcompress.report.vocabulary import VocabularyReport
-from hfcompress.search.reading import encode, text_columns
+from hfcompress.search.reading import column, encode, text_columns
 from hfcompress.search.rows import Parts
 from hfcompress.shrink.vocabulary import prune_vocabulary
 
@@ -43,9 +43,9 @@ def with_fewer_tokens(
         if not len(data):  # of so few rows that none checks the training
             continue
         for name in columns:
-            check_texts(f"{owner}[{name!r}]", data[name])
+            check_texts(f"{owner}[{name!r}]", column(data, name))
         again = encode(data, model, tokenizer, columns, max_length)
-        pairs = enumerate(zip(data["input_ids"], again["input_ids"], strict=True))
+        pairs = enumerate(zip(column(data, "input_ids"), column(again, "input_ids"), strict=True))
         wrong = next((index for index, (given, own) in pairs if given != own), None)
         if wrong is not None:
             raise CompressionError(
@@ -53,7 +53,7 @@ def with_fewer_tokens(
                 f"gives its text {data[columns[0]][wrong]!r:.60}; leave out input_ids, and set max_length=."
             )
     smaller = copy.deepcopy(model)
-    texts = [parts.train[name] for name in columns]
+    texts = [list(column(parts.train, name)) for name in columns]
     report = prune_vocabulary(smaller, tokenizer, list(texts[0] if len(texts) == 1 else zip(*texts, strict=True)))
     return smaller, report
 
