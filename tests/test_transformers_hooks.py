@@ -450,3 +450,35 @@ def test_the_conversions_that_were_used_stay_with_the_model(tmp_path):
     build().save_pretrained(tmp_path)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert isinstance(again._weight_conversions, list), "hfcompress.storage.quantizer removes its own from this list."
+
+
+def test_autocast_replaces_the_forward_of_the_model_and_keeps_the_old_one(tmp_path):
+    """From 5.0, by accelerate."""
+    trainer = make(tmp_path, max_steps=1, bf16=True)
+    before = trainer.model.forward
+    trainer.train()
+    held = vars(trainer.model)
+    message = (
+        "Autocast no longer leaves the old forward in _original_forward, or _is_accelerate_prepared is not set: "
+        "hfcompress.models.classifier, distill.teachers and search.training read them."
+    )
+    assert held.get("_original_forward") == before, message
+    assert held.get("_is_accelerate_prepared"), message
+
+
+def test_what_from_pretrained_read_is_marked_and_what_it_did_not_is_drawn(tmp_path):
+    """From 5.0 on: `_is_hf_initialized` of parameters."""
+    build().base_model.save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    body = [getattr(parameter, "_is_hf_initialized", False) for parameter in model.base_model.encoder.parameters()]
+    message = "from_pretrained no longer marks what it read with _is_hf_initialized: hfcompress.models.new_head."
+    assert all(body), message
+    assert not getattr(model.classifier.weight, "_is_hf_initialized", False), message
+    before = model.classifier.weight.detach().clone()
+    model.classifier.weight._is_hf_initialized = True
+    model._init_weights(model.classifier)
+    message = "_init_weights no longer leaves what has _is_hf_initialized: hfcompress_cli.models resets it."
+    assert torch.equal(model.classifier.weight, before), message
+    model.classifier.weight._is_hf_initialized = False
+    model._init_weights(model.classifier)
+    assert not torch.equal(model.classifier.weight, before), message
