@@ -3,9 +3,12 @@
 import os
 import random
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from architectures import build, same_bits, state_of
@@ -186,6 +189,33 @@ def test_a_place_that_cannot_be_written_is_named(place, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(hfc.CompressionError, match=rf"{place}' cannot be written"):
         hfc.save_compressed(build(), tmp_path / place)
+
+
+@pytest.mark.parametrize("place", ["data", "runs/my data", "file", "."])
+def test_what_is_mounted_in_a_folder_is_not_emptied(place, tmp_path):
+    folder, mine = tmp_path / "model", tmp_path / "mine"
+    hfc.save_compressed(pruned(), folder)
+    before, point = file_bytes(folder), folder / place
+    if place == "file":
+        mine.write_text("mine")
+        point.write_text("")
+    else:
+        mine.mkdir()
+        (mine / "notes.txt").write_text("mine")
+        point.mkdir(parents=True, exist_ok=True)
+    if not shutil.which("mount") or subprocess.run(["mount", "--bind", mine, point], stderr=subprocess.PIPE).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        with pytest.raises(hfc.CompressionError, match="is a mount point") as refused:
+            hfc.save_compressed(pruned(amount=0.7), folder)
+    finally:
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():  # it may have been moved
+            if line.split()[4].startswith(str(tmp_path)):
+                subprocess.run(["umount", line.split()[4].replace("\\040", " ")], check=True)
+    assert str(point) in str(refused.value)
+    assert file_bytes(mine) == {"notes.txt": b"mine"} if mine.is_dir() else mine.read_text() == "mine"
+    assert {name: data for name, data in file_bytes(folder).items() if name != "file"} == before
+    assert sorted(os.listdir(tmp_path)) == ["mine", "model"]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import glob
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -59,6 +60,7 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
             yield new
             _flush(new)
             if target.exists():
+                _check_no_mounts(target, str(directory))  # there may be one by now
                 _carry_over(target, new, obsolete)
                 _flush(new, files=False)
                 shutil.copymode(target, new)
@@ -106,14 +108,29 @@ def _is_of_the_disk(error: BaseException) -> bool:
 def _check_writable(target: Path, name: str) -> None:
     if target.exists() and not target.is_dir():
         raise CompressionError(f"{name!r} is a file; name a folder.")
-    if os.path.ismount(target):
-        raise CompressionError(f"{name!r} is a mount point, which cannot be replaced; name a folder in it.")
+    _check_no_mounts(target, name)
     files = [parent for parent in target.parents if parent.is_file()]
     if files:
         raise CompressionError(f"{name!r} cannot be written: {files[0]} is a file; name a folder.")
     for folder in (target, target.parent):  # the new folder is created beside the old one
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
             raise CompressionError(f"{name!r} cannot be written, it is as it was before: {folder} is read-only.")
+
+
+def _check_no_mounts(target: Path, name: str) -> None:
+    """Refuse a mount point, and a folder with one in it: what is mounted would be emptied with the old folder."""
+    points = [target] if os.path.ismount(target) else []
+    with suppress(OSError):  # only Linux lists them, those of folders of the same file system included
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+        coded = (line.split(b" ")[4] for line in lines)  # a space, for example, is \040
+        named = (re.sub(rb"\\([0-7]{3})", lambda digits: bytes([int(digits[1], 8)]), one) for one in coded)
+        points += [path for path in map(Path, map(os.fsdecode, named)) if path.is_relative_to(target)]
+    if target in points:
+        raise CompressionError(f"{name!r} is a mount point, which cannot be replaced; name a folder in it.")
+    if points:
+        raise CompressionError(
+            f"{name!r} cannot be replaced, as {points[0]} in it is a mount point; unmount that, or name another folder."
+        )
 
 
 @contextmanager
