@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from architectures import SHRINKABLE, build, same_bits
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 from transformers import BertConfig, BertModel, BertPreTrainedModel
@@ -94,6 +95,19 @@ def test_what_its_config_does_not_describe_is_refused(case, tmp_path):
     change(model)
     with pytest.raises(hfc.CompressionError, match=message):
         hfc.save_compressed(model, tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
+PROMPTS = {"tuning": PromptTuningConfig, "prefix": PrefixTuningConfig, "p-tuning": PromptEncoderConfig}
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel], ids=["plain", "wrapped"])
+@pytest.mark.parametrize("task", ["SEQ_CLS", "FEATURE_EXTRACTION"])
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_a_prompt_that_peft_learned_is_not_left_out(kind, task, wrap, tmp_path):
+    model = get_peft_model(build(), PROMPTS[kind](task_type=task, num_virtual_tokens=4))
+    with pytest.raises(hfc.CompressionError, match=r"learned prompt.*save it with PEFT: model\.save_pretrained"):
+        hfc.save_compressed(wrap(model), tmp_path / "model")
     assert os.listdir(tmp_path) == []
 
 
