@@ -119,6 +119,22 @@ def test_zeros_of_all_parameters_include_those_out_of_scope():
     assert sparsity_report(model).whole_model.zeros == biases + padding  # what has no values has no zeros
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "uint16", "uint64", "float4_e2m1fn_x2"])
+def test_numbers_that_torch_does_not_count_are_counted_by_hand(dtype):
+    if not hasattr(torch, dtype):
+        pytest.skip("of a newer torch")
+    model, kind = build("bert"), getattr(torch, dtype)
+    before = sparsity_report(model).whole_model
+    values = torch.tensor([[0, 1], [3, 0], [0, 240]])
+    packed = dtype.startswith("float4")  # two numbers in a byte: their zeros are not known
+    values = values.to(torch.uint8).view(kind) if packed else values.to(kind)
+    model.register_parameter("other", nn.Parameter(values, requires_grad=False))
+    found = prune_global_l1(model, 0.2)
+    assert found.whole_model == sparsity_report(model).whole_model
+    assert found.whole_model.weights == before.weights + 6
+    assert found.whole_model.zeros == before.zeros + found.zeros + (0 if packed else 3)
+
+
 @pytest.fixture
 def report():
     layers = (

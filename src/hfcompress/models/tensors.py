@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -123,8 +124,13 @@ def tensor_bytes(tensor: Tensor) -> int:
 
 
 def count_nonzero(tensor: Tensor) -> int:
-    """Count the numbers of a tensor that are not zero, quantized or not."""
-    return int(torch.count_nonzero(tensor.dequantize() if tensor.is_quantized or is_torchao(tensor) else tensor))
+    """Count the numbers of a tensor that are not zero, quantized or not; of several in a byte, all bytes."""
+    plain = tensor.dequantize() if tensor.is_quantized or is_torchao(tensor) else tensor
+    with suppress(NotImplementedError):
+        return int(torch.count_nonzero(plain))
+    with suppress(NotImplementedError):  # it takes neither float8 nor unsigned integers
+        return int(torch.count_nonzero(plain.bool()))
+    return plain.numel()
 
 
 def plain_parts(tensor: Tensor) -> list[Tensor]:

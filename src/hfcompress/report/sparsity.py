@@ -291,7 +291,7 @@ def _count_zeros(parameter: Tensor) -> int:
         return 0
     weight = parameter.detach()
     if weight.dtype not in PRUNABLE_DTYPES or not weight.is_contiguous():
-        return weight.numel() - int(torch.count_nonzero(weight))
+        return weight.numel() - count_nonzero(weight)
     # Flags in the weights' own dtype are compared and added by vector instructions; torch.count_nonzero uses none.
     parts = torch.split(weight.view(-1), _CHUNK)
     flags = torch.empty_like(parts[0])
