@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from architectures import build
+from architectures import build, same_bits, state_of
 from global_pruning import DTYPES, assert_refused, stack
 from torch import nn
 from torch.nn.utils import prune
 
-from hfcompress import CompressionError, prune_global_l1, sparsity_report
+from hfcompress import CompressionError, KeepSparsity, prune_global_l1, sparsity_report
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,39 @@ def test_quantized_weights_are_refused_by_place():
     model = stack(torch.ones(2, 2), torch.ones(2, 2))
     model[1].weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
     assert_refused(model, r"1\.weight is quantized or sparse \(Parameter, torch\.int8, ")
+
+
+class PackedLinear(nn.Module):
+    """Holds its weights as GPTQ and AWQ do: in buffers of integers with scales."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.register_buffer("qweight", torch.ones(linear.in_features // 8, linear.out_features, dtype=torch.int32))
+        self.register_buffer("scales", torch.ones(1, linear.out_features))
+        self.bias = linear.bias
+
+
+@pytest.mark.parametrize(
+    "prune", [lambda m: prune_global_l1(m, 0.5), sparsity_report, lambda m: KeepSparsity().read(m)]
+)
+def test_weights_that_gptq_has_packed_are_refused_by_place(prune):
+    model = build("bert")
+    for layer in model.bert.encoder.layer:
+        layer.output.dense = PackedLinear(layer.output.dense)
+    model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    before = state_of(model)
+    with pytest.raises(
+        CompressionError, match=r"bert\.encoder\.layer\.0\.output\.dense \(PackedLinear\) holds its .*ex"
+    ):
+        prune(model)
+    assert same_bits(model.state_dict(), before)
+    assert prune_global_l1(model, 0.5, exclude="*.output.dense").sparsity == 0.5  # what is not quantized
+
+
+def test_a_quantization_that_left_the_weights_as_they_are_is_no_reason_to_refuse():
+    model = build("bert")
+    model.config.quantization_config = {"quant_method": "fp8", "dequantize": True}
+    assert prune_global_l1(model, 0.5).sparsity == 0.5
 
 
 def test_a_weight_of_a_tensor_subclass_is_refused_by_place():

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import count_outputs, evaluation_mode, get_config, unwrap
+from hfcompress.models.shape_plan import is_plan
 from hfcompress.models.sharded import has_known_placements, local_values, reshard, shard_ranks
 from hfcompress.models.tensors import check_has_values, distinct, is_torchao
 
@@ -47,11 +48,13 @@ class Selection:
         matrices: Those with plain weights.
         not_covered: The matrices of the body that the library does not know how to prune.
         quantized: The modules in scope that ``quantize_dynamic`` has made, whose weights are packed.
+        hidden: The modules in scope with weights in integers, as GPTQ and AWQ pack them.
     """
 
     matrices: tuple[WeightMatrix, ...]
     not_covered: tuple[str, ...]
     quantized: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
 
 
 def select_matrices(
@@ -82,7 +85,12 @@ def select_matrices(
     adapters = set(_adapter_modules(modules))
 
     # Some of PEFT's layers are an nn.Linear around the real one, their base_layer.
-    linear = {n: m for n, m in modules.items() if (_is_linear(m) or is_quantized_linear(m)) and n not in adapters}
+    hidden = set(_modules_of_integers(model))
+    linear = {
+        name: module
+        for name, module in modules.items()
+        if (_is_linear(module) or is_quantized_linear(module) or name in hidden) and name not in adapters
+    }
     candidates = {name: module for name, module in linear.items() if "base_layer" not in module._modules}
     if include is None:
         chosen = {name: module for name, module in candidates.items() if id(module) in in_body}
@@ -95,7 +103,7 @@ def select_matrices(
     list(distinct((module.weight for module in modules.values() if isinstance(module, nn.Embedding)), seen))
     matrices = []
     for name, module in chosen.items():
-        if is_quantized_linear(module):
+        if is_quantized_linear(module) or name in hidden:
             continue
         weight = module._parameters.get("weight")
         if weight is None:
@@ -107,7 +115,8 @@ def select_matrices(
             )
         matrices += [WeightMatrix(name, weight) for _ in distinct([weight], seen)]
     quantized = tuple(name for name, module in chosen.items() if is_quantized_linear(module))
-    return Selection(tuple(matrices), tuple(_not_covered(modules, in_body, adapters)), quantized)
+    not_covered = tuple(_not_covered(modules, in_body, adapters))
+    return Selection(tuple(matrices), not_covered, quantized, tuple(name for name in chosen if name in hidden))
 
 
 @dataclass(frozen=True)
@@ -301,6 +310,20 @@ def _first_of_torchao(model: nn.Module) -> str | None:
     return None
 
 
+def _modules_of_integers(model: nn.Module) -> Iterator[str]:
+    """Names of the modules that another library's quantization has put in place of linear layers: GPTQ's, AWQ's."""
+    method = getattr(get_config(model), "quantization_config", None)
+    if method is None or is_plan(method):
+        return
+    for name, module in model.named_modules():
+        saved = (buffer for key, buffer in module._buffers.items() if key not in module._non_persistent_buffers_set)
+        held = [tensor for tensor in (*module._parameters.values(), *saved) if tensor is not None and tensor.dim() > 1]
+        if any(not tensor.is_floating_point() for tensor in held) and not isinstance(
+            module, nn.Linear | Conv1D | nn.Embedding
+        ):
+            yield name
+
+
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
@@ -315,6 +338,13 @@ def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = Fa
     """
     if selection.quantized:
         check_not_quantized(model, "pruned")
+    if selection.hidden:
+        name = selection.hidden[0]
+        raise CompressionError(
+            f"{name} ({type(model.get_submodule(name)).__name__}) holds its weights as integers, by the "
+            "quantization_config of the model, and cannot be pruned; prune the model before it is quantized, or leave "
+            "such modules out with exclude=."
+        )
     if not selection.matrices:
         found = f" (not covered: {', '.join(selection.not_covered)})" if selection.not_covered else ""
         raise CompressionError(
