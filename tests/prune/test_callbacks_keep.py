@@ -266,6 +266,16 @@ def test_a_model_without_matrices_is_refused_before_training():
         KeepSparsity().on_train_begin(args, TrainerState(), TrainerControl(), model=nn.LayerNorm(3))
 
 
+@pytest.mark.parametrize("callback", [KeepSparsity(), GradualPruning(0.5)])
+def test_weights_that_zero_3_has_partitioned_are_refused_before_training(callback, tmp_path):
+    model = pruned()
+    for index, parameter in enumerate(model.parameters()):  # as DeepSpeed leaves them
+        parameter.ds_id, parameter.data = index, torch.empty(0)
+    args = TrainingArguments(output_dir=tmp_path, use_cpu=True)
+    with pytest.raises(CompressionError, match=r"query\.weight .*ZeRO-3"):
+        callback.on_train_begin(args, TrainerState(max_steps=10), TrainerControl(), model=model)
+
+
 @pytest.mark.parametrize("callback", [KeepSparsity, GradualPruning])
 def test_every_hook_is_one_that_the_trainer_calls(callback):
     hooks = [name for name in vars(callback) if name.startswith("on_")]

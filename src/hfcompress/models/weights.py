@@ -357,6 +357,11 @@ def check_prunable(model: nn.Module, selection: Selection, *, sharded: bool = Fa
         check_has_values([(where, weight)])
         if is_lazy(weight):
             raise CompressionError(f"{where} is not initialized yet; run the lazy module once first.")
+        if sharded and hasattr(weight, "ds_id"):
+            raise CompressionError(
+                f"{where} is partitioned by DeepSpeed (ZeRO-3), which keeps its values elsewhere, so that its zeros "
+                "cannot be kept; train with ZeRO-2 or FSDP2."
+            )
         if isinstance(weight, DTensor) and any(placement.is_partial() for placement in weight.placements):
             raise CompressionError(
                 f"{where} is sharded over devices as {weight.placements}, so that each holds a part of a sum, whose "
