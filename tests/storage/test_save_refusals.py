@@ -161,6 +161,25 @@ def test_masks_in_a_class_that_cannot_be_built_are_refused(tmp_path):
         hfc.save_compressed(model, tmp_path / "model")
 
 
+class OwnPositions(OwnHead):
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = nn.Module()
+        self.scale.weight = nn.Module()
+        self.scale.weight.positions = nn.Parameter(torch.ones(4, 4))
+
+
+def test_a_tensor_with_a_name_of_the_format_is_not_dropped(tmp_path):
+    model, saved = OwnPositions(build().config), tmp_path / "saved"
+    with pytest.raises(hfc.CompressionError, match=r"'scale\.weight\.positions'.*sparse=False"):
+        hfc.save_compressed(model, tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+    hfc.save_compressed(model, saved, sparse=False)
+    assert same_bits(OwnPositions.from_pretrained(saved).state_dict(), model.state_dict())
+    with pytest.raises(hfc.CompressionError, match=r"'scale\.weight\.positions'"):
+        hfc.pack_folder(saved, tmp_path / "packed")
+
+
 @pytest.mark.parametrize("change", [lambda m: prune.l1_unstructured(m, "weight", 0.5), parametrizations.weight_norm])
 @pytest.mark.parametrize("convert", [hfc.pack_folder, hfc.unpack_folder])
 def test_a_folder_with_masks_is_not_copied(change, convert, tmp_path):

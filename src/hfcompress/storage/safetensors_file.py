@@ -32,7 +32,17 @@ TensorInfo = tuple[str, str, list[int]]  # of an unpacked tensor: name, dtype as
 
 
 def pack_file(source: Path, target: Path) -> bool:
-    """Copy a safetensors file, its tensors packed where that makes them smaller; return whether any is."""
+    """Copy a safetensors file, its tensors packed where that makes them smaller; return whether any is.
+
+    Raises:
+        CompressionError: A tensor that is not of this format has a name of it.
+    """
+    taken = [] if is_packed(source) else sorted(filter(_are_positions, read_shapes(source)))
+    if taken:
+        raise CompressionError(
+            f"The model has a tensor {taken[0]!r}, the name under which the positions of packed weights are stored; "
+            "rename it, or save without packing: sparse=False."
+        )
     return _rewrite(source, target, _pack_entry)
 
 
