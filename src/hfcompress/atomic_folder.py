@@ -19,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hfcompress.errors import CompressionError
+from hfcompress.validation import check_folder_name
 
 if sys.platform != "win32":
     import fcntl
@@ -43,10 +44,7 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
     Raises:
         CompressionError: It cannot be written. The old folder is unchanged, and nothing is left beside it.
     """
-    if not os.fspath(directory):
-        raise CompressionError(
-            "The name of the folder to write is empty; name a folder, '.' for the working directory."
-        )
+    check_folder_name(directory, "write")
     target = Path(os.path.realpath(directory))
     _check_writable(target, str(directory))
     missing = [parent for parent in target.parents if not parent.exists()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import TypeGuard
@@ -69,3 +70,24 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     choices = list(choices)
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise CompressionError(f"{name}={value!r} is unknown; choose one of {', '.join(map(str, choices))}.")
+
+
+def check_folder_name(directory: object, verb: str) -> None:
+    """Refuse what is no path, and an empty one, which Python takes for the working directory.
+
+    Args:
+        directory: What was passed.
+        verb: What is done with the folder, for the message: read, write.
+
+    Example:
+        >>> check_folder_name("", "read")
+        Traceback (most recent call last):
+        hfcompress.errors.CompressionError: The name of the folder to read is empty; name a folder, '.' for the \
+working directory.
+    """
+    if not isinstance(directory, str | os.PathLike):
+        raise CompressionError(f"{directory!r:.100} is not the path of a folder to {verb}; pass a str or a Path.")
+    if not os.fspath(directory):
+        raise CompressionError(
+            f"The name of the folder to {verb} is empty; name a folder, '.' for the working directory."
+        )

@@ -1,5 +1,6 @@
 """load_compressed, pipeline and from_pretrained: where a model may be, and with which options it is loaded."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,17 @@ def test_a_hub_id_loads_from_the_cache_without_a_network(tmp_path):
 def test_an_unknown_name_is_neither_a_directory_nor_a_model(tmp_path):
     with pytest.raises(hfc.CompressionError, match="'me/other' is neither a directory"):
         hfc.load_compressed("me/other", cache_dir=tmp_path, local_files_only=True)
+
+
+@pytest.mark.parametrize("name", ["", None, 3, b"model"])
+def test_what_names_no_folder_is_not_the_working_directory(name, tmp_path, monkeypatch):
+    hfc.save_compressed(pruned(), tmp_path / "model")
+    monkeypatch.chdir(tmp_path / "model")
+    message = "folder to read is empty" if name == "" else f"{name!r} is not the path of a folder to read"
+    for read in (hfc.load_compressed, lambda source: hfc.pack_folder(source, tmp_path / "out")):
+        with pytest.raises(hfc.CompressionError, match=message):
+            read(name)
+    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_a_hub_folder_may_be_reached_by_a_link(tmp_path, monkeypatch):

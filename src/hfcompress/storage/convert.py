@@ -18,6 +18,7 @@ from hfcompress.models.shape_plan import build_from_config
 from hfcompress.storage import layout
 from hfcompress.storage.load import concrete_class, model_class
 from hfcompress.storage.safetensors_file import pack_file, read_shapes, unpack_file
+from hfcompress.validation import check_folder_name
 
 
 def pack_folder(source: layout.Folder, out: layout.Folder) -> None:
@@ -57,6 +58,7 @@ def unpack_folder(source: layout.Folder, out: layout.Folder) -> None:
 
 
 def _copy_folder(source: layout.Folder, out: layout.Folder, rewrite: Callable[[Path, Path], bool]) -> None:
+    check_folder_name(source, "read")
     folder = Path(source)
     if not folder.is_dir():
         raise CompressionError(f"{str(source)!r} is not a directory.")

@@ -82,9 +82,13 @@ def write_labels(new: Path, config: PreTrainedConfig) -> None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the config of a model folder, after checking everything that transformers would read in the folder."""
-    config = _read_json(folder / CONFIG)
     if (folder / _ADAPTER).exists():
-        raise CompressionError(f"{folder} holds a PEFT adapter, not a model; load it with PEFT.")
+        raise CompressionError(
+            f"{folder} holds a PEFT adapter, not a model; load it with PEFT, "
+            "AutoPeftModelForSequenceClassification.from_pretrained(...), or merge it into its base model before it is "
+            "saved: model.merge_and_unload()."
+        )
+    config = _read_json(folder / CONFIG)
     method = config.get("quantization_config")
     if method is not None:
         try:

@@ -27,6 +27,7 @@ from hfcompress.storage.layout import CONFIG, Folder, read_config, weight_files
 from hfcompress.storage.model_card import CARD
 from hfcompress.storage.quantizer import check_size
 from hfcompress.storage.safetensors_file import read_shapes
+from hfcompress.validation import check_folder_name
 
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", CARD]  # vocabularies are .txt, sentencepiece's are .model
 
@@ -120,8 +121,9 @@ def model_folder(directory: Folder, **download: Any) -> Path:
     """Return the folder of a model; of one on the hub, download config, safetensors and tokenizer first.
 
     Raises:
-        CompressionError: There is neither such a directory nor such a model.
+        CompressionError: There is neither such a directory nor such a model, or the name is empty.
     """
+    check_folder_name(directory, "read")
     if Path(directory).is_dir():
         return Path(directory)
     try:

@@ -424,6 +424,8 @@ def test_a_pickle_instead_of_safetensors_is_refused(with_pickle):
 def test_a_peft_adapter_is_not_loaded_as_a_model(folder):
     (folder / "adapter_config.json").write_text("{}")
     refused(folder, "PEFT adapter")
+    (folder / "config.json").unlink()  # as PEFT saves it
+    refused(folder, r"holds a PEFT adapter, not a model; load it with PEFT.*merge_and_unload")
 
 
 def test_from_pretrained_refuses_damaged_positions_too(folder):
