@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain, islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 
 from hfcompress.atomic_folder import replacing
 from hfcompress.errors import CompressionError
+from hfcompress.models.architectures import LAYER_COUNTS
 from hfcompress.models.labels import label_maps
 from hfcompress.models.shape_plan import check_version, is_plan, make_plan
 from hfcompress.storage.model_card import CARD, is_our_card
@@ -54,6 +55,11 @@ def weight_files(folder: Path) -> list[Path]:
             why = exported if (folder / RECORD).is_file() else "there are no safetensors weights to load"
             raise CompressionError(f"{path} is missing; {why}.")
     return [folder / name for name in names]
+
+
+def most_modules(files: Iterable[Path]) -> int:
+    """Return how many modules a model may have whose weights are in these files: far more than any has."""
+    return 1000 + 16 * sum(len(read_shapes(file)) for file in files)
 
 
 def write_index_and_plan(new: Path, files: Sequence[str], packed: bool) -> None:
@@ -99,6 +105,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise CompressionError(f"{folder / CONFIG}: {error}") from None
     files = weight_files(folder)
     held, packed = sum(file.stat().st_size for file in files), [is_packed(file) for file in files]
+    most = most_modules(files)
     if method is None and any(packed):
         raise CompressionError(f"{folder} holds packed weights, but not the plan in its {CONFIG}; it is damaged.")
     configs = (one for level in _levels(config) for one in level if isinstance(one, dict))
@@ -106,6 +113,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         labels = {"num_labels": value, "id2label": len(value) if isinstance(value, dict) else 0}.get(key)
         if isinstance(labels, int) and labels > held:
             raise CompressionError(f"{folder / CONFIG}: {labels:,} labels do not go with {held} bytes of weights.")
+        if key in LAYER_COUNTS and isinstance(value, int) and value > most:  # some configs make a list of so many
+            raise CompressionError(f"{folder / CONFIG}: {key}={value:,} does not go with the weights in the folder.")
         if key == "transformers_weights" or (key.endswith("_implementation") and "/" in str(value)):
             raise CompressionError(f"{folder / CONFIG}: {key}={value!r:.200} names something outside of the folder.")
     return config

@@ -23,10 +23,9 @@ from typing_extensions import Unpack
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.shape_plan import build_from_config
-from hfcompress.storage.layout import CONFIG, Folder, read_config, weight_files
+from hfcompress.storage.layout import CONFIG, Folder, most_modules, read_config, weight_files
 from hfcompress.storage.model_card import CARD
 from hfcompress.storage.quantizer import check_size
-from hfcompress.storage.safetensors_file import read_shapes
 from hfcompress.validation import check_folder_name
 
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", CARD]  # vocabularies are .txt, sentencepiece's are .model
@@ -136,7 +135,7 @@ def model_folder(directory: Folder, **download: Any) -> Path:
 @contextmanager
 def _modules_limited(folder: Path) -> Iterator[None]:
     """Refuse a config whose model has far more modules than the folder has weights, while the model is being built."""
-    most, thread, made = 1000 + 16 * sum(len(read_shapes(file)) for file in weight_files(folder)), get_ident(), 0
+    most, thread, made = most_modules(weight_files(folder)), get_ident(), 0
 
     def count(*_: object) -> None:
         nonlocal made

@@ -167,7 +167,7 @@ CONFIGS = {
         r"mismatched keys, such as .*LayerNorm.* of shape \(32,\) .*\(64,\)",
     ),
     "a vocabulary of terabytes": ({"vocab_size": 10**11}, "describes a"),
-    "a billion layers": ({"num_hidden_layers": 10**9}, "a model of more than 1,[0-9]+ modules"),
+    "a billion layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers=1,000,000,000 does not go with"),
     "a billion labels": ({"num_labels": 10**9}, "1,000,000,000 labels"),
     "names of a million labels": ({"id2label": dict.fromkeys(range(10**6), "")}, "1,000,000 labels"),
     "a kernel from the hub": ({"attn_implementation": "stranger/kernel"}, "outside of the folder"),
@@ -197,6 +197,11 @@ def test_configs_that_lie_are_refused(attack, folder):
 
 DENSE = {
     "a vocabulary of gigabytes": ("bert", {"vocab_size": 3 * 10**7}, "describes a BertForSequenceClassification of"),
+    "a list of layers in the config": (
+        "qwen2",
+        {"num_hidden_layers": 10**6, "layer_types": None},
+        "num_hidden_layers=1,000,000 does not go with",
+    ),
     "loops in the constructor": ("albert", {"inner_group_num": 10**9}, "more than 1,[0-9]+ modules"),
     "another class's loops": (
         "bert",
