@@ -148,15 +148,45 @@ REFUSED = {
         "PEFT adapter; merge it first",
     ),
     "a model with adapters in it": (lambda: with_adapter(build()), {}, "PEFT adapter; merge it first"),
-    "no size of shards": (build, {"max_shard_size": "lots"}, "cannot be saved"),
+    "no size of shards": (build, {"max_shard_size": "lots"}, "max_shard_size='lots' must be a number of bytes"),
+    "a size of nothing": (build, {"max_shard_size": -1}, "max_shard_size=-1 must be a number of bytes"),
+    "no size at all": (build, {"max_shard_size": None}, "max_shard_size=None must be a number of bytes"),
+    "results as text": (build, {"results": "90 %"}, r"results='90 %' has no to_markdown\(\)"),
+    "a class of results": (build, {"results": hfc.Comparison}, r"has no to_markdown\(\)"),
+    "notes as text": (build, {"notes": "IMDB"}, "notes='IMDB' must be names and texts"),
+    "a list of notes": (build, {"notes": ["IMDB"]}, r"notes=\['IMDB'\] must be names and texts"),
     "no values": (lambda: build().to("meta"), {}, "is on the meta device"),
     "a quantized model": (lambda: quantized(build()), {}, "is quantized"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_saved_is_refused_by_name(case, tmp_path):
+def test_what_cannot_be_saved_is_refused_by_name(case, tmp_path, monkeypatch):
     make, options, message = REFUSED[case]
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", lambda *args, **kwargs: pytest.fail("written"))
     with pytest.raises(hfc.CompressionError, match=message):
         hfc.save_compressed(make(), tmp_path / "model", **options)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [None, 3, b"model"])
+def test_what_names_no_folder_is_refused(name):
+    with pytest.raises(hfc.CompressionError, match=f"{name!r} is not the path of a folder to write"):
+        hfc.save_compressed(build(), name)
+
+
+def test_a_refused_save_marks_no_head_as_new(tmp_path):
+    build().bert.save_pretrained(tmp_path / "body")
+    model = plain(tmp_path / "body")
+    before = model.config.to_dict()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(hfc.CompressionError, match="is a file"):
+        hfc.save_compressed(model, tmp_path / "file")
+    assert model.config.to_dict() == before
+
+
+@pytest.mark.parametrize("size", [20_000, 2e4, "20KB", " 0.02 mb"])
+def test_sizes_of_shards_are_numbers_or_texts(size, tmp_path):
+    model = pruned()
+    hfc.save_compressed(model, tmp_path, max_shard_size=size)
+    assert same_bits(hfc.load_compressed(tmp_path).state_dict(), model.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,9 @@ from hfcompress.storage.layout import (
 )
 from hfcompress.storage.model_card import CARD, Table, is_our_card, write_card
 from hfcompress.storage.safetensors_file import pack_file
-from hfcompress.validation import check_choice
+from hfcompress.validation import check_choice, check_folder_name, is_number
+
+_SIZE = re.compile(r"\s*\d[\d.]*\s*[kmgt]b\s*", re.IGNORECASE)  # as huggingface_hub reads them
 
 
 def save_compressed(
@@ -89,14 +92,16 @@ def save_compressed(
     """
     check_choice("sparse", sparse, ("auto", False))
     check_tokenizer(processing_class)
+    check_folder_name(directory, "write")
+    _check_arguments(results, notes, max_shard_size)
     inner = _check_savable(model)
-    update_mark(inner)
     card = Path(directory) / CARD
     with replacing_model(directory) as new:
+        update_mark(inner)
         try:
             inner.save_pretrained(new, max_shard_size=max_shard_size)
         except (KeyError, RuntimeError, ValueError) as error:
-            # A dtype that safetensors does not know, undeclared shared memory, a size that cannot be parsed.
+            # A dtype that safetensors does not know, undeclared shared memory.
             raise CompressionError(f"{type(inner).__name__} cannot be saved: {error}") from error
         if sparse:
             _pack_weights(new)
@@ -117,6 +122,21 @@ def save_compressed(
             commit_message="Upload compressed model",
             allow_patterns=[*written, CARD],  # the user's own card too
             delete_patterns=[ONE_FILE, "model-*.safetensors", INDEX],  # of an older model, unless uploaded now
+        )
+
+
+def _check_arguments(results: object, notes: object, max_shard_size: object) -> None:
+    if results is not None and (isinstance(results, type) or not callable(getattr(results, "to_markdown", None))):
+        raise CompressionError(
+            f"results={results!r:.100} has no to_markdown(); pass a report or a Comparison, or text as a note: "
+            "notes={'results': ...}."
+        )
+    if notes is not None and not isinstance(notes, Mapping):
+        raise CompressionError(f"notes={notes!r:.100} must be names and texts: {{'data': 'IMDB reviews'}}.")
+    is_text = isinstance(max_shard_size, str) and _SIZE.fullmatch(max_shard_size)
+    if not is_text and not (is_number(max_shard_size) and max_shard_size > 0):
+        raise CompressionError(
+            f"max_shard_size={max_shard_size!r} must be a number of bytes above 0, or a text such as '5GB'."
         )
 
 
