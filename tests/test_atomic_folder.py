@@ -1,10 +1,12 @@
 """A folder is replaced completely or not at all, whatever fails, is killed or writes there at the same time."""
 
+import errno
 import os
 import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -131,6 +133,27 @@ def test_a_failed_save_leaves_the_old_folder_and_no_debris(when, tmp_path, monke
         hfc.save_compressed(pruned(amount=0.7), tmp_path / "model")
     monkeypatch.undo()
     assert file_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+@pytest.mark.parametrize("kind", [stat.S_ISDIR, stat.S_ISREG])
+def test_a_file_system_may_flush_no_folders_but_must_flush_files(kind, number, tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def refuse(handle):
+        if kind(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(handle)
+
+    monkeypatch.setattr("os.fsync", refuse)
+    model = pruned()
+    if kind is stat.S_ISDIR and number != errno.EIO:
+        hfc.save_compressed(model, tmp_path / "model")
+        assert same_bits(hfc.load_compressed(tmp_path / "model").state_dict(), model.state_dict())
+    else:
+        with pytest.raises(hfc.CompressionError, match=re.escape(os.strerror(number))):
+            hfc.save_compressed(model, tmp_path / "model")
+        assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_leaves_the_old_folder(tmp_path):
