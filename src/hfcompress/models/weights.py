@@ -316,11 +316,11 @@ def _modules_of_integers(model: nn.Module) -> Iterator[str]:
     if method is None or is_plan(method):
         return
     for name, module in model.named_modules():
+        if _is_linear(module) or isinstance(module, nn.Embedding):
+            continue
         saved = (buffer for key, buffer in module._buffers.items() if key not in module._non_persistent_buffers_set)
         held = [tensor for tensor in (*module._parameters.values(), *saved) if tensor is not None and tensor.dim() > 1]
-        if any(not tensor.is_floating_point() for tensor in held) and not isinstance(
-            module, nn.Linear | Conv1D | nn.Embedding
-        ):
+        if not all(map(torch.is_floating_point, held)):
             yield name
 
 

@@ -35,7 +35,7 @@ from hfcompress.storage.model_card import CARD, Table, is_our_card, write_card
 from hfcompress.storage.safetensors_file import pack_file
 from hfcompress.validation import check_choice, check_folder_name, is_number
 
-_SIZE = re.compile(r"\s*\d[\d.]*\s*[kmgt]b\s*", re.IGNORECASE)  # as huggingface_hub reads them
+_SIZE = re.compile(r"\s*[\d.e+]+\s*[kmgt]b\s*", re.IGNORECASE)  # as huggingface_hub reads them
 
 
 def save_compressed(
