@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import onnx
+import peft
 import pytest
 import torch
 from architectures import LONG, PAD, WITH_NEURONS, build, same_bits, state_of, word_tokenizer
@@ -355,6 +356,17 @@ def test_what_makes_no_sense_is_refused(case, tmp_path):
 def test_a_quantized_model_is_refused_by_name(tmp_path):
     with pytest.raises(hfc.CompressionError, match="is quantized"):
         export(quantized(build()), tmp_path / "onnx")
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig", "LoraConfig"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_adapters_and_prompts_are_refused(kind, wrapped, tmp_path):
+    virtual = {} if kind == "LoraConfig" else {"num_virtual_tokens": 3}
+    model = peft.get_peft_model(build(layers=1), getattr(peft, kind)(task_type="SEQ_CLS", **virtual))
+    message = "merge it first" if kind == "LoraConfig" else rf"has a prompt of PEFT \({kind}\).*train LoRA instead"
+    with pytest.raises(hfc.CompressionError, match=message):
+        export(torch.nn.DataParallel(model) if wrapped else model, tmp_path / "onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])

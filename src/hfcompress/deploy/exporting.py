@@ -201,6 +201,7 @@ def _check_exportable(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> P
     """Return the model without its wrapper, or refuse what cannot be exported."""
     check_model_kind(model)
     check_tokenizer(tokenizer)
+    check_no_adapter(model)
     inner = unwrap(model)
     name = type(inner).__name__
     if not isinstance(inner, PreTrainedModel):
@@ -209,7 +210,6 @@ def _check_exportable(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> P
         raise CompressionError(
             f"processing_class={tokenizer!r:.60} is not a tokenizer; pass the model's, which is saved beside it."
         )
-    check_no_adapter(inner)
     check_not_quantized(inner, "exported")
     check_no_computed_weights(inner, "exported")
     check_one_attention(inner)

@@ -275,7 +275,18 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def check_no_adapter(model: nn.Module) -> None:
-    """Raise a `CompressionError` if a model has an adapter of PEFT, which transformers or PEFT has put into it."""
+    """Raise a `CompressionError` if a model has an adapter of PEFT, which transformers or PEFT has put into it.
+
+    Prompts are known by PEFT's wrapper alone, so a model is checked before `unwrap` takes that off.
+    """
+    for module in model.modules():
+        configs = vars(module).get("_peft_config")  # of PEFT's wrapper around a model with prompts
+        prompt = next((one for one in (configs or {}).values() if getattr(one, "is_prompt_learning", False)), None)
+        if prompt is not None:
+            raise CompressionError(
+                f"The model has a prompt of PEFT ({type(prompt).__name__}), which no weight of it can hold; train LoRA "
+                "instead, which can be merged, or pass model.get_base_model(), which reads texts without the prompt."
+            )
     if getattr(model, "_hf_peft_config_loaded", False) or any(hasattr(m, "base_layer") for m in model.modules()):
         raise CompressionError("The model has a PEFT adapter; merge it first: model = model.merge_and_unload().")
 
