@@ -17,6 +17,7 @@ import pytest
 import torch
 from architectures import LONG, PAD, WITH_NEURONS, build, same_bits, state_of, word_tokenizer
 from exports import TEXTS, TOKENIZER, export, in_openvino, inputs, logits, needs_torch_export, shrunken
+from tokenizer_kinds import make_tokenizer
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -367,6 +368,38 @@ def test_adapters_and_prompts_are_refused(kind, wrapped, tmp_path):
     with pytest.raises(hfc.CompressionError, match=message):
         export(torch.nn.DataParallel(model) if wrapped else model, tmp_path / "onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def ending_texts():
+    """A tokenizer that ends each text with the token that it pads with."""
+    tokenizer = make_tokenizer("wordpiece")
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def llama_without_pad_id(tokenizer):
+    model = build("llama", layers=1, vocab_size=len(tokenizer)).eval()
+    model.config.pad_token_id = None
+    return model
+
+
+def test_padding_that_ends_texts_is_refused_where_the_model_has_none(tmp_path):
+    tokenizer = ending_texts()
+    model = llama_without_pad_id(tokenizer)
+    with pytest.raises(hfc.CompressionError, match=r"has no pad_token_id, and the tokenizer pads with '</s>'.*=2 if"):
+        hfc.export(model, tmp_path / "onnx", processing_class=tokenizer, repeats=0)
+    assert list(tmp_path.iterdir()) == []
+    model.config.pad_token_id = tokenizer.pad_token_id
+    hfc.export(model, tmp_path / "onnx", processing_class=tokenizer, repeats=0)
+    texts = tokenizer(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
+    close(hfc.load_exported(tmp_path / "onnx")(**texts).logits, logits(model, texts))
+
+
+def test_rows_that_end_with_the_padding_of_a_model_without_any_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "build_graph", None)
+    model, rows = llama_without_pad_id(TOKENIZER), [{"input_ids": [5, 6]}, {"input_ids": [5, PAD]}]
+    with pytest.raises(hfc.CompressionError, match=r"the tokenizer pads with '\[PAD\]', which ends texts too"):
+        export(model, tmp_path / "onnx", dataset=rows)
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])

@@ -34,7 +34,7 @@ from hfcompress.models.exported import ExportedModule
 from hfcompress.models.heads_and_neurons import find_linear_paths
 from hfcompress.models.inputs import check_dataset, read_examples
 from hfcompress.models.labels import label_maps
-from hfcompress.models.padding import pad_like
+from hfcompress.models.padding import lacks_pad_id, pad_like
 from hfcompress.models.tensors import check_has_values, stored_bytes
 from hfcompress.models.tokenizers import check_tokenizer, encode_texts
 from hfcompress.models.weights import (
@@ -122,8 +122,12 @@ def export(
     if dataset is not None:
         dataset = encode_texts("dataset", source, dataset, processing_class)
     halves = split_dataset(dataset) if dtype == "int8" else None
+    texts = [processing_class("a")["input_ids"]]
     if dataset is not None:  # what cannot be read is refused before the export
-        read_examples("dataset", source, dataset if halves is None else [*halves[0], *halves[1]], processing_class)
+        rows = dataset if halves is None else [*halves[0], *halves[1]]
+        examples = read_examples("dataset", source, rows, processing_class)
+        texts += [batch["input_ids"][0].tolist() for _, batch in examples.batches(1)]
+    _check_ends(source, processing_class, texts)
     with replacing_exported(directory) as new, tempfile.TemporaryDirectory(dir=new, prefix="work-") as place:
         work, own = Path(place), _float32_copy(source, processing_class)
         with evaluation_mode(own):
@@ -149,10 +153,11 @@ def export(
         if halves is not None:
             kind = Candidates if format == "onnx" else OpenVinoCandidates
             candidates = kind(graph, work, weight_bits(machine), lambda file: open_model(file, "int8"))
-            rows = HeldOut(ExportedModule(models[float32]), processing_class, *halves)
+            held_out = HeldOut(ExportedModule(models[float32]), processing_class, *halves)
             if static or (static is None and format == "openvino"):
-                candidates.calibrate(models[float32], rows, else_dynamic=static is None)
-            gate = choose(candidates, models[float32], rows, max_drop, find_linear_paths(own) if equalize else None)
+                candidates.calibrate(models[float32], held_out, else_dynamic=static is None)
+            paths = find_linear_paths(own) if equalize else None
+            gate = choose(candidates, models[float32], held_out, max_drop, paths)
             models[int8], written, bits = open_model(work / "int8" / file.name, "int8"), int8, candidates.bits
             if gate.left_in_float32:
                 models[ALL_INT8] = candidates.build([], "all")
@@ -223,6 +228,17 @@ def _check_exportable(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> P
             "processing_class.pad_token, for example to processing_class.eos_token."
         )
     return inner
+
+
+def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[list[int]]) -> None:
+    """Refuse texts that end with padding which the model reads, as it has no id of padding, and its copy would not."""
+    pad = tokenizer.pad_token_id
+    if lacks_pad_id(model) and pad is not None and any(ids[-1:] == [pad] for ids in texts):
+        raise CompressionError(
+            f"The config of {type(model).__name__} has no pad_token_id, and the tokenizer pads with "
+            f"{tokenizer.pad_token!r}, which ends texts too: the exported model would not read it there. Set "
+            f"model.config.pad_token_id={pad} if it was trained so; if not, give the tokenizer another pad_token."
+        )
 
 
 def _float32_copy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
