@@ -281,6 +281,39 @@ def test_other_problems_have_a_gate_too(problem, tmp_path):
     assert line in (tmp_path / "onnx" / "README.md").read_text()
 
 
+class Known(quality_gate.HeldOut):
+    """Rows whose logits are known: a model is them."""
+
+    def logits(self, model, rows):
+        return model
+
+
+def judge(int8, max_drop):
+    """Judge logits for 40 texts with one of 20 labels each, which float32 predicts."""
+    labels = torch.eye(20).repeat(2, 1)
+    model = build("distilbert", num_labels=20, layers=1, problem_type="multi_label_classification")
+    data = [{"input_ids": [5, 6], "labels": row} for row in labels.tolist()]
+    candidates = SimpleNamespace(sets=lambda *of: [[]], build=lambda left: int8(4 * labels - 2), static=False)
+    return quality_gate.choose(candidates, 4 * labels - 2, Known(model, None, data, data), max_drop, None)
+
+
+def test_a_model_that_predicts_no_label_does_not_pass():
+    with pytest.raises(hfc.CompressionError, match=r"int8 and float32 predict, 0\.0% are predicted by both; label acc"):
+        judge(lambda logits: torch.full_like(logits, -2.0), max_drop=0.05)
+
+
+def test_the_agreement_of_labels_is_counted_among_those_predicted():
+    def without_two(logits):
+        logits[:2] = -2.0
+        return logits
+
+    gate = judge(without_two, max_drop=0.05)
+    assert gate.agreement == 2 * 38 / (40 + 38)
+    assert gate.drop == pytest.approx(2 / 800)
+    with pytest.raises(hfc.CompressionError, match=r"97\.4% are predicted by both"):
+        judge(without_two, max_drop=0.0)
+
+
 def test_float32_is_kept_where_int8_is_slower(model, data, tmp_path, monkeypatch):
     monkeypatch.setattr("hfcompress.deploy.exporting.is_slower", lambda *names: True)
     monkeypatch.setattr("hfcompress.deploy.export_report.is_slower", lambda *names: True)

@@ -34,6 +34,7 @@ _MEASURED = 64  # rows, on which activations are measured and the outputs of ope
 _COMPARED = 128  # rows, on which equalized models are compared
 _SAME = 1e-5  # of logits, absolute and relative: what equalized channels may change in float32
 _ERROR = 0.05  # of all intervals together
+_LABEL_ACCURACY = "label accuracy"
 _HELPS = 0.9  # of the error: equalized channels that leave more of it do not help
 
 Rows = Sequence[Mapping[str, Any]]
@@ -69,8 +70,9 @@ class QualityGate:
         left_in_float32: Names of the modules that are not int8, the one that repairs most first.
         rows: How many rows this is about.
         ranked_rows: How many others the modules were ranked on.
-        agreement: Fraction of the rows (of a multi-label model, of the labels) with the same prediction; of a
-            regression 1 less the mean squared difference over the variance of the float32 outputs.
+        agreement: Fraction of the rows with the same prediction; of a multi-label model, of the labels that the two
+            predict, the fraction that both do (F1), as most labels are predicted by neither; of a regression 1 less the
+            mean squared difference over the variance of the float32 outputs.
         score: What the loss is about: ``"accuracy"``, ``"label accuracy"`` or ``"R2"``.
         float32: That score of the float32 model.
         int8: That of the int8 model.
@@ -110,7 +112,7 @@ class QualityGate:
 
     @property
     def passed(self) -> bool:
-        """Whether the loss is at most ``max_drop``, and 95 % of the rows, or 1 - ``max_drop``, are predicted alike."""
+        """Whether the loss is at most ``max_drop``, and the agreement at least 95 %, or 1 - ``max_drop``."""
         return self.drop <= self.max_drop + 1e-9 and self.agreement >= min(_LEAST_AGREEMENT, 1 - self.max_drop) - 1e-9
 
     @property
@@ -127,8 +129,11 @@ class QualityGate:
         """Say what was found."""
         low, high = self.interval
         several = f", which allows for {self.tried} models having been judged" if self.tried > 1 else ""
+        alike = f"int8 predicts as float32 does on {self.agreement:.1%}"
+        if self.score == _LABEL_ACCURACY:
+            alike = f"of the labels that int8 and float32 predict, {self.agreement:.1%} are predicted by both"
         found = [
-            f"On {self.rows:,} held-out rows int8 predicts as float32 does on {self.agreement:.1%}; {self.score} "
+            f"On {self.rows:,} held-out rows {alike}; {self.score} "
             f"{self.float32:.3f} before and {self.int8:.3f} after, a loss of {100 * self.drop:.1f} points (95 % "
             f"interval {100 * low:.1f} to {100 * high:.1f}{several}; p {self.test.p_value:.3f})."
         ]
@@ -353,13 +358,13 @@ def choose(
     before = rows.scores(expected)
     tried: list[QualityGate] = []
     largest = None if rows.problem == "regression" else 1.0  # difference of two scores
-    kinds = {"multi_label_classification": "label accuracy", "regression": "R2"}
+    kinds = {"multi_label_classification": _LABEL_ACCURACY, "regression": "R2"}
     equalization = None if paths is None else candidates.equalize(float32, rows, paths)
     for number, left in enumerate(candidates.sets(float32, rows), 1):
         logits = rows.logits(candidates.build(left), rows.judged)
         after = rows.scores(logits)
         compared = compare_with_reference("int8", expected, logits, rows.labels, rows.problem)
-        agreement = compared["agreement"] if "agreement" in compared else _explained(logits, expected)
+        agreement = _agreement(logits, expected, rows.problem)
         result = QualityGate(
             left_in_float32=tuple(one.name for one in left),
             rows=len(rows.judged),
@@ -397,8 +402,14 @@ def _check_labels(rows: HeldOut, expected: Tensor) -> None:
         raise CompressionError(f"{cause}{remedy}") from error
 
 
-def _explained(logits: Tensor, expected: Tensor) -> float:
-    """Return 1 less the mean squared difference over the variance of what is expected."""
-    logits, expected = as_columns(logits), as_columns(expected)
-    variance = expected.var(0, correction=0).mean().clamp(min=1e-12)
-    return float(1 - (logits - expected).square().mean() / variance)
+def _agreement(logits: Tensor, expected: Tensor, problem: Problem) -> float:
+    """Return how alike logits and those that are expected are: see `QualityGate`."""
+    if problem == "regression":
+        logits, expected = as_columns(logits), as_columns(expected)
+        variance = expected.var(0, correction=0).mean().clamp(min=1e-12)
+        return float(1 - (logits - expected).square().mean() / variance)
+    found, other = predict(logits, problem), predict(expected, problem)
+    if problem == "single_label_classification":
+        return int((found == other).sum()) / len(found)
+    predicted = float((found + other).sum())
+    return 2 * float((found * other).sum()) / predicted if predicted else 1.0
