@@ -11,10 +11,11 @@ import onnx
 import pytest
 import torch
 from architectures import batch, build, rows
+from datasets import ClassLabel, Dataset
 from exports import export, inputs, needs_torch_export
 
 import hfcompress as hfc
-from hfcompress.deploy import quality_gate, quantization, speed
+from hfcompress.deploy import exporting, quality_gate, quantization, speed
 
 pytestmark = needs_torch_export
 ROWS = 240
@@ -237,6 +238,18 @@ def test_labels_of_another_model_are_refused(label, message, tmp_path):
     dataset = [{"input_ids": [5, 6], "labels": label}] * 8
     with pytest.raises(hfc.CompressionError, match=f"{message}.*; int8 is judged by them, so pass those"):
         export(build(), tmp_path / "onnx", dtype="int8", dataset=dataset)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_classes_in_another_order_are_refused(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "build_graph", None)
+    model = build(id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
+    data = Dataset.from_dict({"input_ids": [[5, 6]] * 8, "label": [0, 1] * 4}).cast_column(
+        "label", ClassLabel(names=["good", "bad"])
+    )
+    with pytest.raises(hfc.CompressionError, match=r"'good' is class 0 of the data and class 1 of the model"):
+        export(model, tmp_path / "onnx", dtype=dtype, dataset=data)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -33,7 +33,7 @@ from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_
 from hfcompress.models.exported import ExportedModule
 from hfcompress.models.heads_and_neurons import find_linear_paths
 from hfcompress.models.inputs import check_dataset, read_examples
-from hfcompress.models.labels import label_maps
+from hfcompress.models.labels import check_class_names, label_maps
 from hfcompress.models.padding import lacks_pad_id, pad_like
 from hfcompress.models.tensors import check_has_values, stored_bytes
 from hfcompress.models.tokenizers import check_tokenizer, encode_texts
@@ -120,6 +120,7 @@ def export(
     packages = _import_packages(format, dtype)
     source = _check_exportable(model, processing_class)
     if dataset is not None:
+        check_class_names("dataset", source, dataset)
         dataset = encode_texts("dataset", source, dataset, processing_class)
     halves = split_dataset(dataset) if dtype == "int8" else None
     texts = [processing_class("a")["input_ids"]]
