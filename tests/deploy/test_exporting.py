@@ -402,6 +402,30 @@ def test_rows_that_end_with_the_padding_of_a_model_without_any_are_refused(tmp_p
         export(model, tmp_path / "onnx", dataset=rows)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "side", "refused"),
+    [("llama", "right", True), ("roberta", "left", True), ("llama", "left", False), ("bert", "right", False)],
+)
+def test_padding_that_the_model_reads_as_text_is_refused(architecture, side, refused, tmp_path):
+    tokenizer = make_tokenizer("wordpiece", padding_side=side)
+    model = build(architecture, layers=1, vocab_size=len(tokenizer))
+    assert (model.config.pad_token_id, tokenizer.pad_token_id) == (PAD, 1)
+    if refused:
+        with pytest.raises(hfc.CompressionError, match=r"does not take .*, '<pad>' \(1\), for padding"):
+            hfc.export(model, tmp_path / "onnx", processing_class=tokenizer, repeats=0)
+        assert list(tmp_path.iterdir()) == []
+    else:
+        hfc.export(model, tmp_path / "onnx", processing_class=tokenizer, repeats=0)
+
+
+def test_padding_that_ends_texts_is_refused_for_an_encoder_decoder(tmp_path):
+    tokenizer = ending_texts()
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+    model = build("bart", layers=1, vocab_size=len(tokenizer), **ids)
+    with pytest.raises(hfc.CompressionError, match=r"does not take .*, '</s>' \(2\), for padding"):
+        hfc.export(model, tmp_path / "onnx", processing_class=tokenizer, repeats=0)
+
+
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_names_the_extra(missing, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)

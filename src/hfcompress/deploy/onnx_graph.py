@@ -18,6 +18,7 @@ from hfcompress.deploy.runtime import first_line, quietly
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_logits, input_names, max_tokens
 from hfcompress.models.inputs import Batch, Padder, dummy_inputs
+from hfcompress.models.padding import fill_padding, find_padding, padded_with
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # that a graph may have, in this order
 TOLERANCE = 1e-4  # of logits, absolute and relative
@@ -55,7 +56,7 @@ class GraphInputs:
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._model, self._padder = model, Padder(model, tokenizer)
+        self._model, self._padder, self._tokenizer = model, Padder(model, tokenizer), tokenizer
         try:
             model.get_input_embeddings()  # type: ignore[operator] # typed as Module
         except NotImplementedError as error:
@@ -92,6 +93,14 @@ class GraphInputs:
         batch = self._padder(rows)
         return {name: batch[name] for name in self.names}
 
+    def padded_by_tokenizer(self) -> tuple[Batch, str]:
+        """Make a batch whose padding has the id of the tokenizer, though the model may not read that; and name it."""
+        batch, index = self.batch(_EXAMPLE), self._padder.pad_token_id
+        padding, name = find_padding(batch), f"{self._tokenizer.pad_token!r} ({index})"
+        if padding is not None and index is not None:
+            batch["input_ids"] = batch["input_ids"].masked_fill(padding, index)
+        return batch, name
+
     def _table_sizes(self) -> dict[str, int]:
         tokens = getattr(self._model.get_input_embeddings(), "weight", None)  # type: ignore[operator] # likewise
         found = {"input_ids": None if tokens is None else len(tokens)}
@@ -123,6 +132,7 @@ def build_graph(model: nn.Module, inputs: GraphInputs) -> Any:
     """
     name = type(model).__name__
     _check_classifies(model, inputs)
+    _check_padding(model, inputs)
     try:
         graph = _export(_Logits(model, torch.int64), inputs)
     except Exception as error:  # of any layer of torch's exporter
@@ -157,6 +167,24 @@ def _check_classifies(model: nn.Module, inputs: GraphInputs) -> None:
         raise CompressionError(
             f"{name} cannot be exported, as it is no sequence classifier: its logits have the shape {shape} for "
             f"{len(_EXAMPLE)} texts, not (texts, labels)."
+        )
+
+
+def _check_padding(model: nn.Module, inputs: GraphInputs) -> None:
+    """Refuse a tokenizer that pads with an id which the model takes for text."""
+    batch, name = inputs.padded_by_tokenizer()
+    readable, index = fill_padding(model, batch)
+    try:
+        with padded_with(model, index):
+            expected = get_logits(model(**readable))
+        same = torch.allclose(get_logits(model(**batch)), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    except (IndexError, RuntimeError, ValueError):
+        same = False
+    if not same:
+        raise CompressionError(
+            f"{type(model).__name__} does not take what its tokenizer pads with, {name}, for padding, so that a text "
+            "would have other logits beside a longer one; set the tokenizer's pad_token and the config's pad_token_id "
+            "to one token, that of training."
         )
 
 
