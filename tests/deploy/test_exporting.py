@@ -426,6 +426,30 @@ def test_padding_that_ends_texts_is_refused_for_an_encoder_decoder(tmp_path):
         hfc.export(model, tmp_path / "onnx", processing_class=tokenizer, repeats=0)
 
 
+def with_labels(count):
+    model = build(layers=1)
+    model.config.id2label = {index: f"class {index}" for index in range(count)}
+    model.config.label2id = {name: index for index, name in model.config.id2label.items()}
+    return model
+
+
+def with_another_head():
+    model = build(layers=1)
+    model.classifier = torch.nn.Linear(32, 3)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "logits", "labels"),
+    [(lambda: with_labels(3), 2, 3), (lambda: with_labels(1), 2, 1), (with_another_head, 3, 2)],
+)
+def test_labels_that_are_not_those_of_the_logits_are_refused(make, logits, labels, tmp_path):
+    message = f"returns {logits} logits for a text, and its config names {labels} labels"
+    with pytest.raises(hfc.CompressionError, match=message):
+        export(make(), tmp_path / "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_names_the_extra(missing, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)

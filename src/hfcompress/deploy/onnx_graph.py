@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from hfcompress.deploy.formats import describe_failure, open_model
 from hfcompress.deploy.runtime import first_line, quietly
 from hfcompress.errors import CompressionError
-from hfcompress.models.classifier import get_logits, input_names, max_tokens
+from hfcompress.models.classifier import count_outputs, get_logits, input_names, max_tokens
 from hfcompress.models.inputs import Batch, Padder, dummy_inputs
 from hfcompress.models.padding import fill_padding, find_padding, padded_with
 
@@ -167,6 +167,12 @@ def _check_classifies(model: nn.Module, inputs: GraphInputs) -> None:
         raise CompressionError(
             f"{name} cannot be exported, as it is no sequence classifier: its logits have the shape {shape} for "
             f"{len(_EXAMPLE)} texts, not (texts, labels)."
+        )
+    named = count_outputs(model.config)
+    if named not in (None, shape[1]):
+        raise CompressionError(
+            f"{name} cannot be exported: it returns {shape[1]} logits for a text, and its config names {named} labels; "
+            "set id2label and label2id in the config so that they name each logit once."
         )
 
 
