@@ -18,6 +18,7 @@ import torch
 from architectures import LONG, PAD, WITH_NEURONS, build, same_bits, state_of, word_tokenizer
 from exports import TEXTS, TOKENIZER, export, in_openvino, inputs, logits, needs_torch_export, shrunken
 from tokenizer_kinds import make_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -447,6 +448,31 @@ def test_labels_that_are_not_those_of_the_logits_are_refused(make, logits, label
     message = f"returns {logits} logits for a text, and its config names {labels} labels"
     with pytest.raises(hfc.CompressionError, match=message):
         export(make(), tmp_path / "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("wrong", [100, -1])
+def test_rows_with_tokens_of_another_model_are_refused(wrong, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "build_graph", None)
+    rows = [{"input_ids": [5, 99, 6], "labels": 0}, {"input_ids": [5, wrong, 6], "labels": 1}]
+    with pytest.raises(hfc.CompressionError, match=f"A row of dataset has the token {wrong}, .* from 0 to 99; pass"):
+        export(build(layers=1), tmp_path / "onnx", dtype=dtype, dataset=rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["pad_token", "cls_token"])
+def test_a_token_that_was_added_to_the_tokenizer_alone_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "build_graph", None)
+    tokenizer = word_tokenizer()
+    model = build(layers=1, vocab_size=len(tokenizer))
+    tokenizer.add_special_tokens({name: "[NEW]"})
+    if name == "cls_token":
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="[NEW] $A", special_tokens=[("[NEW]", 11)]
+        )
+    with pytest.raises(hfc.CompressionError, match=r"tokenizer has the token 11, .* from 0 to 10; .*resize_token_emb"):
+        hfc.export(model, tmp_path / "onnx", processing_class=tokenizer, repeats=0)
     assert list(tmp_path.iterdir()) == []
 
 

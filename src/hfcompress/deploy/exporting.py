@@ -32,7 +32,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_problem_type, max_tokens, unwrap
 from hfcompress.models.exported import ExportedModule
 from hfcompress.models.heads_and_neurons import find_linear_paths
-from hfcompress.models.inputs import check_dataset, read_examples
+from hfcompress.models.inputs import check_dataset, check_ids, read_examples
 from hfcompress.models.labels import check_class_names, label_maps
 from hfcompress.models.padding import lacks_pad_id, pad_like
 from hfcompress.models.tensors import check_has_values, stored_bytes
@@ -124,10 +124,13 @@ def export(
         dataset = encode_texts("dataset", source, dataset, processing_class)
     halves = split_dataset(dataset) if dtype == "int8" else None
     texts = [processing_class("a")["input_ids"]]
+    made = [index for index in (*texts[0], processing_class.pad_token_id) if index is not None]
+    check_ids("The tokenizer", source, [made] if made else [])
     if dataset is not None:  # what cannot be read is refused before the export
         rows = dataset if halves is None else [*halves[0], *halves[1]]
         examples = read_examples("dataset", source, rows, processing_class)
         texts += [batch["input_ids"][0].tolist() for _, batch in examples.batches(1)]
+        check_ids("A row of dataset", source, texts[1:])
     _check_ends(source, processing_class, texts)
     with replacing_exported(directory) as new, tempfile.TemporaryDirectory(dir=new, prefix="work-") as place:
         work, own = Path(place), _float32_copy(source, processing_class)

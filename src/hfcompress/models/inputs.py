@@ -14,7 +14,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_config, get_name, input_names, max_tokens, unwrap
-from hfcompress.models.padding import readable_padding, split_rows, trim, unpadded_batches
+from hfcompress.models.padding import readable_padding, split_rows, trim, unpadded_batches, vocabulary_size
 
 Batch = dict[str, Tensor]
 LABELS = ("labels", "label")
@@ -184,6 +184,19 @@ def check_lengths(owner: str, model: nn.Module, lengths: Iterable[int]) -> None:
                 f"A row of {owner} has {length} tokens, and {get_name(model)} reads {reads}; truncate the "
                 "texts and leave out empty ones."
             )
+
+
+def check_ids(owner: str, model: nn.Module, texts: Iterable[Sequence[int]]) -> None:
+    """Refuse tokens that have no row in the model's table, in texts that are not empty."""
+    tokens = vocabulary_size(model)
+    extremes = (index for ids in texts for index in (min(ids), max(ids)))
+    wrong = None if tokens is None else next((index for index in extremes if not 0 <= index < tokens), None)
+    if wrong is not None and tokens is not None:
+        raise CompressionError(
+            f"{owner} has the token {wrong}, and {get_name(model)} has those from 0 to {tokens - 1}; pass the model's "
+            "own tokenizer, or rows that it encoded; if tokens were added to it, call "
+            "model.resize_token_embeddings(len(tokenizer)) and train the model further."
+        )
 
 
 def dummy_inputs(model: nn.Module, tokens: int = TOKENS, batch_size: int = 1) -> Batch:

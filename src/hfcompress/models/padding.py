@@ -57,7 +57,7 @@ def readable_padding(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]
     ids, padding = inputs.get("input_ids"), find_padding(inputs)
     if padding is None or not isinstance(ids, Tensor) or ids.shape != padding.shape:
         return inputs
-    size, end = _vocabulary(model), _end_of_text(model)
+    size, end = vocabulary_size(model), _end_of_text(model)
     unreadable = (size is not None and bool((ids[padding] >= size).any())) or bool((ids[padding] == end).any())
     return fill_padding(model, inputs)[0] if unreadable else inputs
 
@@ -65,7 +65,7 @@ def readable_padding(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]
 def pad_id(model: nn.Module) -> int | None:
     """Return the id with which a model can be padded, by its config; None if that names none in its vocabulary."""
     config = _text_config(model)
-    index, size = getattr(config, "pad_token_id", None), _vocabulary(model)
+    index, size = getattr(config, "pad_token_id", None), vocabulary_size(model)
     if not isinstance(index, int) or index < 0 or (size is not None and index >= size):
         return None
     return None if index == _end_of_text(model) else index
@@ -188,7 +188,8 @@ def _end_of_text(model: nn.Module) -> int:
     return eos if getattr(config, "is_encoder_decoder", False) and isinstance(eos, int) else -1
 
 
-def _vocabulary(model: nn.Module) -> int | None:
+def vocabulary_size(model: nn.Module) -> int | None:
+    """Return how many rows the table of a model's tokens has; None if it has no such table."""
     inner: Any = unwrap(model)
     try:
         size: int = inner.get_input_embeddings().weight.shape[0]
@@ -199,7 +200,7 @@ def _vocabulary(model: nn.Module) -> int | None:
 
 def _unused_id(model: nn.Module, ids: Tensor) -> int | None:
     """Return an id of the vocabulary that is not among these, nor one that ends a text."""
-    size = _vocabulary(model)
+    size = vocabulary_size(model)
     if size is None:
         return None
     used = set(torch.unique(ids).tolist())

@@ -17,7 +17,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
 from hfcompress.models.classifier import input_names
-from hfcompress.models.inputs import LABELS, check_lengths, check_mask
+from hfcompress.models.inputs import LABELS, check_ids, check_lengths, check_mask
 from hfcompress.models.tokenizers import check_texts, token_limit, truncation
 
 if TYPE_CHECKING:
@@ -146,16 +146,7 @@ def encode(
 def _with_known_ids(owner: str, model: PreTrainedModel, data: Dataset) -> Dataset:
     """Return data whose texts are as long as the model reads, and hold none but its tokens."""
     check_lengths(owner, model, map(len, column(data, "input_ids")))
-    embeddings: Any = model.get_input_embeddings()
-    tokens = len(embeddings.weight)
-    wrong = next(
-        (index for ids in column(data, "input_ids") for index in (min(ids), max(ids)) if not 0 <= index < tokens), None
-    )
-    if wrong is not None:
-        raise CompressionError(
-            f"A row of {owner} has the token {wrong}, and {type(model).__name__} has those from 0 to {tokens - 1}; "
-            "pass the model's own tokenizer, or rows that it encoded."
-        )
+    check_ids(f"A row of {owner}", model, column(data, "input_ids"))
     return data
 
 
