@@ -323,6 +323,40 @@ def test_a_folder_of_a_torch_model_is_not_replaced(tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model_quantized.onnx", "openvino_model.xml", "tf_model.h5"])
+def test_a_folder_of_another_tool_is_not_replaced(name, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text("the model")
+    before = contents(tmp_path)
+    with pytest.raises(hfc.CompressionError, match=rf"holds a model of another tool \({name}\)"):
+        export(build(layers=1), tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_what_another_tool_wrote_beside_an_exported_model_stays(folder, half):
+    for name in ("openvino_model.xml", "openvino_model.bin"):
+        (folder / name).write_text("the model")
+    before = contents(folder)
+    with pytest.raises(hfc.CompressionError, match=r"holds a model of another tool \(openvino_model\.bin\)"):
+        export(half[0], folder)
+    assert contents(folder) == before
+
+
+def test_an_older_export_is_replaced_with_its_files(folder, half, monkeypatch):
+    graph = onnx.load(half[3] / "model.onnx")
+    (folder / "notes.txt").write_text("mine")
+    record = json.loads((folder / "hfcompress_export.json").read_text())
+    (folder / "old.json").write_text("of a tokenizer that there was")
+    record["files"]["old.json"] = 29
+    (folder / "hfcompress_export.json").write_text(json.dumps(record))
+    monkeypatch.setattr(exporting, "build_graph", lambda *arguments: graph)
+    export(half[0], folder)
+    names = {one.name for one in folder.iterdir()}
+    assert "notes.txt" in names
+    assert "old.json" not in names
+    assert hfc.load_exported(folder).dtype == "float32"
+
+
 def quantized(model):
     return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
 

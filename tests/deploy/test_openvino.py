@@ -18,6 +18,7 @@ from exports import TEXTS, TOKENIZER, export, inputs, logits, needs_torch_export
 from transformers import AutoModelForSequenceClassification
 
 import hfcompress as hfc
+from hfcompress.deploy.folder import write_record
 from hfcompress.deploy.openvino_candidates import OpenVinoCandidates
 from hfcompress.deploy.openvino_model import import_nncf
 from hfcompress.deploy.quality_gate import QualityGate
@@ -55,6 +56,7 @@ def half(tmp_path_factory):
     model, folder = shrunken("bert").bfloat16(), tmp_path_factory.mktemp("half") / "openvino"
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"an older model")
+    write_record(folder, {"format": "onnx", "dtype": "float32", "inputs": {}, "max_tokens": None})
     (folder / "notes.txt").write_text("mine")
     return model, folder, export(model, folder, format="openvino")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hfcompress.storage.layout import CONFIG, RECORD, is_weight_file
 from hfcompress.storage.model_card import CARD, is_our_card
 
 _VERSION = 1  # of the record
-_WEIGHTS = (".safetensors", ".bin")
+_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".xml")  # beside a config
 _OURS = frozenset[str]().union(*(one.files + one.large for one in FORMATS.values()))
 
 Folder = str | os.PathLike[str]
@@ -36,8 +36,8 @@ def replacing_exported(directory: Folder) -> Iterator[Path]:
     """Yield a new folder, which at the end takes the place of what an earlier export wrote; other files stay.
 
     Raises:
-        CompressionError: The folder cannot be written, or holds a model of torch, whose config would be replaced, also
-            if that was saved in the meantime.
+        CompressionError: The folder cannot be written, or holds a model of torch or one that another tool exported,
+            whose config would be replaced, also if that was saved in the meantime.
     """
     _check_holds_none(directory)
     old = set[str]()
@@ -48,23 +48,26 @@ def replacing_exported(directory: Folder) -> Iterator[Path]:
 
 
 def _check_holds_none(directory: Folder) -> None:
-    """Refuse a folder with a model of torch."""
+    """Refuse a folder with a model that no earlier export wrote."""
     target = Path(directory)
-    present = set(os.listdir(target) if target.is_dir() else ()) - _OURS
+    present = set(os.listdir(target) if target.is_dir() else ()) - (_written_before(target) & _OURS)
     held = [name for name in present if name.endswith(_WEIGHTS)]
     if held:
+        kind = "of torch" if min(held).endswith(_WEIGHTS[:2]) and min(held) not in _OURS else "of another tool"
         raise CompressionError(
-            f"{str(directory)!r} holds a model of torch ({min(held)}), whose config the exported one would replace; "
+            f"{str(directory)!r} holds a model {kind} ({min(held)}), whose config the exported one would replace; "
             "name another folder."
         )
 
 
 def _written_before(target: Path) -> set[str]:
     """Return what an earlier export may have written into a folder."""
-    old = {RECORD, *_OURS}
-    if is_exported(target):
-        with suppress(CompressionError):  # damaged: it is replaced, and what else was written with it stays
-            old |= set(read_record(target)["files"])
+    if not (target / RECORD).is_file():
+        return set()
+    try:
+        old = {RECORD, *read_record(target)["files"]}
+    except CompressionError:  # damaged: it is replaced, and what else was written with it stays
+        old = {RECORD, *_OURS}
     if not is_our_card(target / CARD):
         old.discard(CARD)
     return old
