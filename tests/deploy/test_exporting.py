@@ -15,7 +15,7 @@ import onnx
 import peft
 import pytest
 import torch
-from architectures import LONG, PAD, WITH_NEURONS, build, same_bits, state_of, word_tokenizer
+from architectures import EOS, LONG, PAD, WITH_NEURONS, build, same_bits, state_of, word_tokenizer
 from exports import TEXTS, TOKENIZER, export, in_openvino, inputs, logits, needs_torch_export, shrunken
 from tokenizer_kinds import make_tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -289,6 +289,25 @@ def test_unusable_inputs_are_refused(case, half):
     make, message = INPUTS[case]
     with pytest.raises(hfc.CompressionError, match=message):
         hfc.load_exported(half[3])(**make())
+
+
+@pytest.mark.parametrize("ends", [(1, 3), (2, 0), (0, 0)])
+def test_texts_with_other_numbers_of_ends_are_refused(ends, ended):
+    ids = torch.tensor([[5, 6, 7][: 3 - count] + [EOS] * count for count in ends])
+    with pytest.raises((ValueError, IndexError), match=r"<eos> token|index"):
+        ended[0](input_ids=ids)
+    with pytest.raises(hfc.CompressionError, match=f"have {min(ends)} to {max(ends)} of the token {EOS}"):
+        ended[1](input_ids=ids)
+    for row in ids if all(ends) else ():
+        close(ended[1](input_ids=row[None]).logits, logits(ended[0], {"input_ids": row[None]}))
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A BART, and what it is exported to."""
+    model, folder = build("bart", layers=1).eval(), tmp_path_factory.mktemp("ended") / "onnx"
+    export(model, folder)
+    return model, hfc.load_exported(folder)
 
 
 def contents(folder):

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from hfcompress.deploy.folder import Folder, check_files, read_model_config, read_record
 from hfcompress.deploy.formats import FORMATS, count_bytes, describe_failure, model_files, open_model
 from hfcompress.errors import CompressionError
+from hfcompress.models.padding import end_of_text
 
 
 class ExportedModel:
@@ -56,8 +57,8 @@ class ExportedModel:
             An output with ``logits``, in float32 on the CPU.
 
         Raises:
-            CompressionError: An input is missing, unknown, or of another shape than the others; a token is unknown; or
-                a text is longer than the model reads.
+            CompressionError: An input is missing, unknown, or of another shape than the others; a token is unknown; a
+                text is longer than the model reads; or one has more ends than another, for BART or T5.
         """
         given = {name: torch.as_tensor(value) for name, value in inputs.items() if value is not None}
         if "input_ids" not in given or (unknown := given.keys() - self.input_names):
@@ -72,6 +73,7 @@ class ExportedModel:
                 f"A text has {shape[1]} tokens, and {self.files[0]} reads 1 to {self.max_tokens}; truncate the texts."
             )
         self._check_ids(given)
+        self._check_ends(given["input_ids"])
         arrays = {name: value.numpy() for name, value in self.complete(given).items()}
         try:
             logits = self._session.run(["logits"], arrays)[0]
@@ -101,6 +103,16 @@ class ExportedModel:
             if low < 0 or high >= limit:
                 wrong = int(low if low < 0 else high)
                 raise CompressionError(f"{name} has {wrong}; the exported model knows 0 to {limit - 1}.")
+
+    def _check_ends(self, ids: Tensor) -> None:
+        """Refuse what BART and T5 refuse in torch: texts that do not all have as many tokens that end a text."""
+        eos = end_of_text(self.config)
+        least, most = map(int, (ids == eos).sum(1).aminmax())
+        if eos >= 0 and (least < most or most == 0):
+            raise CompressionError(
+                f"The texts of a batch have {least} to {most} of the token {eos}, which ends a text; the exported "
+                "model reads batches in which each text has as many, at least one. Pass each of the others alone."
+            )
 
 
 def load_exported(directory: Folder) -> ExportedModel:

@@ -57,7 +57,7 @@ def readable_padding(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]
     ids, padding = inputs.get("input_ids"), find_padding(inputs)
     if padding is None or not isinstance(ids, Tensor) or ids.shape != padding.shape:
         return inputs
-    size, end = vocabulary_size(model), _end_of_text(model)
+    size, end = vocabulary_size(model), end_of_text(get_config(model))
     unreadable = (size is not None and bool((ids[padding] >= size).any())) or bool((ids[padding] == end).any())
     return fill_padding(model, inputs)[0] if unreadable else inputs
 
@@ -68,7 +68,7 @@ def pad_id(model: nn.Module) -> int | None:
     index, size = getattr(config, "pad_token_id", None), vocabulary_size(model)
     if not isinstance(index, int) or index < 0 or (size is not None and index >= size):
         return None
-    return None if index == _end_of_text(model) else index
+    return None if index == end_of_text(get_config(model)) else index
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def unpadded_batches(
     Yields:
         The indices of the rows, and the batch.
     """
-    eos = _end_of_text(model)
+    eos = end_of_text(get_config(model))
     if isinstance(unwrap(model), ExportedModule) or any(map(is_quantized, model.modules())):
         batch_size = 1  # dynamic quantization takes the scale of the inputs of a layer from all rows of a batch
 
@@ -181,9 +181,8 @@ def _text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def _end_of_text(model: nn.Module) -> int:
+def end_of_text(config: Any) -> int:
     """Return the id at the last of which BART and T5 classify, so that it cannot be padding too; else -1."""
-    config = get_config(model)
     eos = getattr(config, "eos_token_id", None)
     return eos if getattr(config, "is_encoder_decoder", False) and isinstance(eos, int) else -1
 
