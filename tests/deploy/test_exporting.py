@@ -103,6 +103,16 @@ def test_the_model_is_not_changed(half):
     assert model.training
 
 
+@pytest.mark.parametrize("kernels", ["flex_attention", "flash_attention_2"])
+def test_other_kernels_of_attention_are_exported_from_a_copy_without_them(kernels, tmp_path):
+    model = build("modernbert").eval()
+    expected = logits(model, inputs(3, 9))
+    model.config._attn_implementation = kernels
+    export(model, tmp_path / "onnx")
+    assert model.config._attn_implementation == kernels
+    close(hfc.load_exported(tmp_path / "onnx")(**inputs(3, 9)).logits, expected)
+
+
 # The folder
 
 

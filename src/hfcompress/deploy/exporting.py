@@ -252,4 +252,6 @@ def _float32_copy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     own.config.architectures = [type(own).__name__]
     vars(own.config).pop("quantization_config", None)  # a plan of shapes, which are in the graph
     pad_like(own, tokenizer)
+    if str(own.config._attn_implementation).startswith(("flash_", "flex_")):  # kernels that no exporter expresses
+        own.set_attn_implementation("eager")
     return own
