@@ -143,3 +143,11 @@ def test_int8_without_data_is_refused(models, run, tmp_path):
     run("export", models / "bert", "-o", tmp_path / "int8", "--int8", status=2)
     assert "--int8 needs labelled texts" in run.error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("--static",), ("--no-static",), ("--max-drop", 0.02)])
+def test_options_of_int8_are_refused_without_it(words, models, run, tmp_path):
+    run("export", models / "bert", "-o", tmp_path / "onnx", *words, status=2)
+    option = "--static" if "static" in words[0] else "--max-drop"
+    assert f"{option} is about int8: add --int8, or leave it out" in run.error
+    assert list(tmp_path.iterdir()) == []

@@ -275,6 +275,13 @@ def test_settings_without_sense_are_refused(settings, message, tmp_path):
         export(build(), tmp_path / "onnx", dtype="int8", dataset=rows(batch(8)), **settings)
 
 
+@pytest.mark.parametrize("static", [True, False])
+def test_scales_of_activations_are_refused_without_int8(static, tmp_path):
+    with pytest.raises(hfc.CompressionError, match=f"static={static} is about int8 activations; pass dtype='int8' too"):
+        export(build(), tmp_path / "onnx", static=static)
+    assert list(tmp_path.iterdir()) == []
+
+
 # Other problems
 
 

@@ -87,11 +87,11 @@ def export(
         dataset: Rows with ``input_ids``, or texts (``text``, ``text_pair``), and ``labels`` that no training has seen;
             needed for int8. Their lengths are those that are timed.
         max_drop: The loss that an int8 model may have on these rows, in accuracy (label accuracy of a multi-label
-            model, R2 of a regression).
+            model, R2 of a regression). Without int8 it says nothing, nor do ``equalize`` and ``machine``.
         static: Whether the scales of int8 activations are measured, on rows that do not judge, by their least and
             largest values; else they are computed while the model runs. None is what is fastest: for ``"onnx"`` they
             are computed; for ``"openvino"`` they are measured, and computed only if no such model passes, whole or with
-            float32 embeddings.
+            float32 embeddings. For int8 alone.
         equalize: Whether channels are equalized before they become int8, if that helps.
         machine: What the folder is made for. ``"any"``: weights of 7 bits, which no processor saturates, and int8
             is written also if it is slower here. ``"this"``: 8 bits where this processor has VNNI or AMX, and float32
@@ -115,6 +115,8 @@ def export(
     check_choice("static", static, (None, True, False))
     check_fraction("max_drop", max_drop, "the loss of accuracy that int8 may have")
     check_count("repeats", repeats, least=0)
+    if static is not None and dtype != "int8":
+        raise CompressionError(f"static={static} is about int8 activations; pass dtype='int8' too, or leave it out.")
     if dataset is not None:
         check_dataset(dataset)
     packages = _import_packages(format, dtype)

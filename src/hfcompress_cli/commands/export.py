@@ -27,7 +27,7 @@ def add_parser(verbs: options.Verbs) -> None:
     help += "fastest: measured for openvino, if such a model passes, and computed for onnx)"
     add("--static", action=argparse.BooleanOptionalAction, help=help)
     help = "accuracy that int8 may lose on --data (default: 0.01, one point)"
-    add("--max-drop", type=options.fraction, default=0.01, metavar="F", help=help)
+    add("--max-drop", type=options.fraction, metavar="F", help=help)
     help = "rounds in which torch and the runtime are timed; 0: none (default: 8)"
     parser.add_argument("--repeats", type=int, default=8, metavar="N", help=help)
     options.add_data(parser, "labelled texts that no training has seen, for --int8; their lengths are timed")
@@ -46,6 +46,9 @@ def run(arguments: argparse.Namespace) -> options.Results:
     check_folder(output, arguments.overwrite)
     if arguments.int8 and arguments.data is None:
         raise hfc.CompressionError("--int8 needs labelled texts that no training has seen: name them with --data.")
+    unused = [name for name in ("static", "max_drop") if getattr(arguments, name) is not None]
+    if unused and not arguments.int8:
+        raise hfc.CompressionError(f"--{unused[0].replace('_', '-')} is about int8: add --int8, or leave it out.")
     with stage(f"loading {arguments.model}"):
         model, tokenizer = load(arguments.model, trained=True, reads_texts=True)
     if arguments.max_length is not None:  # what is judged is what is served
@@ -63,7 +66,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
             format=arguments.format,
             dtype="int8" if arguments.int8 else "float32",
             dataset=dataset,
-            max_drop=arguments.max_drop,
+            max_drop=0.01 if arguments.max_drop is None else arguments.max_drop,
             static=arguments.static,
             machine="this" if arguments.int8 == "this" else "any",
             repeats=arguments.repeats,
