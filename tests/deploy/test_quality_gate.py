@@ -220,6 +220,14 @@ def test_weights_of_seven_bits_stay_within_them(plain, model):
     assert 32 < min(largest) <= max(largest) <= 64
 
 
+def test_a_table_of_embeddings_has_one_scale_and_eight_bits(plain):
+    weights = {one.name: one for one in onnx.load(plain[0] / "model.onnx").graph.initializer}
+    table = next(name for name in weights if name.endswith("word_embeddings.weight_quantized"))
+    values, scale = (onnx.numpy_helper.to_array(weights[name]) for name in (table, table[:-9] + "scale"))
+    assert scale.shape == ()
+    assert (values.dtype, values.min(), values.max()) == ("uint8", 0, 255)
+
+
 # Refusals
 
 

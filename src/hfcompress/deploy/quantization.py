@@ -86,7 +86,7 @@ def quantize(
     float32: Collection[Operator] = (),
     calibration: Iterable[Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write a model with int8 weights, one scale a column.
+    """Write a model with int8 weights: one scale a column, and of a table of embeddings one in all.
 
     Args:
         source: A float32 model, as `save_for_quantizer` saved it.
