@@ -268,3 +268,12 @@ def test_small_models_ranked_without_data_bring_a_warning():
         with pytest.raises(UserWarning):
             prune_structured(model, drop_layers=2)
         assert same_bits(before, model.state_dict())
+
+
+def test_data_that_ranks_nothing_brings_a_warning_too():
+    with pytest.warns(UserWarning, match=r"as the dataset has no labels, and nothing .* leave out reconstruct=False"):
+        report = prune_structured(build("bert", layers=3), flops=0.5, dataset=UNLABELLED, reconstruct=False)
+    assert report.importance == "l1"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prune_structured(build("bert", layers=3), flops=0.5, dataset=ROWS, reconstruct=False)

@@ -77,8 +77,8 @@ def prune_structured(
             a labelled one (see `hfcompress.importance`). ``"obs"`` counts on the outputs being reconstructed. With
             ``"l1"`` heads and neurons cannot be weighed against each other: to meet a budget, the same fraction of both
             is removed. ``"auto"``: ``"obs"`` with a dataset; where nothing is reconstructed, ``"fisher"`` with a
-            labelled one; else ``"l1"``, with a warning where there is no dataset and less than 90 % of the FLOPs are
-            left, from where on the accuracy falls much faster than with data.
+            labelled one; else ``"l1"``, with a warning where less than 90 % of the FLOPs are left, from where on the
+            accuracy falls much faster than with data.
         scope: ``"global"``: the least important of all layers; ``"layer"``: the same fraction of each.
         dataset: Rows with ``input_ids``, ``labels`` and other inputs, as a Trainer takes them (a few hundred will do);
             or batches of tensors; both may be an iterator, which is read to its end. A fourth of the rows, 300 at
@@ -158,8 +158,9 @@ def prune_structured(
         after = _sizes(model)
         quality = data.quality(model)
         ranked = bool(chosen.removal) or is_integer(asked.get("drop_layers"))
-        if importance == "auto" and dataset is None and ranked and after["flops"] < L1_SHARE * before["flops"]:
-            _warn_of_l1(after["flops"] / before["flops"])
+        by_l1 = importance == "auto" and data.importance == "l1"
+        if by_l1 and ranked and after["flops"] < L1_SHARE * before["flops"]:
+            _warn_of_l1(after["flops"] / before["flops"], has_data=dataset is not None)
         undo.pop_all()
     update_mark(model)
     blocks = [BlockStructure(g.name, g.kind, g.count, g.count - len(gone)) for g, gone in chosen.removal.items()]
@@ -177,14 +178,17 @@ def prune_structured(
     )
 
 
-def _warn_of_l1(share: float) -> None:
+def _warn_of_l1(share: float, *, has_data: bool) -> None:
     """Warn of what a model has lost whose heads and neurons were ranked without data."""
+    reason, remedy = "there is no dataset", "Pass such rows as dataset="
+    if has_data:
+        reason = "the dataset has no labels, and nothing is reconstructed"
+        remedy = "Give the rows labels, leave out reconstruct=False"
     warnings.warn(
-        f"Heads and neurons were ranked by their weights alone, as there is no dataset, and {share:.0%} of the FLOPs "
-        f"are left. Below {L1_SHARE:.0%} expect a model that has to be trained again: in a study (docs/shrinking) 70 % "
+        f"Heads and neurons were ranked by their weights alone, as {reason}, and {share:.0%} of the FLOPs are left. "
+        f"Below {L1_SHARE:.0%} expect a model that has to be trained again: in a study (docs/shrinking) 70 % "
         "of the FLOPs left an accuracy of 0.747 of 0.824 and half of them 0.585, and 0.825 and 0.770 where a few "
-        "hundred labelled texts ranked. Pass such rows as dataset=, or importance='l1' where "
-        "this is meant.",
+        f"hundred labelled texts ranked. {remedy}, or pass importance='l1' where this is meant.",
         stacklevel=3,
     )
 
