@@ -59,6 +59,14 @@ def test_rows_without_a_pad_token_are_refused():
         Padder(model)([{"input_ids": [5, 6]}, {"input_ids": [7]}])
 
 
+@pytest.mark.parametrize("form", ["rows", "tensors"])
+def test_lengths_are_those_of_the_texts_without_padding(form):
+    ids, mask = [[5, 6, PAD, PAD], [PAD, 5, 6, 7]], [[1, 1, 0, 0], [0, 1, 1, 1]]
+    data = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    given = data if form == "tensors" else [dict(zip(data, row, strict=True)) for row in zip(ids, mask, strict=True)]
+    assert read_examples("data", BERT, given).lengths == [2, 3]
+
+
 @pytest.mark.parametrize("column", ["labels", "label"])
 def test_labels_are_read_under_both_names(column):
     examples = read_examples("data", BERT, [{"input_ids": [5], column: 1}, {"input_ids": [6, 7], column: 0}])

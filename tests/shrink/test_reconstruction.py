@@ -375,6 +375,15 @@ def test_of_many_rows_evenly_spaced_ones_are_read(most_rows, most_tokens, expect
     assert found == [number * 20 // expected for number in range(expected)]
 
 
+@pytest.mark.parametrize("form", ["rows", "tensors"])
+def test_padding_takes_no_place_among_the_tokens_that_are_read(form, monkeypatch):
+    monkeypatch.setattr(reconstruction, "_TOKENS_READ", 60)
+    ids, mask = ([[one] * 6 + [other] * 54 for _ in range(20)] for one, other in ((5, 0), (1, 0)))
+    data = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    read = reconstruction.read_calibration(build("bert"), rows(data) if form == "rows" else [data], 4)
+    assert sum(len(each["input_ids"]) for each in (*read.fit, *read.held_out)) == 10
+
+
 def test_one_text_is_enough():
     report = shrink(build("bert"), neurons=0.5, dataset=UNLABELLED[:1])
     assert report.reconstruction.logits_error[1] <= report.reconstruction.logits_error[0]

@@ -27,7 +27,7 @@ class Examples:
     """Examples that one model can read.
 
     Attributes:
-        lengths: How many tokens each has.
+        lengths: How many tokens each has, without padding.
         labels: Their labels, or None if they have none.
         take: Makes the batch of the examples with these indices, on the model's device, without labels; padded.
         batches: Makes all batches of at most so many examples, without any padding: those of one length together, so
@@ -251,9 +251,10 @@ def _read_tensors(owner: str, model: nn.Module, inputs: Mapping[str, Any], token
     rows = split_rows(tensors)
     if labels is not None:
         check_mask(owner, model, rows, tokenizer)
+    lengths = [row["input_ids"].numel() if "input_ids" in row else tokens for row in rows]
     if "input_ids" in tensors:
-        check_lengths(owner, model, (row["input_ids"].numel() for row in rows))
-    return Examples([tokens] * len(first), labels, take, lambda size: unpadded_batches(model, rows, size))
+        check_lengths(owner, model, lengths)
+    return Examples(lengths, labels, take, lambda size: unpadded_batches(model, rows, size))
 
 
 def _read_rows(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
@@ -267,8 +268,7 @@ def _read_rows(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTrainedT
             f"{type(inputs).__name__} of {len(rows)} rows with {', '.join(sorted(columns)) or 'no columns'}."
         )
     encoded = [{column: torch.as_tensor(row[column]) for column in read} for row in rows]
-    lengths = [len(row["input_ids"]) for row in encoded]
-    check_lengths(owner, model, lengths)
+    check_lengths(owner, model, (len(row["input_ids"]) for row in encoded))
     label, padder = next((column for column in LABELS if column in columns), None), Padder(model, tokenizer)
     try:
         values = None if label is None else [torch.as_tensor(row[label]).tolist() for row in rows]
@@ -278,7 +278,8 @@ def _read_rows(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTrainedT
     if labels is not None:
         check_mask(owner, model, rows, tokenizer)
     unpadded = unpadded_rows(model, rows, read)
-    check_lengths(owner, model, (len(row["input_ids"]) for row in unpadded))
+    lengths = [len(row["input_ids"]) for row in unpadded]
+    check_lengths(owner, model, lengths)
 
     def batches(size: int) -> Iterator[tuple[list[int], Batch]]:
         for indices, batch in unpadded_batches(model, unpadded, size):
