@@ -67,8 +67,8 @@ def test_lengths_are_those_of_the_texts_without_padding(form):
     assert read_examples("data", BERT, given).lengths == [2, 3]
 
 
-@pytest.mark.parametrize("column", ["labels", "label"])
-def test_labels_are_read_under_both_names(column):
+@pytest.mark.parametrize("column", ["labels", "label", "label_ids"])
+def test_labels_are_read_under_all_names(column):
     examples = read_examples("data", BERT, [{"input_ids": [5], column: 1}, {"input_ids": [6, 7], column: 0}])
     assert examples.labels.tolist() == [1, 0]
     assert examples.lengths == [1, 2]

@@ -238,7 +238,7 @@ def test_maps_that_transformers_does_not_read_are_no_obstacle(architecture, maps
     assert (model.config.id2label, model.config.label2id) == maps
 
 
-@pytest.mark.parametrize("column", ["label", "labels"])
+@pytest.mark.parametrize("column", ["label", "labels", "label_ids"])
 @pytest.mark.parametrize(
     ("names", "found"),
     [(["yes", "no"], True), (["No", "YES"], False), (["bad", "good"], False), (["LABEL_0", "LABEL_1"], False)],

@@ -236,6 +236,19 @@ def test_masks_that_are_not_as_long_as_the_ids_are_refused(wrong):
         refused(build("bert"), f"The {name} of row 5 of dataset must have a number for each", heads=0.5, dataset=data)
 
 
+@pytest.mark.parametrize("form", [list, tensors, Dataset.from_list])
+@pytest.mark.parametrize("column", ["label", "label_ids"])
+def test_labels_have_the_names_that_a_trainer_reads(column, form):
+    renamed = [{column if name == "labels" else name: value for name, value in row.items()} for row in ROWS]
+    models = [build("bert", layers=3) for _ in range(2)]
+    reports = [
+        prune_structured(model, heads=0.5, importance="fisher", dataset=form(data))
+        for model, data in zip(models, (ROWS, renamed), strict=True)
+    ]
+    assert reports[0].accuracy == reports[1].accuracy is not None
+    assert same_bits(models[0].state_dict(), models[1].state_dict())
+
+
 def test_data_is_never_ignored():
     for importance in ("auto", "l1"):
         refused(build("bert"), "found 1 rows with text", heads=0.5, importance=importance, dataset=[{"text": "a"}])

@@ -22,7 +22,7 @@ from hfcompress.metrics import example_scores, predict
 from hfcompress.models.classifier import get_problem_type
 from hfcompress.models.exported import ExportedModule
 from hfcompress.models.heads_and_neurons import LinearPath
-from hfcompress.models.inputs import Batch, read_examples
+from hfcompress.models.inputs import LABELS, Batch, read_examples
 from hfcompress.models.padding import split_rows
 from hfcompress.report.benchmark import predict_logits
 from hfcompress.report.intervals import McNemar, SignFlip, paired_interval
@@ -209,11 +209,13 @@ def split_dataset(dataset: Any) -> tuple[Rows, Rows]:
     if len(rows) < 2:
         count = "1 row" if rows else "no rows"
         raise CompressionError(f"dataset has {count}; half of them rank what is quantized, so pass some hundred.")
-    unlabelled = sum("labels" not in row and "label" not in row for row in rows)
+    unlabelled = sum(not row.keys() & set(LABELS) for row in rows)
     if unlabelled:
         raise CompressionError(f"{unlabelled} of the {len(rows)} rows of dataset have no 'labels', which are needed.")
-    if len({"labels" in row for row in rows}) > 1:
-        raise CompressionError("Some rows of dataset have 'labels' and others 'label'; give all of them 'labels'.")
+    columns = {next(name for name in LABELS if name in row) for row in rows}
+    if len(columns) > 1:
+        named = " and others ".join(repr(name) for name in LABELS if name in columns)
+        raise CompressionError(f"Some rows of dataset have {named}; give all of them 'labels'.")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     half = len(rows) // 2
     return [rows[index] for index in order[:half]], [rows[index] for index in order[half:]]

@@ -12,8 +12,7 @@ from torch import Tensor
 from hfcompress.distill.collator import WrappingCollator
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
-
-LABEL_COLUMNS = ("labels", "label", "label_ids")  # from which the collators of transformers read labels
+from hfcompress.models.inputs import LABELS
 
 
 @dataclass
@@ -39,8 +38,8 @@ class LabelCheckingCollator(WrappingCollator):
         except Exception:  # whatever a collator raises for what is no number
             _check_labels(features, some=False)
             raise
-        labels = {name: batch[name] for name in LABEL_COLUMNS if isinstance(batch.get(name), Tensor)}
-        if not any(name in batch for name in LABEL_COLUMNS):
+        labels = {name: batch[name] for name in LABELS if isinstance(batch.get(name), Tensor)}
+        if not any(name in batch for name in LABELS):
             _check_labels(features, some=True)
         for name, given in labels.items():
             self._check_values(name, given)
@@ -64,7 +63,7 @@ def _with_fractions(features: list[Any]) -> list[Any]:
     """Make all labels floats where some are no whole numbers: a collator that looks at the first one truncates them."""
     if not all(isinstance(row, Mapping) for row in features):
         return features
-    for column in LABEL_COLUMNS:
+    for column in LABELS:
         labels = [row.get(column) for row in features]
         if any(isinstance(label, float) and not label.is_integer() for label in labels):
             numbers = [float(label) if isinstance(label, int) else label for label in labels]
@@ -76,7 +75,7 @@ def _with_fractions(features: list[Any]) -> list[Any]:
 def _check_labels(features: list[dict[str, Any]], *, some: bool) -> None:
     """Refuse labels that are no numbers; with ``some`` only if other examples have one."""
     rows = [row for row in features if isinstance(row, Mapping)]
-    for column in LABEL_COLUMNS:
+    for column in LABELS:
         labels = [row.get(column) for row in rows if column in row]
         if some and all(label is None for label in labels):
             continue

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from hfcompress.distill.collator import WrappingCollator
-from hfcompress.distill.label_check import LABEL_COLUMNS
 from hfcompress.distill.teacher_inputs import known_columns
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
+from hfcompress.models.inputs import LABELS
 from hfcompress.validation import is_number
 
 _LEAST, _MOST = 1e-15, 1e15  # products and sums of such weights are exact enough in float32
@@ -170,7 +170,7 @@ def _balance(dataset: Any, classes: int | None) -> list[float]:
     what = "class_weights='balanced' counts the labels of the training data"
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise CompressionError(f"{what}, which is not possible where they are streamed; list the weights instead.")
-    columns = {name: values for name in LABEL_COLUMNS if (values := _read_column(dataset, name)) is not None}
+    columns = {name: values for name in LABELS if (values := _read_column(dataset, name)) is not None}
     labels = [[_as_index(value) for value in values] for values in columns.values()]
     if not labels or labels.count(labels[0]) < len(labels):
         differ = f"whose columns {' and '.join(columns)} differ: keep one of them"

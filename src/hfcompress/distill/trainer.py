@@ -18,7 +18,7 @@ from typing_extensions import Unpack, override
 
 from hfcompress.distill.arguments import DistillationArguments, TrainerOptions, read_settings
 from hfcompress.distill.exact_mean import EXAMPLE_WEIGHTS, ExactMeanTrainer, Terms, weighted_sum
-from hfcompress.distill.label_check import LABEL_COLUMNS, LabelCheckingCollator
+from hfcompress.distill.label_check import LabelCheckingCollator
 from hfcompress.distill.label_weights import LabelWeights, WeightCollator, make_label_weights
 from hfcompress.distill.layer_losses import ForwardRecorder, LayerLosses, ModelOutputs
 from hfcompress.distill.projection import ProjectionTrainer
@@ -29,6 +29,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.losses import check_label_loss, check_teacher_loss, label_loss, teacher_loss
 from hfcompress.metrics import mean_metrics, per_example_metrics
 from hfcompress.models.classifier import count_outputs, get_config, get_problem_type, input_names
+from hfcompress.models.inputs import LABELS
 from hfcompress.models.labels import are_default_names, check_class_names, label_names
 from hfcompress.models.padding import align_padding
 from hfcompress.models.tokenizers import check_tokenizer
@@ -256,7 +257,7 @@ class DistillationTrainer(ProjectionTrainer, ExactMeanTrainer):
     def _make_label_weights(self) -> LabelWeights:
         """Make the weights of the labels for the data that there are now."""
         args, column = self.args, self.args.weight_column
-        names = *LABEL_COLUMNS, TEACHER_LOGITS, *self._text_columns
+        names = *LABELS, TEACHER_LOGITS, *self._text_columns
         if column in names or column in input_names(self.model) | self._teacher_only:
             raise CompressionError(
                 f"weight_column={column!r} names another input of the training; name the column with the examples' "

@@ -10,6 +10,7 @@ from torch import nn
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import count_outputs, get_config, unwrap
+from hfcompress.models.inputs import LABELS
 
 
 def label_names(model: nn.Module, role: str = "model") -> dict[int, str]:
@@ -142,7 +143,7 @@ def check_class_names(owner: str, model: nn.Module, data: Any) -> None:
     """
     features = getattr(data, "features", None)
     known_features = features if isinstance(features, Mapping) else {}
-    for column in known_features.keys() & {"labels", "label"}:
+    for column in known_features.keys() & set(LABELS):
         feature = known_features[column]
         names = getattr(getattr(feature, "feature", feature), "names", None) or []
         if not names or count_outputs(get_config(model)) == 1:

@@ -16,6 +16,7 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import max_tokens
+from hfcompress.models.inputs import LABELS
 from hfcompress.validation import is_number
 
 # Of the arguments of a tokenizer, those that change no id: where it is from, and how batches are truncated and padded.
@@ -140,7 +141,7 @@ def encode_texts(owner: str, model: nn.Module, inputs: Any, tokenizer: PreTraine
     columns = zip(*map(_texts_of, rows), strict=True)
     encoded = tokenizer(*map(list, columns), **truncation(token_limit(tokenizer, model)))
     made = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-    labels = [{n: row[n] for n in ("labels", "label") if n in row} if isinstance(row, Mapping) else {} for row in rows]
+    labels = [{n: row[n] for n in LABELS if n in row} if isinstance(row, Mapping) else {} for row in rows]
     return [one | own for one, own in zip(made, labels, strict=True)]
 
 
