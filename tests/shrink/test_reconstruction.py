@@ -180,6 +180,16 @@ def test_layers_alone_can_be_dropped_and_reconstructed(monkeypatch):
     assert report.reconstruction.logits_error[1] < report.reconstruction.logits_error[0]
 
 
+@pytest.mark.parametrize("architecture", ["bloom", "ctrl"])
+def test_layers_without_a_record_can_be_dropped_with_data(architecture):
+    model, other = (build(architecture, layers=3) for _ in range(2))
+    report = shrink(model, drop_layers=[1], dataset=TEXTS)
+    assert report.layers == (3, 2)
+    assert (report.reconstruction.target, report.reconstruction.projections) == (None, 0)
+    shrink(other, drop_layers=[1])
+    assert same_bits(model.state_dict(), other.state_dict())
+
+
 @pytest.mark.parametrize(
     ("architecture", "norms"),  # behind each projection, the module that reads the residual stream alone
     [

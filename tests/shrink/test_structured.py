@@ -205,6 +205,12 @@ def test_wrong_arguments_are_refused_and_the_model_stays(settings, message):
     refused(build("bert", layers=3), message, **settings)
 
 
+@pytest.mark.parametrize("architecture", ["mpnet", "bloom"])
+def test_layers_that_cannot_be_ranked_are_named_by_index(architecture):
+    refused(build(architecture, layers=3), r"layers of .* cannot be ranked.*\(drop_layers=\[1\]\)", drop_layers=1)
+    assert prune_structured(build(architecture, layers=3), drop_layers=[1]).layers == (3, 2)
+
+
 def test_a_model_that_cannot_be_counted_afterwards_stays(monkeypatch):
     counts = iter([1])
     monkeypatch.setattr(structured, "count_flops", lambda model, inputs: next(counts))

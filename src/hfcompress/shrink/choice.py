@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -260,11 +260,13 @@ def drop_layers(model: PreTrainedModel, layers: Any, data: Data, undo: ExitStack
 def rank_layers(model: PreTrainedModel, data: Data) -> list[int]:
     """Return the indices of the layers, the least important first."""
     count = layer_stack(model)[1]
-    groups = [group for kind in KINDS for group in find_groups(model, kind)]
+    groups: list[Group] = []
+    with suppress(CompressionError):
+        groups = [group for kind in KINDS for group in find_groups(model, kind)]
     if len(groups) != 2 * count:
         raise CompressionError(
-            f"The layers of {type(model).__name__} cannot be ranked, as they share heads or have several blocks of "
-            "a kind; name them by index."
+            f"The layers of {type(model).__name__} cannot be ranked, as their heads or neurons have no known layout, "
+            "or they share heads, or have several blocks of a kind; name them by index (drop_layers=[1])."
         )
     scores = [float(score.sum()) for score in importance_scores(model, groups, data.importance, data.batches)]
     return sorted(range(count), key=lambda index: scores[index] + scores[count + index])

@@ -316,7 +316,8 @@ class _Solver:
     def _sensitivities(self, batch: Batch, texts: int) -> dict[nn.Module, list[Tensor]]:
         """The squared gradients for the original's outputs of a batch that so many texts are before."""
         outputs: dict[nn.Module, list[Tensor]] = {module: [] for module in self._calls}
-
+        if not outputs:  # only layers are dropped, of an architecture without a record
+            return {}
         with ExitStack() as hooks, torch.enable_grad():
             for module, found in outputs.items():
 
