@@ -26,9 +26,22 @@ def test_heads_made_in_more_places_are_refused(kind):
     refused(build_kind(kind, **more), "no known layout", heads=0.5)
 
 
-@pytest.mark.parametrize("budget", [{"flops": 0.7}, {"latency": 0.7}], ids=str)
-def test_a_budget_refuses_a_model_that_fails_without_heads(budget):
-    refused(build_kind("DiffLlama"), "no known layout", **budget)
+@pytest.mark.parametrize("budget", [{"flops": 0.9}, {"parameters": 0.8}, {"parameters": 0.8, "plain": True}], ids=str)
+@pytest.mark.parametrize("kind", ["Olmo2", "DiffLlama"])
+def test_a_budget_is_met_by_neurons_where_heads_have_another_layout(kind, budget):
+    if not hasattr(transformers, f"{kind}ForSequenceClassification"):
+        pytest.skip("transformers 5.3 has no classifier of Olmo2, 5.6 has one")
+    model = build_kind(kind)
+    report = prune_structured(model, **budget, dataset=LABELLED, drop_layers=0)
+    assert report.removed("heads") == 0 < report.removed("neurons")
+    name, share = next(iter(budget.items()))
+    before, after = getattr(report, name)
+    assert 0.7 * share * before < after <= share * before
+
+
+@pytest.mark.parametrize("budget", [{"flops": 0.3}, {"latency": 0.01}], ids=str)
+def test_a_budget_that_neurons_alone_do_not_meet_is_refused(budget):
+    refused(build_kind("DiffLlama"), "cannot be met by removing heads and neurons", **budget)
 
 
 def test_neurons_made_elsewhere_are_refused_by_name():

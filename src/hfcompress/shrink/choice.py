@@ -28,7 +28,7 @@ from hfcompress.shrink.layers import keep_layers
 from hfcompress.shrink.reconstruction import Twins, reconstruct_outputs
 from hfcompress.shrink.request import Request
 from hfcompress.shrink.selection import select
-from hfcompress.shrink.verified_removal import Removal, remove_and_verify
+from hfcompress.shrink.verified_removal import LayoutError, Removal, remove_and_verify
 from hfcompress.validation import is_integer
 
 _WORSE = 2  # numbers of layers that are worse than the best before no more are tried
@@ -102,7 +102,7 @@ def _keep_plain(model: PreTrainedModel, groups: Sequence[Group], request: Reques
 
 
 def choose(model: PreTrainedModel, found: Found, request: Request, data: Data, budget: Budget | None) -> Choice:
-    """Choose heads and neurons to remove, by fractions or for a budget.
+    """Choose heads and neurons to remove, by fractions or for a budget; only neurons where it fails without heads.
 
     Raises:
         BudgetError: It cannot be met.
@@ -115,16 +115,25 @@ def choose(model: PreTrainedModel, found: Found, request: Request, data: Data, b
         return Choice(
             select(found.groups, scores, request.asked, scope=request.scope, round_to=request.round_to, left=found.left)
         )
-    removal, latency_ms = budget.select(
+    neurons = [group for group in found.groups if group.kind == "neurons"]
+    meet = partial(
+        budget.select,
         model,
-        found.groups,
-        score,
+        score=score,
         additive=data.importance != "l1",
         scope=request.scope,
         round_to=request.round_to,
         left=found.left,
     )
-    return Choice(removal, latency_ms)
+    if len(neurons) in (0, len(found.groups)):
+        return Choice(*meet(found.groups))
+    try:
+        chosen = Choice(*meet(found.groups))
+        with ExitStack() as trial:
+            remove_and_verify(model, chosen.removal, trial)
+    except LayoutError:  # a record may fit the heads by its names alone (DiffLlama, OLMo2)
+        return Choice(*meet(neurons))
+    return chosen
 
 
 def choose_with_layers(

@@ -18,13 +18,17 @@ from hfcompress.models.surgery import masked, remove
 Removal = Mapping[Group, set[int]]  # of each group, the indices of the heads or neurons to remove
 
 
+class LayoutError(CompressionError):
+    """A model without some heads or neurons does not run, or gives other logits than where they are masked."""
+
+
 def remove_and_verify(model: PreTrainedModel, removal: Removal, undo: ExitStack) -> None:
     """Remove heads and neurons, in place, and compare the logits with those of the full model in which they are masked.
 
     Closing ``undo`` puts everything back.
 
     Raises:
-        CompressionError: The logits differ; the model is as it was then.
+        LayoutError: The logits differ; the model is as it was then.
     """
     with in_float32(model):  # half precision would hide what is wrong behind its rounding
         full = _dummy_logits(model)
@@ -63,7 +67,7 @@ def removed(model: PreTrainedModel, removal: Removal) -> Iterator[ExitStack]:
         What puts everything back at the end.
 
     Raises:
-        CompressionError: Something in the context, or the removal, failed.
+        LayoutError: Something in the context, or the removal, failed.
     """
     with ExitStack() as undo:
         try:
@@ -73,7 +77,7 @@ def removed(model: PreTrainedModel, removal: Removal) -> Iterator[ExitStack]:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a block raises where heads or neurons are missing
-            raise CompressionError(
+            raise LayoutError(
                 f"{type(model).__name__} without these heads and neurons does not give the logits of the full model in "
                 "which they are masked, so its attention or feed-forward blocks have no known layout (see "
                 f"ARCHITECTURES); it is unchanged ({error})."
