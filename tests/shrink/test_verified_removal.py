@@ -70,13 +70,16 @@ def test_a_norm_over_the_neurons_is_found_out(dtype, spread):
     refused(model, "does not give the logits of the full model", neurons=0.5)
 
 
-def test_attention_that_changes_with_the_text_is_refused():
+def test_attention_that_changes_with_the_text_is_refused_with_a_remedy(tmp_path):
     sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = transformers.BigBirdConfig(**sizes, intermediate_size=64, max_position_embeddings=512, pad_token_id=0)
     model = transformers.BigBirdForSequenceClassification(config)
     kinds = {type(module) for module in model.modules()}
-    refused(model, "original_full", heads=0.5)
+    refused(model, r"from_pretrained\(\.\.\., attention_type='original_full'\)", heads=0.5)
     assert {type(module) for module in model.modules()} == kinds
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, attention_type="original_full")
+    assert prune_structured(loaded, heads=0.5).removed("heads") == 0.5
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -172,8 +172,8 @@ def check_one_attention(model: nn.Module) -> None:
     """Refuse BigBird's sparse attention, which a short text turns off for good, so that the model becomes another."""
     if getattr(getattr(model, "config", None), "attention_type", None) == "block_sparse":
         raise CompressionError(
-            "attention_type='block_sparse' turns to another attention for short texts; set "
-            "model.set_attention_type('original_full') first."
+            "attention_type='block_sparse' turns to another attention for short texts; load the model with "
+            "from_pretrained(..., attention_type='original_full'), or set that in its config.json."
         )
 
 
