@@ -245,6 +245,8 @@ def test_settings_that_depend_on_the_depth_are_refused():
         ("Longformer", {"attention_window": [4, 8, 4, 8], "max_position_embeddings": 64}),
         ("Llama", {"num_key_value_heads": 2}),
         ("MPNet", {}),
+        ("BigBird", {"attention_type": "original_full"}),
+        ("HunYuanDenseV1", {"num_key_value_heads": 2, "head_dim": 8}),
     ],
 )
 def test_configs_with_a_value_for_each_layer_come_along(kind, config, tmp_path):

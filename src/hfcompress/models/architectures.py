@@ -226,7 +226,7 @@ LAYER_PATTERNS = {"attention_layers": "attention_types"}
 LAYER_COUNTS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_decoder_layers")
 TOKEN_LIMITS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len")
 HEAD_SIZE_SETTINGS = ("head_dim", "attention_head_size")
-LAYER_INDICES = ("layer_idx", "layer_id")
+LAYER_INDICES = ("layer_idx", "layer_id", "seed")  # the last of BigBird, for its random blocks in training
 
 _BLOCK_NAMES = {  # the first that is found in a module's path decides
     "pooler": re.compile("pooler"),

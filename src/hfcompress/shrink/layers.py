@@ -99,7 +99,7 @@ def keep_layers(model: PreTrainedModel, stack_name: str, kept: Sequence[int], un
             stack.extend(layers[index] for index in kept)
             for index, layer in enumerate(stack):
                 for module, key in product(layer.modules(), LAYER_INDICES):
-                    if hasattr(module, key):
+                    if getattr(module, key, None) is not None:  # as of HunYuan's feed-forward
                         own.callback(setattr, module, key, getattr(module, key))
                         setattr(module, key, index)
             write_plan(model)
