@@ -11,7 +11,14 @@ import torch
 from architectures import CHECKPOINTING, arguments, batch, build, same_bits, state_of, word_tokenizer
 from shrinking import LABELLED, everywhere, inputs, logits, parameters, refused
 from torch.nn.utils import prune
-from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 from hfcompress import (
     CompressionError,
@@ -237,6 +244,19 @@ def test_models_that_cannot_be_shrunk_are_refused():
     pruned = build("bert")
     prune.l1_unstructured(pruned.bert.encoder.layer[1].intermediate.dense, "weight", 0.5)
     refused(pruned, r"intermediate\.dense. is computed from other parameters", neurons=0.5)
+
+
+class Weighted(BertForSequenceClassification):
+    def __init__(self, config, weights, *, scale, bias=None, **more):
+        super().__init__(config)
+
+
+@pytest.mark.parametrize("settings", [{"heads": 0.5}, {"drop_layers": [1]}, {"flops": 0.7, "plain": True}], ids=str)
+def test_a_class_that_takes_more_than_a_config_is_refused(settings):
+    model = Weighted(build("bert").config, [1.0], scale=2)
+    refused(model, "Weighted cannot be built from its config alone.* needs weights, scale; read", **settings)
+    with pytest.raises(CompressionError, match="Weighted cannot be built from its config alone"):
+        student_from_teacher(model, 1)
 
 
 @pytest.mark.parametrize(

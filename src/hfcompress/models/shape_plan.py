@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeGuard
@@ -88,6 +89,18 @@ def apply_plan(model: nn.Module, plan: Mapping[str, Any]) -> None:
                 )
             for group, count in zip(groups, counts, strict=True):
                 remove(model, group, range(count), ExitStack())
+
+
+def check_builds_from_config(model: PreTrainedModel) -> None:
+    """Refuse a model whose class takes more than a config, of which alone a shrunken model is built."""
+    others = list(inspect.signature(type(model).__init__).parameters.values())[2:]  # without self and the config
+    any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [one.name for one in others if one.default is one.empty and one.kind not in any_number]
+    if needed:
+        raise CompressionError(
+            f"{type(model).__name__} cannot be built from its config alone, as what was shrunken is when it is loaded: "
+            f"its __init__ also needs {', '.join(needed)}; read that from the config there, or give it a default."
+        )
 
 
 def build_from_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:

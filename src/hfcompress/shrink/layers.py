@@ -15,6 +15,7 @@ from hfcompress.models.architectures import DEPTH_SETTINGS, LAYER_INDICES, LAYER
 from hfcompress.models.classifier import check_model_kind
 from hfcompress.models.layers import layer_stack
 from hfcompress.models.new_head import mark_new_head, new_head
+from hfcompress.models.shape_plan import check_builds_from_config
 from hfcompress.models.shapes_in_config import get_configs, per_layer_overrides, restore_configs, write_plan
 from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
 from hfcompress.validation import is_integer
@@ -52,6 +53,7 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
     check_model_kind(teacher, "teacher")
     if not isinstance(teacher, PreTrainedModel):
         raise CompressionError(f"The teacher must be a transformers PreTrainedModel, not {type(teacher).__name__}.")
+    check_builds_from_config(teacher)
     check_not_quantized(teacher, "shrunken")
     check_no_computed_weights(teacher, "shrunken")
     name, count = layer_stack(teacher)

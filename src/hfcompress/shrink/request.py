@@ -14,7 +14,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import check_model_kind
 from hfcompress.models.heads_and_neurons import KINDS, Kind
 from hfcompress.models.layers import layer_stack
-from hfcompress.models.shape_plan import is_plan
+from hfcompress.models.shape_plan import check_builds_from_config, is_plan
 from hfcompress.models.tensors import check_has_values
 from hfcompress.models.weights import (
     PRUNABLE_DTYPES,
@@ -118,6 +118,7 @@ def check_model(model: Any) -> None:
             f"The {type(model).__name__} {where} inside torch.inference_mode(), where no gradients are computed and no "
             "weights are made that can be trained; leave it out, or use torch.no_grad()."
         )
+    check_builds_from_config(model)
     plan = getattr(model.config, "quantization_config", None)
     if plan is not None and not is_plan(plan):
         raise CompressionError(
