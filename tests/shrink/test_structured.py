@@ -195,6 +195,8 @@ def test_onnx_runtime_gives_the_same_logits(tmp_path):
         ({"heads": 0.5, "importance": "magic"}, "importance='magic'.*l1, taylor, fisher"),
         ({"heads": 0.5, "scope": "model"}, "scope='model'"),
         ({"neurons": 0.5, "round_to": 0}, "round_to=0"),
+        ({"neurons": 0.5, "round_to": 64}, "round_to=64 .* has 64 in its widest, so none can be removed"),
+        ({"heads": 0.5, "neurons": 0.5, "round_to": 100, "plain": True}, "round_to=100 .* choose a smaller one"),
         ({"heads": 0.5, "importance": "taylor"}, "needs labelled data"),
         ({"heads": 0.5, "importance": "taylor", "dataset": []}, "found 0 rows"),
         ({"heads": 0.5, "importance": "fisher", "dataset": [{"input_ids": [1]}]}, "found 1 rows with input_ids"),

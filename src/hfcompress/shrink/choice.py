@@ -64,8 +64,8 @@ def find(model: PreTrainedModel, request: Request) -> Found:
     """Find the heads and neurons that are asked for; for a budget those of the two that can be removed.
 
     Raises:
-        CompressionError: They have no known layout, or a smaller matrix would not fit where they are, or no plain
-            config states fewer of them.
+        CompressionError: They have no known layout, or all neurons would stay, or a smaller matrix would not fit where
+            they are, or no plain config states fewer of them.
     """
     groups: list[Group] = []
     unknown: list[CompressionError] = []
@@ -76,6 +76,12 @@ def find(model: PreTrainedModel, request: Request) -> Found:
             unknown.append(error)
     if unknown and (request.measure is None or not groups):
         raise unknown[0]
+    widest = max((group.count for group in groups if group.kind == "neurons"), default=0)
+    if "neurons" in request.asked and widest <= request.round_to:
+        raise CompressionError(
+            f"round_to={request.round_to} leaves at least so many neurons in each layer, and {type(model).__name__} "
+            f"has {widest} in its widest, so none can be removed; choose a smaller one, or leave out neurons=."
+        )
     for name in dict.fromkeys(part.module for group in groups for part in group.slices):
         module = model.get_submodule(name)
         hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
