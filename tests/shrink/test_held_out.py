@@ -11,6 +11,7 @@ import torch
 from architectures import batch, build, rows, same_bits, state_of
 from datasets import ClassLabel, Dataset
 from shrinking import refused
+from transformers import TapasConfig, TapasForSequenceClassification
 
 from hfcompress import prune_structured
 from hfcompress.shrink.structured import L1_SHARE
@@ -234,6 +235,35 @@ def test_masks_that_are_not_as_long_as_the_ids_are_refused(wrong):
     for name in ("attention_mask", "token_type_ids"):
         data = [row | ({name: wrong} if n == 5 else {name: [1] * 10}) for n, row in enumerate(ROWS)]
         refused(build("bert"), f"The {name} of row 5 of dataset must have a number for each", heads=0.5, dataset=data)
+
+
+@pytest.mark.parametrize("form", [list, tensors, lambda part: Dataset.from_list(part).with_format("torch")])
+@pytest.mark.parametrize("settings", [{"importance": "fisher", "reconstruct": False}, {"importance": "obs"}], ids=str)
+def test_several_token_types_a_token_are_read_with_it(settings, form):
+    """Of TAPAS, against a loop over the texts without padding."""
+
+    def predict(model):
+        found = []
+        for row in tables:
+            real = sum(row["attention_mask"])
+            read = {name: torch.tensor([row[name][:real]]) for name in ("input_ids", "token_type_ids")}
+            found.append(copy.deepcopy(model).eval()(**read).logits[0].argmax())
+        return torch.stack(found)
+
+    generator = torch.Generator().manual_seed(0)
+    types = torch.randint(0, 2, (64, 10, 7), generator=generator).tolist()
+    tables = [row | {"token_type_ids": own} for row, own in zip(ROWS, types, strict=True)]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = TapasConfig(**sizes, vocab_size=100, max_position_embeddings=64, initializer_range=0.5)
+    torch.manual_seed(0)
+    model = TapasForSequenceClassification(config)
+    with torch.no_grad():
+        before = predict(model)
+        report = prune_structured(model, heads=0.5, dataset=form(tables[:60]), eval_dataset=form(tables), **settings)
+        after = predict(model)
+    labels = torch.tensor([row["labels"] for row in ROWS])
+    assert report.accuracy == tuple(float((one == labels).double().mean()) for one in (before, after))
+    assert report.agreement == float((before == after).double().mean())
 
 
 @pytest.mark.parametrize("form", [list, tensors, Dataset.from_list])

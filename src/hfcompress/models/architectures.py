@@ -221,6 +221,9 @@ OFFSET_POSITIONS = tuple(dict.fromkeys(one.positions for one in ARCHITECTURES if
 # Of GPT-Neo, what is computed of the second setting: a list of pairs, of a pattern and how often it repeats.
 LAYER_PATTERNS = {"attention_layers": "attention_types"}
 
+# Of TAPAS, which reads several token types a token: how many there are of each.
+TOKEN_TYPE_LISTS = ("type_vocab_sizes",)
+
 # The same in all families: config settings of the number of layers, of the tokens of a text, of the numbers of a head;
 # and attributes by which a layer finds its part of the cache or of the config.
 LAYER_COUNTS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_decoder_layers")

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
-from hfcompress.models.classifier import evaluation_mode, get_logits, get_problem_type, input_names
+from hfcompress.models.architectures import TOKEN_TYPE_LISTS
+from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, get_problem_type, input_names
 from hfcompress.models.inputs import LABELS, Batch, check_dataset, check_mask
 from hfcompress.models.labels import check_class_names
 from hfcompress.models.padding import split_rows
@@ -203,11 +204,14 @@ def _tensors(model: nn.Module, batch: Mapping[str, Any], dataset: str) -> dict[s
 
 def _check_lengths(model: nn.Module, row: Mapping[str, Any], place: str) -> None:
     """Refuse a row, or a batch, whose attention mask or token types are not as many as its ids."""
+    has_lists = any(getattr(get_config(model), name, None) for name in TOKEN_TYPE_LISTS)
     for name in {"attention_mask", "token_type_ids"} & row.keys() & input_names(model):
         sizes = [
             tuple(one.shape) if hasattr(one, "shape") else (len(one),) if isinstance(one, Sequence) else None
             for one in (row[name], row["input_ids"])
         ]
+        if name == "token_type_ids" and sizes[0] is not None and has_lists:
+            sizes[0] = sizes[0][: len(sizes[1] or ())]
         if sizes[0] != sizes[1]:
             raise CompressionError(
                 f"The {name} of {place} must have a number for each of its input_ids; its shape is "
