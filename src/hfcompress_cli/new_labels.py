@@ -55,11 +55,17 @@ def find_labels(rows: Sequence[Row], column: str, separator: str | None, *, regr
     Raises:
         CompressionError: A cell is no label of that kind, or there are fewer than two classes, or too many.
     """
-    several = separator is not None or any(isinstance(row[column], list) for row in rows)
-    if several:
-        _check_no_table([row[column] for row in rows], rows)
+    listed = next((row for row in rows if isinstance(row[column], list)), None)
+    several = separator is not None or listed is not None
+    if regression and listed is not None:
+        raise CompressionError(
+            f"--regression is for one number a text, and {listed.place} has the list {listed[column]!r:.40}; leave it "
+            "out, or write one number there."
+        )
     if regression and several:
         raise CompressionError("--regression is for one number a text; leave it out, or --label-separator.")
+    if several:
+        _check_no_table([row[column] for row in rows], rows)
     cells = [label for row in rows for label in _parts(row[column], separator)]
     names = (getattr(rows[0], "class_names", None) or {}).get(column, [])
     problem = "multi_label_classification" if several else "single_label_classification"
@@ -75,13 +81,13 @@ def find_labels(rows: Sequence[Row], column: str, separator: str | None, *, regr
 
 
 def _check_no_table(cells: Sequence[Any], rows: Sequence[Row]) -> None:
-    """Refuse lists that have a 0 or 1 for each class, as labels of their own would be read."""
+    """Refuse lists that have a 0 or 1 for each class: the classes have no names there."""
     if all(isinstance(cell, list) and all(one in (0, 1) for one in cell) for cell in cells):
         lengths = {len(cell) for cell in cells}
         if lengths != {1} and len(lengths) == 1:
             raise CompressionError(
-                f"The labels {cells[0]} can be read as a 0 or 1 for each class, and as indices; write the names of the "
-                f"classes ({rows[0].place})."
+                f"The labels {cells[0]} are a 0 or 1 for each class, and do not say what the classes are called; list "
+                f'the names of those that a text has, such as ["news", "sports"] ({rows[0].place}).'
             )
 
 
