@@ -294,6 +294,16 @@ def as_number(cell: Any) -> float | None:
     return float(text) if not isinstance(cell, bool) and _is_number(text) else None
 
 
+def are_other_numbers(names: Mapping[int, str]) -> bool:
+    """Whether a class has a number for a name that is not its index, so that some labels could be read as either.
+
+    Example:
+        >>> are_other_numbers({0: "1", 1: "2"}), are_other_numbers({0: "0", 1: "1"}), are_other_numbers({0: "bad"})
+        (True, False, False)
+    """
+    return any((number := _number(name)) is not None and number != index for index, name in names.items())
+
+
 def _read_number(cell: Any, where: str) -> float:
     number = float(str(cell)) if _is_number(str(cell)) else math.nan
     if not math.isfinite(number):

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 import torch
-from command_line import COLUMNS, all_next_of, load, make_tokenizer, next_of
+from command_line import COLUMNS, WORDS, all_next_of, load, make_tokenizer, next_of
 from transformers import BertConfig, BertModel
 
 import hfcompress as hfc
@@ -70,6 +70,23 @@ def test_the_ladder_is_measured_with_rows_that_the_training_held_out(here, data,
     run(*first, status=2)
     assert drawn[2] == drawn[3]
     assert [len(part) for part in drawn[2]] == [40] * 4
+
+
+def test_stars_are_read_as_names_by_the_next_commands_too(here, run, monkeypatch):
+    def compress(*arguments, **settings):
+        raise CompressionError("is not run here.")
+
+    monkeypatch.setattr(hfc, "compress", compress)
+    for name, most in (("train.csv", 5), ("eval.csv", 4)):  # no text to measure with has the last label
+        lines = [f"{WORDS[n % 8]} {WORDS[n % 7]} film,{n % most + 1}" for n in range(40)]
+        (here / name).write_text("\n".join(["text,label", *lines]))
+    how = ["--data", "train.csv", "--eval-data", "eval.csv", "--max-steps", 2]
+    ladder, smaller = all_next_of(run("finetune", "my base", *how, "-o", "stars"))
+    run(*ladder, status=2)
+    assert "is not run here" in run.error
+    student = next_of(run(*smaller))
+    run(*student, "--max-steps", 1)
+    assert list(load("stars-half-distilled").config.id2label.values()) == ["1", "2", "3", "4", "5"]
 
 
 def test_after_pruning_comes_a_training_and_then_packing(here, models, data, run):

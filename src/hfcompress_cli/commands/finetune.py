@@ -43,8 +43,10 @@ def run(arguments: argparse.Namespace) -> options.Results:
     """Write the trained classifier, and measure it."""
     import hfcompress as hfc
     from hfcompress.models.classifier import get_problem_type
+    from hfcompress.models.labels import label_names
     from hfcompress.progress import stage
     from hfcompress_cli import training
+    from hfcompress_cli.labels import are_other_numbers
     from hfcompress_cli.models import load_for_labels
     from hfcompress_cli.new_labels import NewLabels, find_labels
     from hfcompress_cli.outputs import fit, fold, free_name, next_command, save
@@ -78,6 +80,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
     text, values = tuning.summary(trainer, was_trained=not is_new)
     text = f"{fit(comparison.rows)}\n{fold(text + tuning.largest_class(model))}"
     values |= {"model": comparison.to_dict()[name], "evaluation": metrics, "output": arguments.output}
+    if is_new and arguments.labels_are is None and are_other_numbers(label_names(model)):  # as this training read them
+        arguments.labels_are = "names"
     data, drawn = options.data_options(arguments), _words_of_training(arguments, tuning.args)
     ladder, half = (["-o", free_name(arguments.output, suffix)] for suffix in ("ladder", "half"))
     compress = next_command("compress", [arguments.output], *data, *drawn, ladder)
