@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean, pvariance
 from typing import Any
 
 import torch
@@ -81,15 +82,34 @@ class FineTuning:
         for part in [self.table, *([self._eval_table] if self._eval_table is not self.table else [])]:
             self._read(part, model)
 
-    def largest_class(self, model: Any) -> str:
-        """Say how often it would be right to answer always the same; nothing where that has no meaning."""
-        if not self.held_out or get_problem_type(model, "model") != "single_label_classification":
+    def start_at_mean(self, model: Any) -> None:
+        """Let a new head that predicts numbers begin with the mean of those to train on, in place.
+
+        Its last layer may have no bias to hold it (Llama, GPT-2), and stays as it is then.
+        """
+        body = set(model.base_model.modules())
+        head = [one for one in model.modules() if isinstance(one, torch.nn.Linear) and one not in body]
+        if get_problem_type(model, "model") == "regression" and head and head[-1].bias is not None:
+            with torch.no_grad():
+                head[-1].bias.fill_(fmean(self._labels(self.rows, self.table, model)))
+
+    def best_constant(self, model: Any) -> str:
+        """Say how good it would be to answer always the same; nothing where a text has several labels."""
+        problem = get_problem_type(model, "model")
+        if not self.held_out or problem == "multi_label_classification":
             return ""
-        held_out = {id(row) for row in self.held_out}
-        read = zip(self._eval_table, self._read(self._eval_table, model), strict=True)
-        ((label, count),) = Counter(one for row, one in read if id(row) in held_out).most_common(1)
+        labels = self._labels(self.held_out, self._eval_table, model)
+        if problem == "regression":
+            error = f"{pvariance(labels):,.4g}"
+            return f"\nalways answering the mean, {fmean(labels):,.4g}, has a mean squared error of {error} on these"
+        ((label, count),) = Counter(labels).most_common(1)
         share = f"{count / len(self.held_out):.1%}"
         return f"\nalways answering {label_names(model)[label]!r:.40} is right for {share} of these"
+
+    def _labels(self, part: Sequence[Row], table: Sequence[Row], model: Any) -> list[Any]:
+        """Return the labels of some rows of a table, which is read in one way."""
+        chosen = {id(row) for row in part}
+        return [one for row, one in zip(table, self._read(table, model), strict=True) if id(row) in chosen]
 
     def _read(self, rows: Sequence[Row], model: Any) -> list[Any]:
         names = (getattr(rows[0], "class_names", None) or {}).get(self._label, [])

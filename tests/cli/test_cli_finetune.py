@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from architectures import build
@@ -155,6 +156,28 @@ def test_numbers_make_a_regression(numbers, base, tmp_path, run):
     assert load(tmp_path / "out").config.num_labels == 1
     assert load(tmp_path / "out").config.problem_type == "regression"
     assert found["model"]["mse"] == pytest.approx(found["evaluation"]["eval_loss"], rel=1e-4)
+
+
+def test_a_new_head_of_numbers_starts_at_their_mean(base, tmp_path, run):
+    numbers = [90 + n % 7 / 2 for n in range(40)]
+    rows = list(zip(texts(40), numbers, strict=True))
+    data = ["--data", write(tmp_path / "a.csv", rows[:30]), "--eval-data", write(tmp_path / "b.csv", rows[30:])]
+    how = [*data, *SHORT, "--learning-rate", 0]
+    printed = " ".join(run("finetune", base, *how, "-o", tmp_path / "out").split())
+    assert load(tmp_path / "out").classifier.bias.item() == pytest.approx(np.mean(numbers[:30]), rel=1e-6)
+    mean, error = np.mean(numbers[30:]), np.var(numbers[30:])
+    assert f"always answering the mean, {mean:.4g}, has a mean squared error of {error:.4g} on these" in printed
+    others = ["--data", write(tmp_path / "c.csv", [(text, one / 10) for text, one in rows]), *SHORT]
+    run("finetune", tmp_path / "out", *others, "--learning-rate", 0, "-o", tmp_path / "again")
+    assert torch.equal(*(load(tmp_path / name).classifier.bias for name in ("out", "again")))  # a trained head stays
+
+
+def test_a_new_head_of_numbers_may_have_no_bias(tmp_path, run):
+    build("llama").save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    data = write(tmp_path / "a.csv", [(text, 90 + n % 7 / 2) for n, text in enumerate(texts(40))])
+    run("finetune", tmp_path / "base", "--data", data, "--new-head", *SHORT, "-o", tmp_path / "out")
+    assert load(tmp_path / "out").score.weight.shape == (1, 32)
 
 
 @pytest.mark.parametrize(

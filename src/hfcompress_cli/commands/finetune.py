@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
         if is_new:
             tuning.read_names()
             tuning.check(model)
+            tuning.start_at_mean(model)
         elif arguments.regression and get_problem_type(model, "model") != "regression":
             raise hfc.CompressionError(
                 f"--regression, but {arguments.base} keeps its head, which was trained for classes; add --new-head."
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
         comparison = hfc.compare({name: model}, inputs, processing_class={name: tokenizer})
         save(folder, model, tokenizer)
     text, values = tuning.summary(trainer, was_trained=not is_new)
-    text = f"{fit(comparison.rows)}\n{fold(text + tuning.largest_class(model))}"
+    text = f"{fit(comparison.rows)}\n{fold(text + tuning.best_constant(model))}"
     values |= {"model": comparison.to_dict()[name], "evaluation": metrics, "output": arguments.output}
     if is_new and arguments.labels_are is None and are_other_numbers(label_names(model)):  # as this training read them
         arguments.labels_are = "names"
