@@ -22,7 +22,8 @@ from hfcompress.metrics import example_scores, predict
 from hfcompress.models.classifier import get_problem_type
 from hfcompress.models.exported import ExportedModule
 from hfcompress.models.heads_and_neurons import LinearPath
-from hfcompress.models.inputs import LABELS, Batch, read_examples
+from hfcompress.models.inputs import Batch, read_examples
+from hfcompress.models.labels import LABELS
 from hfcompress.models.padding import split_rows
 from hfcompress.report.benchmark import predict_logits
 from hfcompress.report.intervals import McNemar, SignFlip, paired_interval

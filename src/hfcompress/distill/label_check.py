@@ -12,7 +12,7 @@ from torch import Tensor
 from hfcompress.distill.collator import WrappingCollator
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
-from hfcompress.models.inputs import LABELS
+from hfcompress.models.labels import LABELS
 
 
 @dataclass

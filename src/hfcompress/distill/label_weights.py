@@ -18,7 +18,7 @@ from hfcompress.distill.teacher_inputs import known_columns
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
-from hfcompress.models.inputs import LABELS
+from hfcompress.models.labels import LABELS
 from hfcompress.validation import is_number
 
 _LEAST, _MOST = 1e-15, 1e15  # products and sums of such weights are exact enough in float32

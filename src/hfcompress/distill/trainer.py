@@ -29,8 +29,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.losses import check_label_loss, check_teacher_loss, label_loss, teacher_loss
 from hfcompress.metrics import mean_metrics, per_example_metrics
 from hfcompress.models.classifier import count_outputs, get_config, get_problem_type, input_names
-from hfcompress.models.inputs import LABELS
-from hfcompress.models.labels import are_default_names, check_class_names, label_names
+from hfcompress.models.labels import LABELS, are_default_names, check_class_names, label_names
 from hfcompress.models.padding import align_padding
 from hfcompress.models.tokenizers import check_tokenizer
 from hfcompress.models.weights import check_no_float32_alone, check_not_quantized

@@ -14,10 +14,10 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_config, get_name, input_names, max_tokens, unwrap
+from hfcompress.models.labels import LABELS
 from hfcompress.models.padding import readable_padding, split_rows, trim, unpadded_batches, vocabulary_size
 
 Batch = dict[str, Tensor]
-LABELS = ("labels", "label", "label_ids")  # from which the collators of transformers read labels
 TOKENS = 128  # of the dummy text that FLOPs and latency are about, or as many as the model reads
 _FIRST_ID = 3  # of dummy inputs; those before it are often special tokens
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import count_outputs, get_config, unwrap
-from hfcompress.models.inputs import LABELS
+
+LABELS = ("labels", "label", "label_ids")  # columns from which the collators of transformers read labels
 
 
 def label_names(model: nn.Module, role: str = "model") -> dict[int, str]:

@@ -16,7 +16,7 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import max_tokens
-from hfcompress.models.inputs import LABELS
+from hfcompress.models.labels import LABELS
 from hfcompress.validation import is_number
 
 # Of the arguments of a tokenizer, those that change no id: where it is from, and how batches are truncated and padded.

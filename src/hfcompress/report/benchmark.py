@@ -24,8 +24,8 @@ from hfcompress.models.classifier import (
     unwrap,
 )
 from hfcompress.models.exported import ExportedClassifier, ExportedModule, as_module
-from hfcompress.models.inputs import LABELS, Batch, Examples, check_columns, dummy_inputs, read_examples
-from hfcompress.models.labels import check_class_names, label_order
+from hfcompress.models.inputs import Batch, Examples, check_columns, dummy_inputs, read_examples
+from hfcompress.models.labels import LABELS, check_class_names, label_order
 from hfcompress.models.padding import reading, without_padding
 from hfcompress.models.profiling import count_flops, peak_bytes, synchronize
 from hfcompress.models.tensors import (

@@ -17,7 +17,8 @@ from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
 from hfcompress.models.classifier import input_names
-from hfcompress.models.inputs import LABELS, check_ids, check_lengths, check_mask
+from hfcompress.models.inputs import check_ids, check_lengths, check_mask
+from hfcompress.models.labels import LABELS
 from hfcompress.models.tokenizers import check_texts, token_limit, truncation
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import evaluation_mode, get_logits
 from hfcompress.models.heads_and_neurons import KINDS, Group, Kind, find_groups
-from hfcompress.models.inputs import LABELS, Batch
+from hfcompress.models.inputs import Batch
+from hfcompress.models.labels import LABELS
 from hfcompress.models.layers import layer_stack
 from hfcompress.models.padding import without_padding
 from hfcompress.models.shapes_in_config import stated_counts

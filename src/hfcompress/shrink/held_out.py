@@ -16,8 +16,8 @@ from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
 from hfcompress.models.architectures import TOKEN_TYPE_LISTS
 from hfcompress.models.classifier import evaluation_mode, get_config, get_logits, get_problem_type, input_names
-from hfcompress.models.inputs import LABELS, Batch, check_dataset, check_mask
-from hfcompress.models.labels import check_class_names
+from hfcompress.models.inputs import Batch, check_dataset, check_mask
+from hfcompress.models.labels import LABELS, check_class_names
 from hfcompress.models.padding import split_rows
 from hfcompress.progress import track
 from hfcompress.report.quality import as_columns, check_labels, compare_outputs, score

@@ -13,7 +13,8 @@ from hfcompress.errors import CompressionError
 from hfcompress.losses import LabelLoss, label_loss
 from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_config, get_logits, get_problem_type
 from hfcompress.models.heads_and_neurons import Group
-from hfcompress.models.inputs import LABELS, Batch, read_examples
+from hfcompress.models.inputs import Batch, read_examples
+from hfcompress.models.labels import LABELS
 from hfcompress.models.padding import reading
 from hfcompress.models.surgery import masked
 from hfcompress.models.tensors import float64_device
