@@ -59,7 +59,8 @@ def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):
         assert one["accuracy"] == rung["accuracy"]
         assert [one["passes"][0][name] for name in ("batch_size", "tokens")] == [4, rung["passes"][0]["tokens"]]
     run(*command, "--seed", 1, status=2)
-    assert "other arguments (--seed 1, there 42); name another --output, or remove that one." in run.error.replace("\n", " ")
+    said = run.error.replace("\n", " ")
+    assert "other arguments (--seed 1, there 42); name another --output, or remove that one." in said
     written = contents(tmp_path / "ladder")
     run(*command, "--speedup", "0.5", "--overwrite", status=2)
     assert contents(tmp_path / "ladder") == written

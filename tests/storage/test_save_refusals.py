@@ -106,7 +106,7 @@ PROMPTS = {"tuning": PromptTuningConfig, "prefix": PrefixTuningConfig, "p-tuning
 @pytest.mark.parametrize("kind", PROMPTS)
 def test_a_prompt_that_peft_learned_is_not_left_out(kind, task, wrap, tmp_path):
     model = get_peft_model(build(), PROMPTS[kind](task_type=task, num_virtual_tokens=4))
-    with pytest.raises(hfc.CompressionError, match=r"learned prompt.*save it with PEFT: model\.save_pretrained"):
+    with pytest.raises(hfc.CompressionError, match=r"has a prompt of PEFT.*save it with PEFT, model\.save_pretrained"):
         hfc.save_compressed(wrap(model), tmp_path / "model")
     assert os.listdir(tmp_path) == []
 

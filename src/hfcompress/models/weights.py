@@ -284,8 +284,8 @@ def check_no_adapter(model: nn.Module) -> None:
         prompt = next((one for one in (configs or {}).values() if getattr(one, "is_prompt_learning", False)), None)
         if prompt is not None:
             raise CompressionError(
-                f"The model has a prompt of PEFT ({type(prompt).__name__}), which no weight of it can hold; train LoRA "
-                "instead, which can be merged, or pass model.get_base_model(), which reads texts without the prompt."
+                f"The model has a prompt of PEFT ({type(prompt).__name__}), which no weight of it can hold; save it "
+                "with PEFT, model.save_pretrained(...), or train LoRA instead, which can be merged."
             )
     if getattr(model, "_hf_peft_config_loaded", False) or any(hasattr(m, "base_layer") for m in model.modules()):
         raise CompressionError("The model has a PEFT adapter; merge it first: model = model.merge_and_unload().")

@@ -153,15 +153,10 @@ def _pack_weights(new: Path) -> None:
 def _check_savable(model: nn.Module) -> PreTrainedModel:
     """Return the model without its wrapper, or refuse what cannot be saved."""
     check_model_kind(model, classifier=False)
-    if any(hasattr(module, "get_base_model") and "prompt_encoder" in module._modules for module in model.modules()):
-        raise CompressionError(
-            "The model has a learned prompt of PEFT, which cannot be merged into its weights and would be lost; save "
-            "it with PEFT: model.save_pretrained(...)."
-        )
+    check_no_adapter(model)
     inner = unwrap(model)
     if not isinstance(inner, PreTrainedModel):
         raise CompressionError(f"{type(inner).__name__} is not a Hugging Face model, so nothing could load it.")
-    check_no_adapter(inner)
     plan = getattr(inner.config, "quantization_config", None)
     if plan is not None and not is_plan(plan):
         raise CompressionError(f"{type(inner).__name__} is quantized; save it with its own save_pretrained.")
