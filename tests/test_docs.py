@@ -502,12 +502,12 @@ CITED = {
             tuple(figure for one, target in zip(MADE_FASTER, "24", strict=True) for figure in (*one, target)),
         ),
         (
-            r"gains ([\d.]+) \(p ([\d.]+)\) and ([\d.]+) points \(p ([\d.]+)\) in two seeds of Rotten Tomatoes, ([\d.]+) "
-            r"\(p ([\d.]+)\) and ([\d.]+) \(p ([\d.]+)\) in two of IMDB",
+            r"gains ([\d.]+) \(p ([\d.]+)\) and ([\d.]+) points \(p ([\d.]+)\) in two seeds of Rotten Tomatoes, "
+            r"([\d.]+) \(p ([\d.]+)\) and ([\d.]+) \(p ([\d.]+)\) in two of IMDB",
             tuple(text for lost, p in CONTROLS for text in (f"{abs(lost):.2f}", f"{p:.3f}")),
         ),
         (
-            r"at 10x it keeps ([\d.]+) % .* where ([\d.]+) % are kept",
+            r"at `10x` it keeps ([\d.]+) % .* where ([\d.]+) % are kept",
             tuple(
                 f"{100 * one['accuracy'] / one['original']:.1f}"
                 for one in (RUNS["base-0"]["10x ladder"], RUNS["base-0"]["10x same texts"])
