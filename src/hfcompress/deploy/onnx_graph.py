@@ -18,7 +18,7 @@ from hfcompress.deploy.runtime import first_line, quietly
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import count_outputs, get_logits, input_names, max_tokens
 from hfcompress.models.inputs import Batch, Padder, dummy_inputs
-from hfcompress.models.padding import fill_padding, find_padding, padded_with
+from hfcompress.models.padding import fill_padding, find_padding, padded_with, vocabulary_size
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # that a graph may have, in this order
 TOLERANCE = 1e-4  # of logits, absolute and relative
@@ -102,8 +102,7 @@ class GraphInputs:
         return batch, name
 
     def _table_sizes(self) -> dict[str, int]:
-        tokens = getattr(self._model.get_input_embeddings(), "weight", None)  # type: ignore[operator] # likewise
-        found = {"input_ids": None if tokens is None else len(tokens)}
+        found = {"input_ids": vocabulary_size(self._model)}
         if "token_type_ids" in self.names:
             found |= {"token_type_ids": getattr(self._model.config, "type_vocab_size", None)}
         return {name: size for name, size in found.items() if size}
