@@ -166,7 +166,7 @@ class Run:
             parts, epochs = self._read(datasets.concatenate_datasets([self.train, rows])), epochs / (1 + _OTHERS)
         args = self._arguments(epochs)
         trained = train_rung(student, None, parts, args, self.pair[1], deadline=Deadline(), tick=lambda done: None)
-        return self._test(student) | {"epochs": trained.epochs, "kept": trained.is_kept}
+        return self._test(student) | {"epochs": trained.epochs, "kept": trained.kept > 0}
 
     def _once(self, name: str, compute: Callable[[], Result]) -> None:
         def announced() -> Result:
@@ -207,7 +207,7 @@ class Run:
         """Make a model as fast as a rung, and train it for as many epochs as all rungs so far."""
         model, args = make(rung), self._arguments(self._epochs * rungs)
         trained = train_rung(model, None, self.parts, args, self.pair[1], deadline=Deadline(), tick=lambda done: None)
-        return self._test(model) | {"epochs": trained.epochs, "kept": trained.is_kept}
+        return self._test(model) | {"epochs": trained.epochs, "kept": trained.kept > 0}
 
     def _arguments(self, epochs: float) -> hfc.DistillationArguments:
         return default_arguments(

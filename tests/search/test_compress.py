@@ -1,6 +1,7 @@
 """`compress` end to end on tiny models: what it writes, says, refuses and resumes."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -567,7 +568,7 @@ def test_a_rung_whose_training_was_stopped_is_made_again(made, tmp_path):
 
 def test_how_far_a_training_was_is_said_by_what_ends_it(tmp_path):
     args = arguments(DistillationArguments, tmp_path, num_train_epochs=3, max_steps=100)
-    text = rungs.describe_stop(args, training.Trained(0.5, True, None, True))
+    text = rungs.describe_stop(args, training.Trained(0.5, 0.5, None, True))
     assert text == "time_limit stopped its training of 100 steps after 0.5 epochs; the same call makes it again."
 
 
@@ -727,7 +728,7 @@ def test_a_training_that_diverges_is_undone(problem, tmp_path):
     parts = with_logits(model, model, parts, None, args, tmp_path, Deadline())
     args.learning_rate, before = 1e30, state_of(model)
     trained = training.train_rung(model, None, parts, args, tokenizer, deadline=Deadline(), tick=lambda done: None)
-    assert not trained.is_kept
+    assert trained.kept == 0
     assert same_bits(state_of(model), before)
 
 
@@ -740,8 +741,54 @@ def test_a_training_that_does_harm_is_undone(after, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_scores", lambda trainer, parts: next(scores))
     before = state_of(model)
     trained = training.train_rung(model, None, parts, args, tokenizer, deadline=Deadline(), tick=lambda done: None)
-    assert trained.is_kept == (after == 1.0) == (not same_bits(state_of(model), before))
+    assert trained.kept == after
+    assert same_bits(state_of(model), before) == (after == 0.0)
     assert (trained.epochs, trained.scores) == (1, (0.5, after))
+
+
+@pytest.mark.parametrize(
+    ("scores", "epochs", "kept"),
+    [
+        ([0.2, 1.0, 0.0, 0.0, 1.0, 1.0], 3, 1),  # of five: two in a row are worse than the first
+        ([0.2, 1.0, 0.0, 1.0, 0.0, 1.0], 5, 5),
+        ([0.2, 0.4, 0.8, 0.4, 0.8, 0.0], 5, 2),
+        ([0.2, math.nan, 1.0, 1.0, 1.0, 1.0], 1, 0),
+        ([], 5, 5),
+    ],
+    ids=["stopped", "recovered", "worse at the end", "diverged", "no rows"],
+)
+def test_a_training_is_stopped_where_it_does_harm(scores, epochs, kept, tmp_path, monkeypatch):
+    """The student keeps the weights at the end, or those of its best epoch if these are better beyond chance."""
+    model, tokenizer = small(), word_tokenizer()
+    args = arguments(DistillationArguments, tmp_path / "args", num_train_epochs=5)
+    parts = read_parts(model, tokenizer, ROWS, None, args, None, 0)
+    parts = readable(with_logits(model, model, parts, None, args, tmp_path, Deadline()), model, args)
+    states = []
+
+    def score(trainer, parts):
+        states.append(state_of(model))
+        return torch.full((20,), scores[len(states) - 1]) if scores else torch.zeros(0)
+
+    monkeypatch.setattr(training, "_scores", score)
+    trained = training.train_rung(model, None, parts, args, tokenizer, deadline=Deadline(), tick=lambda done: None)
+    assert (trained.epochs, trained.kept, len(states)) == (epochs, kept, epochs + 1)
+    assert [same_bits(state_of(model), one) for one in states] == [number == kept for number in range(epochs + 1)]
+
+
+def test_scores_change_nothing_in_a_training(tmp_path, monkeypatch):
+    """Rows are predicted between the epochs; dropout and the order of the rows stay as they would be without."""
+    tokenizer, states = word_tokenizer(), []
+    args = arguments(DistillationArguments, tmp_path / "args", num_train_epochs=3)
+    for is_scored in (True, False):
+        model = small(dropout=True)
+        parts = read_parts(model, tokenizer, ROWS, None, args, None, 0)
+        parts = readable(with_logits(model, model, parts, None, args, tmp_path, Deadline()), model, args)
+        if not is_scored:
+            monkeypatch.setattr(training, "_scores", lambda trainer, parts: torch.zeros(0))
+        torch.manual_seed(0)
+        training.train_rung(model, None, parts, args, tokenizer, deadline=Deadline(), tick=lambda done: None)
+        states.append(state_of(model))
+    assert same_bits(*states)
 
 
 def test_layers_are_compared_with_those_of_the_original(tmp_path, monkeypatch):
@@ -848,7 +895,7 @@ def test_balanced_class_weights_do_not_count_rows_without_a_label(tmp_path):
     rows = [dict(row) | ({"labels": None} if n % 3 else {}) for n, row in enumerate(ROWS)]
     args = arguments(DistillationArguments, tmp_path / "args", class_weights="balanced")
     parts = read_parts(small(), word_tokenizer(), rows, None, args, None, 0)
-    trainer = training._make_trainer(small(), None, parts, args, word_tokenizer(), [])
+    trainer = training._make_trainer(small(), None, parts, args, word_tokenizer())
     known = [label for label in parts.train["labels"] if label >= 0]
     assert len(known) < len(parts.train)
     expected = [len(known) / (2 * known.count(label)) for label in (0, 1)]

@@ -90,10 +90,10 @@ def compress(
             (None; where there is one class a row, also -1 or -100) learn from the teacher alone.
         processing_class: The tokenizer, saved beside each model.
         eval_dataset: Other labelled rows, which the model was not fine-tuned on: a third of them, 1,000 at most, says
-            whether a training is kept, and the others measure the models. These choose nothing, but that a model which
-            is neither faster nor better than the one before is left out, and with ``max_drop`` which speed-up is the
-            last. If None, a fifth of the labelled rows of ``train_dataset``, 3,000 at most, is
-            held out for both; if the model was fine-tuned on them, its accuracy there is too high.
+            when a training is stopped early and which of its weights are kept, and the others measure the models. These
+            choose nothing, but that a model which is neither faster nor better than the one before is left out, and
+            with ``max_drop`` which speed-up is the last. If None, a fifth of the labelled rows of ``train_dataset``,
+            3,000 at most, is held out for both; if the model was fine-tuned on them, its accuracy there is too high.
         speedup: How many times as fast, above 1, or several such numbers. If None: 2, 4 and 10, or with ``max_drop``
             1.5, 2, 3, 4 and so on until more is lost, and one between the last that is kept and the next.
         max_drop: The loss of accuracy allowed, such as 0.01 (label accuracy of several labels; R2 of a regression). A

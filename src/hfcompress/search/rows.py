@@ -77,8 +77,9 @@ class Parts:
 
     Attributes:
         train: To learn from; a row without a label has the weight 0 in the label term.
-        check: Labelled rows that are in no other part; they say whether a training is kept, and judge int8. Rows that
-            the original was trained on would not do: it has learned their labels by heart, and so have its rungs.
+        check: Labelled rows that are in no other part; they say which weights of a training are kept, and judge int8.
+            Rows that the original was trained on would not do: it has learned their labels by heart, and so have its
+            rungs.
         measure: Labelled rows, which decide nothing but which rungs are left out: see ``eval_dataset`` of `compress`.
         measure_original: The same, as the original reads them: other ids, where rungs have a smaller vocabulary.
         labelled: Whether rows to learn from have labels.

@@ -215,7 +215,12 @@ def _drop(found: Comparison, name: str, parts: Parts) -> tuple[float, tuple[floa
 def _recipe(job: Job, candidate: Candidate, trained: Trained) -> str:
     args = job.args
     learned = "labels and the teacher" if 0 < args.alpha < 1 else "the teacher" if args.alpha else "labels"
-    kept = "" if trained.is_kept else ", which made it worse on held-out rows and was undone"
+    if trained.kept == trained.epochs:
+        kept = ""
+    elif trained.kept == 0:
+        kept = ", which made it worse on held-out rows and was undone"
+    else:
+        kept = f", of which {_digits(trained.kept)} kept: after these it became worse on held-out rows"
     tokens = "" if job.vocabulary is None else "{1:,} of {0:,} tokens; ".format(*job.vocabulary.tokens)
     several = "" if args.world_size == 1 else f" by {args.world_size} processes"  # each with batches of its own
     epochs = f"{_digits(trained.epochs)} epoch{'' if trained.epochs == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""One rung is trained: distilled from the original; held-out rows say whether that is kept."""
+"""One rung is trained: distilled from the original; held-out rows say how long, and which weights are kept."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from hfcompress.search.structure import Structure
 
 _WARM_UP = 50  # steps
 _LOOK = 50  # steps between looks of several processes at the clock
+_PATIENCE = 2  # epochs in a row that are worse than the best so far, after which a training is stopped
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Trained:
 
     Attributes:
         epochs: How many were done.
-        is_kept: Whether the weights are those after them, or those before.
+        kept: After how many of them the weights are those that the student has; 0 before the training.
         scores: On the held-out rows, before and after: accuracy, or minus the mean squared error; None without rows.
         is_stopped: Whether there was no time for the rest.
     """
 
     epochs: float
-    is_kept: bool
+    kept: float
     scores: tuple[float, float] | None
     is_stopped: bool
 
@@ -128,7 +129,7 @@ def check_training(
     own = copy.copy(args)
     own.train_sampling_strategy, own.group_by_length = "random", False  # not to read the length of every row for this
     with tempfile.TemporaryDirectory() as own.output_dir:  # which a Trainer makes
-        trainer = _make_trainer(original, copy.deepcopy(teacher), parts, own, tokenizer, [])
+        trainer = _make_trainer(original, copy.deepcopy(teacher), parts, own, tokenizer)
         try:  # what a Trainer makes as late as in train()
             batches = len(trainer.get_train_dataloader())
             trainer.create_optimizer_and_scheduler(num_training_steps=100)
@@ -154,9 +155,10 @@ def train_rung(
     deadline: Deadline,
     tick: Callable[[float], None],
 ) -> Trained:
-    """Train a student for the whole schedule, in place, and undo that if it is worse on held-out rows.
+    """Train a student, in place; held-out rows, predicted before and after each epoch, say which weights it keeps.
 
-    Nothing is chosen between the epochs: on rows as few as are held out, chance decides then.
+    Those at the end, unless an epoch's before are better by more than chance: on rows as few as are held out, chance
+    decides which epoch looks best. The training is stopped early where it does harm, or diverged.
 
     Args:
         student: In float32.
@@ -167,20 +169,15 @@ def train_rung(
         deadline: When to stop.
         tick: Called with what share of the training is done.
     """
-    stopper = _Stopper(deadline, tick)
-    trainer = _make_trainer(student, teacher, parts, args, tokenizer, [stopper])
-    state = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
-    with _unchanged_forward(student):
-        before = _scores(trainer, parts)
+    trainer = _make_trainer(student, teacher, parts, args, tokenizer)
+    watch = _Watch(trainer, student, parts, deadline, tick)
+    trainer.add_callback(watch)
     with _unchanged_forward(student):
         trainer.train()
-        after = _scores(trainer, parts)
-    is_kept = not agree(not after.isfinite().all() or is_worse(after - before, parts.problem))
-    if not is_kept:
-        student.load_state_dict(state)
+    epochs = float(trainer.state.epoch or 0)
+    kept = watch.restore_best() if watch.is_harmed else epochs
     student.eval()
-    scores = (float(before.mean()), float(after.mean())) if len(before) else None
-    return Trained(float(trainer.state.epoch or 0), is_kept, scores, stopper.is_late)
+    return Trained(epochs, kept, watch.scores, watch.is_late)
 
 
 @contextmanager
@@ -188,8 +185,7 @@ def _unchanged_forward(model: PreTrainedModel) -> Iterator[None]:
     """Take off a model what accelerate puts on it, and otherwise leaves there.
 
     Under autocast, which replaces ``forward``, a model would be timed and exported in another precision than it is
-    saved in. And what is marked as prepared, by a prediction before the training too, is not wrapped to be trained by
-    several processes: each would train alone.
+    saved in. And what is marked as prepared is not wrapped to be trained by several processes: each would train alone.
     """
     names = ("forward", "_original_forward", "_is_accelerate_prepared")
     held = {name: vars(model)[name] for name in names if name in vars(model)}
@@ -207,7 +203,6 @@ def _make_trainer(
     parts: Parts,
     args: DistillationArguments,
     tokenizer: PreTrainedTokenizerBase,
-    callbacks: list[TrainerCallback],
 ) -> DistillationTrainer:
     own = copy.copy(args)
     own.disable_tqdm, own.load_best_model_at_end, own.eval_strategy = True, False, "no"
@@ -221,7 +216,6 @@ def _make_trainer(
         teacher=teacher,
         train_dataset=parts.train.remove_columns([n for n in (UNLABELLED,) if n in parts.train.features]),
         processing_class=tokenizer,
-        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # one bar shows how far it is
     return trainer
@@ -261,11 +255,41 @@ def _scores(trainer: DistillationTrainer, parts: Parts) -> Tensor:
     return scores.masked_fill(~logits.isfinite().all(-1), math.nan)
 
 
-class _Stopper(TrainerCallback):
-    """Says how far the training is, and stops it where there is no time left."""
+class _Watch(TrainerCallback):
+    """Says how far a training is, scores its epochs, and stops it where there is no time left or it does harm."""
 
-    def __init__(self, deadline: Deadline, tick: Callable[[float], None]) -> None:
-        self._deadline, self._tick, self.is_late = deadline, tick, False
+    def __init__(
+        self,
+        trainer: DistillationTrainer,
+        student: PreTrainedModel,
+        parts: Parts,
+        deadline: Deadline,
+        tick: Callable[[float], None],
+    ) -> None:
+        self._trainer, self._student, self._parts = trainer, student, parts
+        self._deadline, self._tick = deadline, tick
+        self._state = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+        self._best_epoch, self._harmful = 0.0, 0
+        self.is_late = False
+
+    @property
+    def is_harmed(self) -> bool:
+        """Whether the last epoch is worse than the best so far."""
+        return self._harmful > 0
+
+    @property
+    def scores(self) -> tuple[float, float] | None:
+        """On the held-out rows, before and after; None without rows."""
+        return (float(self._first.mean()), float(self._last.mean())) if len(self._first) else None
+
+    def restore_best(self) -> float:
+        """Give the student the weights of its best epoch; return which that is."""
+        self._student.load_state_dict(self._state)
+        return self._best_epoch
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score the student as it is."""
+        self._first = self._last = self._best = self._score()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the clock; several processes do so at the same steps."""
@@ -274,3 +298,21 @@ class _Stopper(TrainerCallback):
         if alone or state.global_step % _LOOK == 0:
             self.is_late = state.global_step < state.max_steps and self._deadline.is_over
             control.should_training_stop |= self.is_late
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score an epoch, or what there was time for."""
+        self._last = self._score()
+        has_diverged = not self._last.isfinite().all()
+        if agree(has_diverged or is_worse(self._last - self._best, self._parts.problem)):
+            self._harmful += 1
+        else:
+            self._harmful = 0
+        if agree(not has_diverged and bool(self._last.mean() > self._best.mean())):
+            self._best, self._best_epoch = self._last, float(state.epoch)
+            for name, value in self._student.state_dict().items():
+                self._state[name].copy_(value)
+        control.should_training_stop |= agree(has_diverged or self._harmful == _PATIENCE)
+
+    def _score(self) -> Tensor:
+        with torch.random.fork_rng(devices=[]):  # from which the rows' loader draws; not to change the training
+            return _scores(self._trainer, self._parts)
