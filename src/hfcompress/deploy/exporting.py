@@ -35,14 +35,10 @@ from hfcompress.models.heads_and_neurons import find_linear_paths
 from hfcompress.models.inputs import check_dataset, check_ids, read_examples
 from hfcompress.models.labels import check_class_names, label_maps
 from hfcompress.models.padding import lacks_pad_id, pad_like
+from hfcompress.models.plain_weights import check_no_adapter, check_no_computed_weights, check_not_quantized
 from hfcompress.models.tensors import check_has_values, stored_bytes
 from hfcompress.models.tokenizers import check_tokenizer, encode_texts
-from hfcompress.models.weights import (
-    check_no_adapter,
-    check_no_computed_weights,
-    check_not_quantized,
-    check_one_attention,
-)
+from hfcompress.models.weights import check_one_attention
 from hfcompress.storage.layout import write_labels
 from hfcompress.validation import check_choice, check_count, check_fraction
 

@@ -23,9 +23,9 @@ from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_
 from hfcompress.models.inputs import Padder, check_lengths, check_mask, unpadded_rows
 from hfcompress.models.new_head import check_trained
 from hfcompress.models.padding import reading, unpadded_batches, without_padding
+from hfcompress.models.plain_weights import check_no_float32_alone
 from hfcompress.models.tensors import check_has_values, packed_tensors, plain_parts
 from hfcompress.models.tokenizers import check_tokenizer, token_limit, tokenizer_rules, truncation
-from hfcompress.models.weights import check_no_float32_alone
 from hfcompress.validation import check_count
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from hfcompress.models.padding import (
     unpadded_batches,
     without_padding,
 )
+from hfcompress.models.plain_weights import is_quantized
 from hfcompress.models.tensors import check_has_values, identities
-from hfcompress.models.weights import is_quantized
 from hfcompress.validation import is_number
 
 

@@ -31,8 +31,8 @@ from hfcompress.metrics import mean_metrics, per_example_metrics
 from hfcompress.models.classifier import count_outputs, get_config, get_problem_type, input_names
 from hfcompress.models.labels import LABELS, are_default_names, check_class_names, label_names
 from hfcompress.models.padding import align_padding
+from hfcompress.models.plain_weights import check_no_float32_alone, check_not_quantized
 from hfcompress.models.tokenizers import check_tokenizer
-from hfcompress.models.weights import check_no_float32_alone, check_not_quantized
 
 _LABEL_WEIGHTS = "label_weights"  # added to each training batch
 

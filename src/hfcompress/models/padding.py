@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import get_config, get_name, unwrap
 from hfcompress.models.exported import ExportedModule
-from hfcompress.models.weights import is_quantized
+from hfcompress.models.plain_weights import is_quantized
 
 Row = Mapping[str, Any]
 

@@ -27,6 +27,7 @@ from hfcompress.models.exported import ExportedClassifier, ExportedModule, as_mo
 from hfcompress.models.inputs import Batch, Examples, check_columns, dummy_inputs, read_examples
 from hfcompress.models.labels import LABELS, check_class_names, label_order
 from hfcompress.models.padding import reading, without_padding
+from hfcompress.models.plain_weights import quantized_weight
 from hfcompress.models.profiling import count_flops, peak_bytes, synchronize
 from hfcompress.models.tensors import (
     check_has_values,
@@ -40,7 +41,7 @@ from hfcompress.models.tensors import (
     wrapped_tensors,
 )
 from hfcompress.models.tokenizers import check_tokenizer, encode_texts
-from hfcompress.models.weights import quantized_weight, select_matrices
+from hfcompress.models.weights import select_matrices
 from hfcompress.progress import track
 from hfcompress.report.comparison import Comparison
 from hfcompress.report.measurements import Measurement

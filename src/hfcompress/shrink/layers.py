@@ -15,9 +15,9 @@ from hfcompress.models.architectures import DEPTH_SETTINGS, LAYER_INDICES, LAYER
 from hfcompress.models.classifier import check_model_kind
 from hfcompress.models.layers import layer_stack
 from hfcompress.models.new_head import mark_new_head, new_head
+from hfcompress.models.plain_weights import check_no_computed_weights, check_not_quantized
 from hfcompress.models.shape_plan import check_builds_from_config
 from hfcompress.models.shapes_in_config import get_configs, per_layer_overrides, restore_configs, write_plan
-from hfcompress.models.weights import check_no_computed_weights, check_not_quantized
 from hfcompress.validation import is_integer
 
 Model = TypeVar("Model", bound=PreTrainedModel)

@@ -14,14 +14,10 @@ from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import check_model_kind
 from hfcompress.models.heads_and_neurons import KINDS, Kind
 from hfcompress.models.layers import layer_stack
+from hfcompress.models.plain_weights import check_no_computed_weights, check_not_quantized
 from hfcompress.models.shape_plan import check_builds_from_config, is_plan
 from hfcompress.models.tensors import check_has_values
-from hfcompress.models.weights import (
-    PRUNABLE_DTYPES,
-    check_no_computed_weights,
-    check_not_quantized,
-    check_one_attention,
-)
+from hfcompress.models.weights import PRUNABLE_DTYPES, check_one_attention
 from hfcompress.shrink.budget import MEASURES, Measure
 from hfcompress.shrink.importance import IMPORTANCES, Importance
 from hfcompress.shrink.layers import are_indices

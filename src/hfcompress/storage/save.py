@@ -17,10 +17,10 @@ from hfcompress.atomic_folder import flushing
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import check_model_kind, unwrap
 from hfcompress.models.new_head import update_mark
+from hfcompress.models.plain_weights import check_no_adapter, check_no_computed_weights, check_not_quantized
 from hfcompress.models.shape_plan import build_from_config, is_plan
 from hfcompress.models.tensors import check_has_values
 from hfcompress.models.tokenizers import check_tokenizer
-from hfcompress.models.weights import check_no_adapter, check_no_computed_weights, check_not_quantized
 from hfcompress.storage.layout import (
     INDEX,
     ONE_FILE,
