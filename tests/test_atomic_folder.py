@@ -156,6 +156,24 @@ def test_a_file_system_may_flush_no_folders_but_must_flush_files(kind, number, t
         assert os.listdir(tmp_path) == []
 
 
+def test_the_new_folder_is_there_where_the_one_around_it_cannot_be_flushed(tmp_path, monkeypatch):
+    """It is in its place by then, so an error that says that the old one is as it was would be wrong."""
+    flush, around = os.fsync, os.stat(tmp_path)
+
+    def refuse(handle):
+        if os.path.samestat(os.fstat(handle), around):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flush(handle)
+
+    for amount in (0.1, 0.7):
+        model = pruned(amount=amount)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", refuse)
+            hfc.save_compressed(model, tmp_path / "model")
+        assert same_bits(hfc.load_compressed(tmp_path / "model").state_dict(), model.state_dict())
+        assert os.listdir(tmp_path) == ["model"]
+
+
 def test_a_full_disk_leaves_the_old_folder(tmp_path):
     """A limit on the size of files is used as the disk: writing beyond it fails as on a full one."""
     import resource

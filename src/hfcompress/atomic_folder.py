@@ -152,7 +152,8 @@ def _move_into_place(new: Path, target: Path) -> None:
                 os.rename(new, target)
             elif not _exchange(new, target):
                 _rename_twice(new, target)
-            _flush_path(target.parent)
+            with suppress(OSError):  # such as of a folder that may not be read; either folder is whole after a crash
+                _flush_path(target.parent)
             return
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):
