@@ -22,7 +22,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, DatasetDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -44,6 +43,7 @@ from examples.imdb.intervals import spread
 from examples.imdb.models import Pair, load, starting_models
 from examples.imdb.study import SOFT_LABELS
 from examples.imdb.training import training_arguments
+from hfcompress.compat import current_accelerator
 
 SEEDS = (0, 1, 2)
 SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
@@ -204,7 +204,7 @@ class Case:
         return load(str(folder))
 
     def _shrink_pair(self, pair: Pair, method: str, share: float) -> None:
-        model = pair[0].to(torch.accelerator.current_accelerator() or "cpu")
+        model = pair[0].to(current_accelerator() or "cpu")
         rows = self.data["train"].take(min(CALIBRATION_TEXTS, len(self.data["train"])))
         if not method.startswith("fisher"):  # the others need none
             rows = rows.remove_columns("labels")
