@@ -514,6 +514,20 @@ CITED = {
             ),
         ),
         (
+            r"one ranking keeps ([\d.]+) % and a few layers ([\d.]+) %",
+            tuple(
+                f"{100 * one['accuracy'] / one['original']:.1f}"
+                for one in (RUNS["base-0"]["10x fisher"], RUNS["base-0"]["10x layers"])
+            ),
+        ),
+        (
+            r"([\d.]+) and ([\d.]+) points are lost instead of ([\d.]+)",
+            tuple(
+                f"{100 * (one['original'] - one['accuracy']):.2f}"
+                for one in (RUNS["base-0"][f"4x {kind}"] for kind in ("same texts", "more texts", "ladder"))
+            ),
+        ),
+        (
             r"wrong by ([\d.]+) to ([\d.]+) % in the mean and by ([\d.]+) % at most",
             tuple(f"{one:.1f}" for one in (min(PLAN_ERRORS), max(PLAN_ERRORS), max(WORST_PLANS))),
         ),
