@@ -572,6 +572,22 @@ def test_how_far_a_training_was_is_said_by_what_ends_it(tmp_path):
     assert text == "time_limit stopped its training of 100 steps after 0.5 epochs; the same call makes it again."
 
 
+@pytest.mark.parametrize(
+    ("epochs", "kept", "end"),
+    [
+        (4, 4, "4 epochs on labels and the teacher at 5e-05"),
+        (1, 0, "1 epoch on labels and the teacher at 5e-05, which made it worse on held-out rows and was undone"),
+        (4, 2, "at 5e-05, the first 2 kept, as it became worse on held-out rows after that"),
+    ],
+)
+def test_a_recipe_says_which_weights_were_kept(epochs, kept, end, tmp_path):
+    args = arguments(DistillationArguments, tmp_path, alpha=0.5, learning_rate=5e-5)
+    job = SimpleNamespace(args=args, vocabulary=None)
+    text = rungs._recipe(job, SimpleNamespace(evaluated=48), training.Trained(epochs, kept, None, False))
+    assert text.startswith("48 plans evaluated; ")
+    assert text.endswith(end)
+
+
 def paired_by_hand(model, rung, rows, args):
     """The interval of the loss of a rung, row by row in NumPy."""
     measured = read_parts(model, word_tokenizer(), rows, None, args, None, 0).measure

@@ -220,7 +220,7 @@ def _recipe(job: Job, candidate: Candidate, trained: Trained) -> str:
     elif trained.kept == 0:
         kept = ", which made it worse on held-out rows and was undone"
     else:
-        kept = f", of which {_digits(trained.kept)} kept: after these it became worse on held-out rows"
+        kept = f", the first {_digits(trained.kept)} kept, as it became worse on held-out rows after that"
     tokens = "" if job.vocabulary is None else "{1:,} of {0:,} tokens; ".format(*job.vocabulary.tokens)
     several = "" if args.world_size == 1 else f" by {args.world_size} processes"  # each with batches of its own
     epochs = f"{_digits(trained.epochs)} epoch{'' if trained.epochs == 1 else 's'}"
