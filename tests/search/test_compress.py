@@ -523,6 +523,28 @@ def test_what_is_done_when_the_time_is_over_is_returned_and_goes_on(made, tmp_pa
     assert same_bits(state_of(ladder["3x"].model), state_of(made[0]["3x"].model))
 
 
+def test_time_is_left_to_measure_what_is_trained(tmp_path, monkeypatch):
+    """As much as it took the last time."""
+    now, kept, reserve = 0.0, [], Deadline.reserve
+    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: now))
+    limit = Deadline(1)
+    now = 59.0
+    assert not limit.is_over
+    limit.reserve(2.0)
+    assert limit.is_over
+
+    def watch(self, seconds):
+        kept.append(seconds)
+        reserve(self, seconds)
+
+    clock = iter([10.0, 13.0, 20.0, 24.0])
+    monkeypatch.setattr(Deadline, "reserve", watch)
+    monkeypatch.setattr(rungs, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    now = 0.0
+    compress(small(), ROWS, **settings(tmp_path, time_limit=1))
+    assert kept == [3.0, 4.0]
+
+
 def test_the_teacher_is_not_asked_again(tmp_path, monkeypatch):
     model, given = small(), settings(tmp_path, speedup=1.5, time_limit=1)
     with pytest.MonkeyPatch.context() as patch:

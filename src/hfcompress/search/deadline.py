@@ -20,11 +20,16 @@ class Deadline:
 
     def __init__(self, minutes: float | None = None) -> None:
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
+        self._reserved = 0.0
+
+    def reserve(self, seconds: float) -> None:
+        """Be over so much earlier: that long takes what must be done after a training, as it took the last time."""
+        self._reserved = seconds
 
     @property
     def is_over(self) -> bool:
         """Whether the time is over; all processes must ask, and have the answer of the first."""
-        return self._end is not None and bool(agree(time.monotonic() > self._end))
+        return self._end is not None and bool(agree(time.monotonic() > self._end - self._reserved))
 
     def check(self) -> None:
         """End the call if the time is over; all processes must come here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +117,7 @@ def make_rung(
     if trained.is_stopped and unfinished is not None and unfinished.epochs >= trained.epochs:
         return unfinished, student
     job.progress.at(f"{name}: measuring", begin + TRAINING)
-    folder = job.folder / name
+    start, folder = time.perf_counter(), job.folder / name
     runtime, notes = job.request.runtime, list[str]()
     rung: Rung | None = None
     processes().wait_for_everyone()
@@ -158,6 +159,7 @@ def make_rung(
                 shutil.rmtree(folder / "onnx", ignore_errors=True)
                 shutil.move(exported, folder / "onnx")
     processes().wait_for_everyone()
+    job.deadline.reserve(time.perf_counter() - start)
     values = agree({} if rung is None else rung.to_dict())
     return rung or Rung.from_dict(values), student
 
