@@ -1,11 +1,13 @@
 """`compress` end to end on tiny models: what it writes, says, refuses and resumes."""
 
+import gc
 import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -811,6 +813,74 @@ def test_a_training_is_stopped_where_it_does_harm(scores, epochs, kept, tmp_path
     trained = training.train_rung(model, None, parts, args, tokenizer, deadline=Deadline(), tick=lambda done: None)
     assert (trained.epochs, trained.kept, len(states)) == (epochs, kept, epochs + 1)
     assert [same_bits(state_of(model), one) for one in states] == [number == kept for number in range(epochs + 1)]
+
+
+def test_what_is_worse_than_before_is_undone(tmp_path, monkeypatch):
+    """Also where an epoch between, better than either by chance, does not show that the last one is worse."""
+    model, tokenizer = small(), word_tokenizer()
+    args = arguments(DistillationArguments, tmp_path / "args", num_train_epochs=2)
+    parts = read_parts(model, tokenizer, ROWS, None, args, None, 0)
+    parts = readable(with_logits(model, model, parts, None, args, tmp_path, Deadline()), model, args)
+    row = torch.arange(300)
+    right = [row < 240, (row < 205) | (row >= 228) & (row < 265), row < 228]
+    assert training.is_worse(right[2].float() - right[0].float(), parts.problem)
+    assert not training.is_worse(right[2].float() - right[1].float(), parts.problem)
+    states = []
+
+    def score(trainer, parts):
+        states.append(state_of(model))
+        return right[len(states) - 1].float()
+
+    monkeypatch.setattr(training, "_scores", score)
+    trained = training.train_rung(model, None, parts, args, tokenizer, deadline=Deadline(), tick=lambda done: None)
+    assert (trained.epochs, trained.kept) == (2, 1)
+    assert same_bits(state_of(model), states[1])
+
+
+def test_a_training_that_begins_again_with_smaller_batches_begins_with_the_best_weights(tmp_path, monkeypatch):
+    model, tokenizer = small(), word_tokenizer()
+    args = arguments(DistillationArguments, tmp_path / "args", num_train_epochs=2, auto_find_batch_size=True)
+    parts = read_parts(model, tokenizer, ROWS, None, args, None, 0)
+    parts = readable(with_logits(model, model, parts, None, args, tmp_path, Deadline()), model, args)
+    step, states, scores = DistillationTrainer.training_step, [], [0.2, 1.0, 1.0, 0.0, 0.0]
+
+    def run_out_of_memory(self, *given, **named):
+        if len(states) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(self, *given, **named)
+
+    def score(trainer, parts):
+        states.append(state_of(model))
+        return torch.full((20,), scores[len(states) - 1])
+
+    monkeypatch.setattr(DistillationTrainer, "training_step", run_out_of_memory)
+    monkeypatch.setattr(training, "_scores", score)
+    trained = training.train_rung(model, None, parts, args, tokenizer, deadline=Deadline(), tick=lambda done: None)
+    assert (len(states), trained.kept, trained.scores) == (5, 0, (1.0, 0.0))
+    assert same_bits(states[1], states[2])
+    assert same_bits(states[1], state_of(model))
+    assert not same_bits(states[0], states[1])
+
+
+def test_a_training_leaves_nothing_behind(tmp_path, monkeypatch):
+    """Else the weights that it keeps aside, and a teacher, would take memory while models are timed."""
+    model, tokenizer, args, made = small(), word_tokenizer(), settings(tmp_path)["args"], []
+    parts = read_parts(model, tokenizer, ROWS, None, args, None, 0)
+    parts = readable(with_logits(model, model, parts, None, args, tmp_path, Deadline()), model, args)
+    make = training._make_trainer
+
+    def watch(*given):
+        trainer = make(*given)
+        made.append(weakref.ref(trainer))
+        return trainer
+
+    monkeypatch.setattr(training, "_make_trainer", watch)
+    gc.disable()
+    try:
+        training.train_rung(model, None, parts, args, tokenizer, deadline=Deadline(), tick=lambda done: None)
+        assert [one() for one in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_scores_change_nothing_in_a_training(tmp_path, monkeypatch):

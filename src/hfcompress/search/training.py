@@ -172,8 +172,11 @@ def train_rung(
     trainer = _make_trainer(student, teacher, parts, args, tokenizer)
     watch = _Watch(trainer, student, parts, deadline, tick)
     trainer.add_callback(watch)
-    with _unchanged_forward(student):
-        trainer.train()
+    try:
+        with _unchanged_forward(student):
+            trainer.train()
+    finally:
+        trainer.remove_callback(watch)  # each refers to the other, and would hold what both do
     epochs = float(trainer.state.epoch or 0)
     kept = watch.restore_best() if watch.is_harmed else epochs
     student.eval()
@@ -210,6 +213,7 @@ def _make_trainer(
     # Rows are predicted before and after, as whole logits, by weights that stay in float32.
     own.bf16_full_eval = own.fp16_full_eval = own.eval_on_start = own.prediction_loss_only = False
     own.eval_do_concat_batches = True
+    own.dataloader_persistent_workers = False  # those of each prediction would stay
     trainer = DistillationTrainer(
         model=student,
         args=own,
@@ -269,12 +273,11 @@ class _Watch(TrainerCallback):
         self._trainer, self._student, self._parts = trainer, student, parts
         self._deadline, self._tick = deadline, tick
         self._state = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
-        self._best_epoch, self._harmful = 0.0, 0
         self.is_late = False
 
     @property
     def is_harmed(self) -> bool:
-        """Whether the last epoch is worse than the best so far."""
+        """Whether the last epoch is worse than the best so far, or than the student was before."""
         return self._harmful > 0
 
     @property
@@ -288,7 +291,9 @@ class _Watch(TrainerCallback):
         return self._best_epoch
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Score the student as it is."""
+        """Score the student as it is; auto_find_batch_size comes here again, from the middle of a training."""
+        self._student.load_state_dict(self._state)
+        self._best_epoch, self._harmful = 0.0, 0
         self._first = self._last = self._best = self._score()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -303,11 +308,10 @@ class _Watch(TrainerCallback):
         """Score an epoch, or what there was time for."""
         self._last = self._score()
         has_diverged = not self._last.isfinite().all()
-        if agree(has_diverged or is_worse(self._last - self._best, self._parts.problem)):
-            self._harmful += 1
-        else:
-            self._harmful = 0
-        if agree(not has_diverged and bool(self._last.mean() > self._best.mean())):
+        before = (self._first, self._best)
+        is_harmful = has_diverged or any(is_worse(self._last - one, self._parts.problem) for one in before)
+        self._harmful = self._harmful + 1 if agree(is_harmful) else 0
+        if agree(not has_diverged and not self._last.mean() <= self._best.mean()):  # which may be NaN at first
             self._best, self._best_epoch = self._last, float(state.epoch)
             for name, value in self._student.state_dict().items():
                 self._state[name].copy_(value)
