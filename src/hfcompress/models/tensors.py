@@ -128,7 +128,7 @@ def count_nonzero(tensor: Tensor) -> int:
     for as_flags in (False, True):  # it takes neither float8 nor unsigned integers
         try:
             return int(torch.count_nonzero(plain.bool() if as_flags else plain))
-        except RuntimeError as error:  # a NotImplementedError from torch 2.7
+        except RuntimeError as error:  # of torch 2.6; later a NotImplementedError, which is one
             if "not implemented" not in str(error):
                 raise
     return plain.numel()

@@ -29,7 +29,7 @@ from hfcompress.search.structure import Structure
 
 _WARM_UP = 50  # steps
 _LOOK = 50  # steps between looks of several processes at the clock
-_PATIENCE = 2  # epochs in a row that are worse than the best so far, after which a training is stopped
+_PATIENCE = 2  # epochs in a row that do harm, after which a training is stopped
 
 
 @dataclass(frozen=True)
