@@ -1,6 +1,10 @@
 """FLOPs and peak memory against arithmetic by hand, and memory against torch's own profiler."""
 
 import gc
+import os
+import platform
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -115,3 +119,41 @@ def test_the_flops_of_experts_are_counted_however_they_are_run(products, monkeyp
 
     matrices = 3  # gate, up and down
     assert flops(64) - flops(16) == 2 * tokens * experts_of_a_token * matrices * hidden * (64 - 16) * layers
+
+
+FAULTS = """
+import resource, statistics, sys
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+import hfcompress as hfc
+from hfcompress.search.clock import Clock
+
+faults, shape = [], dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=99)
+model, small = (BertForSequenceClassification(BertConfig(**shape, intermediate_size=n)) for n in (4096, 64))
+now = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+model.register_forward_pre_hook(lambda *_: faults.append(-now()))
+model.register_forward_hook(lambda *_: faults.append(faults.pop() + now()))
+if sys.argv[1] == "compare":
+    hfc.compare({"full": model, "small": small}, length=32)
+elif sys.argv[1] == "clock":
+    Clock(model, None, "torch", 16, 32).share(small)
+else:
+    torch.set_grad_enabled(False)
+    for _ in range(20):
+        model.eval()(input_ids=torch.ones(16, 32, dtype=torch.long))
+print(int(statistics.median(faults)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries do not wait for a larger block")
+def test_a_timed_model_finds_the_memory_that_it_freed():
+    """Layers of 8 MiB: 4096 page faults a pass if they come from the system each time."""
+
+    def count(how):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-W", "ignore", "-c", FAULTS, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+
+    assert count("alone") > 5
+    assert count("compare") <= 5
+    assert count("clock") <= 5

@@ -25,6 +25,8 @@ from hfcompress.models.classifier import evaluation_mode
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.tensors import memory_bytes, packed_tensors
 
+_LARGEST_KEPT = 2**25 - 2**16  # bytes; of glibc's 32 MiB its own header and the alignment go off
+
 
 def count_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     """Count the floating-point operations of a forward pass, attention included."""
@@ -54,6 +56,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def milliseconds(model: nn.Module) -> float:
     """Time a text of 128 tokens: the median of seven passes, after two that are not counted."""
+    keep_freed_memory()
     times = []
     with evaluation_mode(model):
         text = dummy_inputs(model)
@@ -63,6 +66,16 @@ def milliseconds(model: nn.Module) -> float:
             synchronize(text["input_ids"].device)
             times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[2:])
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what a forward pass frees for the next one, as in a process that has run for a while.
+
+    glibc gives large blocks back to the system until a larger one was freed, of 32 MiB at most (mallopt(3), "dynamic
+    mmap threshold"). Until then a large model takes page faults in every pass, and a small one none: how many times as
+    fast it is would depend on what its process did before.
+    """
+    torch.empty(_LARGEST_KEPT, dtype=torch.uint8)
 
 
 def synchronize(device: torch.device) -> None:

@@ -28,7 +28,7 @@ from hfcompress.models.inputs import Batch, Examples, check_columns, dummy_input
 from hfcompress.models.labels import LABELS, check_class_names, label_order
 from hfcompress.models.padding import reading, without_padding
 from hfcompress.models.plain_weights import quantized_weight
-from hfcompress.models.profiling import count_flops, peak_bytes, synchronize
+from hfcompress.models.profiling import count_flops, keep_freed_memory, peak_bytes, synchronize
 from hfcompress.models.tensors import (
     check_has_values,
     count_nonzero,
@@ -409,6 +409,7 @@ def _time_rounds(models: Mapping[str, nn.Module], batches: Mapping[str, Batch], 
     """Return the milliseconds of each model's passes, timed in rounds; each round reverses the order of the models."""
     times: dict[str, list[float]] = {name: [] for name in batches}
     order = list(batches)
+    keep_freed_memory()
     for _ in track(range(_WARM_UP + repeats), "timing"):
         for name in order:
             model, batch = models[name], batches[name]

@@ -19,7 +19,7 @@ from hfcompress.errors import CompressionError
 from hfcompress.models.blocks import Shape, grid, shaped
 from hfcompress.models.classifier import evaluation_mode, max_tokens
 from hfcompress.models.inputs import Batch, dummy_inputs
-from hfcompress.models.profiling import TimeTable, synchronize, tabulate_times
+from hfcompress.models.profiling import TimeTable, keep_freed_memory, synchronize, tabulate_times
 from hfcompress.search.loss_table import Plan
 from hfcompress.search.structure import Structure, leave_out, share_weights
 
@@ -66,6 +66,7 @@ class Clock:
     def share(self, model: PreTrainedModel) -> float:
         """Return what share of the original's time a model takes: the median over rounds that time both."""
         model = on_device(model, self._device)
+        keep_freed_memory()
         with ExitStack() as context:
             for one in (self.original, model):
                 context.enter_context(evaluation_mode(one))
