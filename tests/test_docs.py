@@ -503,7 +503,7 @@ CITED = {
         ),
         (
             r"gains ([\d.]+) \(p ([\d.]+)\) and ([\d.]+) points \(p ([\d.]+)\) in two seeds of Rotten Tomatoes, "
-            r"([\d.]+) \(p ([\d.]+)\) and ([\d.]+) \(p ([\d.]+)\) in two of IMDB",
+            r"([\d.]+) \(p ([\d.]+)\), ([\d.]+) \(p ([\d.]+)\) and ([\d.]+) \(p ([\d.]+)\) in the three of IMDB",
             tuple(text for lost, p in CONTROLS for text in (f"{abs(lost):.2f}", f"{p:.3f}")),
         ),
         (
