@@ -9,8 +9,9 @@ rung in int8. All are tested on rows that nothing else has read, with McNemar's 
 
     python -m benchmarks.ladder --work ladders --texts sentences reviews base --device cpu
 
-With ``--again 4x 10x`` these rungs of ladders that are done are trained further instead, in two ways of as many steps:
-on the texts of before, and with sentences of IMDB reviews beside them, from which they learn the original's logits.
+With ``--again 4x 10x`` these rungs of ladders that are done are trained further instead, in three ways: on the texts of
+before; for as many steps with sentences of IMDB reviews beside them, from which they learn the original's logits; and
+for half as many on the texts of before at a lower learning rate.
 
 Stopped, it goes on behind the last result in the folder; processes side by side take other ``--texts``, ``--seeds``.
 ``--report`` computes nothing and writes the tables of all that is there to benchmarks/results and docs/compress.md;
@@ -59,6 +60,7 @@ SPEEDUPS = (2.0, 4.0, 10.0)
 PLANS = 20  # whose times are predicted and measured
 _TRIES = 8  # of a bisection to the time of a rung
 _AGAIN = 8.0  # epochs, in the texts of before, that a rung is trained further
+_LOW_RATE = 2e-5  # at which MPNet was fine-tuned
 _OTHERS = 3  # times as many other texts beside these
 _WORDS = (5, 40)  # of a sentence of a review
 _SLACK = 1.05  # of a rung's time, within which a rival is as fast; layers come in coarse steps
@@ -152,19 +154,21 @@ class Run:
             self._once("1x control", partial(self._test_trained, self._original, rungs[-1], len(rungs)))
 
     def train_again(self, rungs: Sequence[str]) -> None:
-        """Test rungs that are trained further, in two ways."""
+        """Test rungs that are trained further, in three ways."""
         for name in rungs:
-            self._once(f"{name} same texts", partial(self._test_further, name, others=False))
-            self._once(f"{name} more texts", partial(self._test_further, name, others=True))
+            self._once(f"{name} same texts", partial(self._test_further, name, _AGAIN))
+            self._once(f"{name} more texts", partial(self._test_further, name, _AGAIN / (1 + _OTHERS), others=True))
+            lower = partial(self._test_further, name, _AGAIN / 2, learning_rate=_LOW_RATE)
+            self._once(f"{name} lower rate", lower)
 
-    def _test_further(self, name: str, *, others: bool) -> Result:
+    def _test_further(self, name: str, epochs: float, *, others: bool = False, **given: float) -> Result:
         student = hfc.load_compressed(self._work / "ladder" / name).to(self.pair[0].device)
-        parts, epochs = self.parts, _AGAIN
+        parts = self.parts
         if others:
             more = sentences(_OTHERS * len(self.train), self._seed)
             rows = encode(more, self.pair[1], self._case.texts.max_length).cast(self.train.features)
-            parts, epochs = self._read(datasets.concatenate_datasets([self.train, rows])), epochs / (1 + _OTHERS)
-        args = self._arguments(epochs)
+            parts = self._read(datasets.concatenate_datasets([self.train, rows]))
+        args = self._arguments(epochs, **given)
         trained = train_rung(student, None, parts, args, self.pair[1], deadline=Deadline(), tick=lambda done: None)
         return self._test(student) | {"epochs": trained.epochs, "kept": trained.kept > 0}
 
@@ -209,7 +213,7 @@ class Run:
         trained = train_rung(model, None, self.parts, args, self.pair[1], deadline=Deadline(), tick=lambda done: None)
         return self._test(model) | {"epochs": trained.epochs, "kept": trained.kept > 0}
 
-    def _arguments(self, epochs: float) -> hfc.DistillationArguments:
+    def _arguments(self, epochs: float, **given: float) -> hfc.DistillationArguments:
         return default_arguments(
             str(self._work / "training"),
             "single_label_classification",
@@ -217,6 +221,7 @@ class Run:
             seed=self._seed,
             rows=len(self.train),
             num_train_epochs=epochs,
+            **given,
         )
 
     def _original(self, rung: hfc.Rung) -> Any:
@@ -307,6 +312,7 @@ def summaries(runs: dict[str, Result]) -> str:
     """Return a table for each data set: what was lost in the mean over the seeds, and how fast that was."""
     kinds = {"compress": "ladder", "compress, then int8": "ladder in int8"}
     kinds |= {"compress, trained further": "same texts", "the same with other texts beside": "more texts"}
+    kinds |= {"trained further at a lower learning rate": "lower rate"}
     kinds |= {"heads and neurons by one ranking": "fisher", "some of the layers": "layers", "trained on": "control"}
     parts = []
     for task, texts in TASKS.items():
@@ -336,7 +342,7 @@ def rung_rows(runs: dict[str, Result]) -> list[dict[str, str]]:
     """One row for each rung and rival: all seeds, and their mean."""
     rows = []
     names = ["1x control", "1x int8"]
-    kinds = ("ladder", "same texts", "more texts", "layers", "fisher", "ladder in int8")
+    kinds = ("ladder", "same texts", "more texts", "lower rate", "layers", "fisher", "ladder in int8")
     names += [f"{speedup:g}x {kind}" for speedup in SPEEDUPS for kind in kinds]
     for task, texts in TASKS.items():
         mine = [run for name, run in runs.items() if name.startswith(f"{task}-")]
