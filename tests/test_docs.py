@@ -284,6 +284,7 @@ RUNS = json.loads((ROOT / "benchmarks" / "results" / "ladder.json").read_text())
 CONTROLS = [
     (100 * (one["original"] - one["accuracy"]), one["p"]) for run in RUNS.values() if (one := run.get("1x control"))
 ]
+IN_INT8 = {rung: RUNS["base-0"][f"{rung} ladder in int8"] for rung in ("2x", "4x")}
 PLAN_ERRORS, WORST_PLANS = (
     [float(row[title].rstrip("%")) for row in ladder.plan_rows(RUNS)] for title in ("mean absolute error", "worst")
 )
@@ -525,6 +526,16 @@ CITED = {
             tuple(
                 f"{100 * (one['original'] - one['accuracy']):.2f}"
                 for one in (RUNS["base-0"][f"4x {kind}"] for kind in ("same texts", "more texts", "ladder"))
+            ),
+        ),
+        (
+            r"`4x` model is ([\d.]+) times as fast as the original and keeps ([\d.]+) %, "
+            r"the `2x` model is ([\d.]+) times as fast and loses ([\d.]+) points",
+            (
+                f"{IN_INT8['4x']['speedup']:.2f}",
+                f"{100 * IN_INT8['4x']['accuracy'] / IN_INT8['4x']['original']:.1f}",
+                f"{IN_INT8['2x']['speedup']:.2f}",
+                f"{100 * (IN_INT8['2x']['original'] - IN_INT8['2x']['accuracy']):.2f}",
             ),
         ),
         (
