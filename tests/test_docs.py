@@ -529,6 +529,13 @@ CITED = {
             ),
         ),
         (
+            r"the third at `2x`: ([\d.]+) points instead of (\d.\d+)",
+            tuple(
+                f"{100 * (one['original'] - one['accuracy']):.2f}"
+                for one in (RUNS["base-0"][f"2x {kind}"] for kind in ("lower rate", "ladder"))
+            ),
+        ),
+        (
             r"`4x` model is ([\d.]+) times as fast as the original and keeps ([\d.]+) %, "
             r"the `2x` model is ([\d.]+) times as fast and loses ([\d.]+) points",
             (
