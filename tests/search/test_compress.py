@@ -29,6 +29,7 @@ from hfcompress.distill.layer_losses import LayerLosses
 from hfcompress.metrics import predict
 from hfcompress.models.inputs import dummy_inputs
 from hfcompress.models.profiling import count_flops
+from hfcompress.report import benchmark
 from hfcompress.search import candidates, compressing, deadline, rungs, structure, training
 from hfcompress.search import clock as clocks
 from hfcompress.search.clock import describe_machine
@@ -192,11 +193,15 @@ def test_the_best_is_shown_to_lose_so_little(made):
     ladder = Ladder(tuple(rungs), (), "")
     assert ladder.best(0.01).name == "2x"
     assert ladder.best(0.016).name == "3x"
-    assert describe_choice(rungs, 0.01) == ["2x is the fastest that loses at most 1 point by the paired test."]
-    assert describe_test(rungs[1], 0.01) == "The paired test of 1,000 rows shows that it loses at most 1 point."
+    assert describe_choice(rungs, 0.01) == ["2x is the fastest that is shown to lose at most 1 point."]
+    assert describe_test(rungs[1], 0.01) == (
+        "It loses at most 1 point: the 95 % interval of the paired difference, of 1,000 rows, ends at 0.90 points."
+    )
     text = describe_test(rungs[2], 0.01)
     assert "loses 0.60 points as measured, but 1,000 rows are too few" in text
-    assert text.endswith("ends at 1.60 points; at this loss about 6,300 would do.")  # 1,000 times (1 / 0.4) squared
+    # 1,000 times (1 / 0.4) squared measure, and 1,000 check the training
+    end = "ends at 1.60 points; at this loss about 7,300 held-out rows would do, with those that check the training."
+    assert text.endswith(end)
 
 
 def test_too_few_rows_for_the_paired_test_are_warned_of(made):
@@ -250,6 +255,21 @@ def test_on_another_machine_times_are_measured_again(made):
     assert (elsewhere.times, len(elsewhere.rungs)) == (None, 2)
 
 
+def test_rungs_that_were_timed_in_other_numbers_of_rounds_are_drawn(made):
+    """As on another machine, where a call goes on; the figures are those of all rounds of each."""
+    first, second = made[0].rungs
+
+    def timed(measured, count):
+        times = tuple(n + 1.0 for n in range(count))
+        return replace(measured, passes=(replace(measured.passes[0], times_ms=times),))
+
+    second = replace(second, **{name: timed(getattr(second, name), 13) for name in ("original", "measured")})
+    ladder = Ladder((first, second), (), "")
+    assert ladder.to_html().count("<svg") == made[0].to_html().count("<svg")
+    assert len(ladder.plot()[1]) == 2
+    assert second.speedup.ratio == 1
+
+
 def test_the_table_says_which_rung_was_timed_where(made):
     first, second = made[0].rungs
     assert str(made[0]).count(first.machine.partition(",")[0]) == 1
@@ -277,6 +297,10 @@ def test_interrupted_it_goes_on_to_the_same_ladder(made, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return make(*args)
 
+    rounds, time_rounds = [], benchmark._time_rounds
+    monkeypatch.setattr(benchmark, "_time_rounds", lambda *args: (rounds.append(args[2]), time_rounds(*args))[1])
+    seconds = 2 * (ladder.rungs[0].original.passes[0].flops + REST)  # of a round of the original and itself
+    monkeypatch.setattr(clocks, "_SECONDS", 10 * seconds)  # for which a faster model would have more rounds
     monkeypatch.setattr(compressing, "make_candidate", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         compress(model, ROWS, **settings(tmp_path))
@@ -284,6 +308,7 @@ def test_interrupted_it_goes_on_to_the_same_ladder(made, tmp_path, monkeypatch):
     assert not (tmp_path / "ladder" / "3x").exists()
     again = compress(model, ROWS, **settings(tmp_path))
     assert len(calls) == 3
+    assert rounds == [41, 41]
     for one, other in zip(again.rungs, ladder.rungs, strict=True):
         assert one.shapes == other.shapes
         assert same_bits(state_of(one.model), state_of(other.model))
@@ -344,10 +369,11 @@ def test_the_last_that_loses_little_ends_the_ladder(tmp_path, monkeypatch):
     ladder = compress(small(), ROWS, **settings(tmp_path, speedup=None, max_drop=0.01))
     assert [rung.name for rung in ladder.rungs] == ["1.5x", "2x", "2.4x"]
     assert [rung.confirms(0.01) for rung in ladder.rungs] == [True, False, False]
-    assert "The paired test of 32 rows shows that it loses at most 1 point." in ladder["1.5x"].notes
+    start = "It loses at most 1 point: the 95 % interval of the paired difference, of 32 rows, ends at "
+    assert any(note.startswith(start) for note in ladder["1.5x"].notes)
     assert "32 rows are too few to show that it loses at most 1 point" in ladder["2x"].notes[0]
     assert ladder.best(0.01).name == "1.5x"
-    assert ladder.notes[-1] == "1.5x is the fastest that loses at most 1 point by the paired test."
+    assert ladder.notes[-1] == "1.5x is the fastest that is shown to lose at most 1 point."
     assert "3x: left out, as it loses 3.00 points" in ladder.notes[0]
     assert not (tmp_path / "ladder" / "3x").exists()
 
@@ -607,8 +633,9 @@ def test_how_far_a_training_was_is_said_by_what_ends_it(tmp_path):
 def test_a_recipe_says_which_weights_were_kept(epochs, kept, end, tmp_path):
     args = arguments(DistillationArguments, tmp_path, alpha=0.5, learning_rate=5e-5)
     job = SimpleNamespace(args=args, vocabulary=None)
-    text = rungs._recipe(job, SimpleNamespace(evaluated=48), training.Trained(epochs, kept, None, False))
-    assert text.startswith("48 plans evaluated; ")
+    trained = training.Trained(epochs, kept, None, False)
+    text = rungs._recipe(job, SimpleNamespace(evaluated=48), trained, "2x")
+    assert text.startswith("of 2x; 48 plans evaluated; ")
     assert text.endswith(end)
 
 

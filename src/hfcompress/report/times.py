@@ -100,9 +100,13 @@ class Speedup:
 
 
 def speedup(first: Sequence[ForwardPass], other: Sequence[ForwardPass], index: int = 0) -> Speedup | None:
-    """Compare the times of two models round by round; None if one of them has no forward pass at this index."""
+    """Compare the times of two models round by round; None if one of them has no forward pass at this index.
+
+    Where one was timed in more rounds than the other, as in a ladder that was interrupted, the rounds that both have
+    are compared.
+    """
     if index not in range(min(len(first), len(other))):
         return None
-    rounds = zip(first[index].times_ms, other[index].times_ms, strict=True)
+    rounds = zip(first[index].times_ms, other[index].times_ms, strict=False)
     ratios = [before / after for before, after in rounds]
     return Speedup(statistics.median(ratios), median_interval(ratios, _SPEEDUP_CONFIDENCE))

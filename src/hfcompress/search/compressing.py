@@ -228,7 +228,7 @@ def compress(
         tokens = usual if request.length is None else min(request.length, max_tokens(model) or request.length)
         clock = Clock(base, tokenizer, request.runtime, request.batch_size, tokens, served_on)
         deadline.check()
-        state.times = state.times or _tabulate(clock, structure, request.round_to, progress, deadline)
+        state.times = _tabulate(clock, structure, request.round_to, state.times, progress, deadline)
         state.write()
         job = Job(
             original=clock.original if fewer is None else on_device(original, served_on),
@@ -300,7 +300,8 @@ def _climb(job: Job, state: State) -> None:
             return _why_left_out(rung, last, request.max_drop)[0] is None
 
         unfinished = state.unfinished if state.unfinished and state.unfinished.target == target else None
-        rung, student = make_rung(job, candidate, name, target, base + _OF_SEARCH, unfinished, is_wanted)
+        made_of = last.name if last else FULL
+        rung, student = make_rung(job, candidate, name, target, made_of, base + _OF_SEARCH, unfinished, is_wanted)
         reason, loses_more = _why_left_out(rung, last, request.max_drop)
         if reason is not None and rung.stopped and unfinished is not None:
             rung, reason = unfinished, None
@@ -376,8 +377,15 @@ def _until(deadline: Deadline, state: State, request: Request) -> Iterator[None]
         state.write()
 
 
-def _tabulate(clock: Clock, structure: Structure, round_to: int, progress: Progress, deadline: Deadline) -> TimeTable:
-    """Measure the table of times; all processes have that of the first."""
+def _tabulate(
+    clock: Clock,
+    structure: Structure,
+    round_to: int,
+    known: TimeTable | None,
+    progress: Progress,
+    deadline: Deadline,
+) -> TimeTable:
+    """Measure the table of times, if an earlier call has not; all processes have that of the first."""
     count, done = clock.count_shapes(structure, round_to), 0
 
     def tick() -> None:
@@ -388,8 +396,8 @@ def _tabulate(clock: Clock, structure: Structure, round_to: int, progress: Progr
 
     if not processes().is_main_process:
         return agree(TimeTable((), (), (), 0.0))
-    clock.share(clock.original)  # which tells how many rounds there is time for
-    return agree(clock.tabulate(structure, round_to, tick))
+    clock.share(clock.original)  # which tells how many rounds there is time for, also where a call goes on
+    return agree(known or clock.tabulate(structure, round_to, tick))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from hfcompress.report.rendering import draw, draw_apart
 from hfcompress.report.tables import Report, Row, Table, render
 from hfcompress.report.times import ForwardPass, Speedup, speedup
 from hfcompress.search.loss_table import Plan
+from hfcompress.search.rows import held_out_to_measure
 from hfcompress.validation import check_fraction
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Rung:
         layers: How many layers there are, of how many.
         drop: The loss of accuracy (label accuracy of several labels; R2 of a regression).
         drop_interval: Its 95 % interval, paired by rows.
-        recipe: How it was trained, in words.
+        recipe: What it was made of and how it was trained, in words.
         epochs: How many epochs that were.
         machine: What both were timed on: the accelerator, or what the processor can do; and threads.
         notes: What else is to say about it.
@@ -90,7 +91,7 @@ class Rung:
         return None if not before or after is None else after / before
 
     def confirms(self, max_drop: float) -> bool:
-        """Whether the paired test shows that it loses at most so much: ``drop_interval`` ends there or before."""
+        """Whether it is shown to lose at most so much: ``drop_interval`` ends there or before."""
         return self.drop_interval[1] <= max_drop + _ROUNDING
 
     @cached_property
@@ -159,10 +160,10 @@ class Ladder(Report):
         return len(self.rungs)
 
     def best(self, max_drop: float = 0.01) -> Rung:
-        """Return the fastest model that loses at most so much accuracy by the paired test: see `Rung.confirms`.
+        """Return the fastest model that is shown to lose at most so much accuracy: see `Rung.confirms`.
 
-        If the rows are too few to show that of any model, a warning says so, and it is the fastest that loses at most
-        so much as measured.
+        The intervals are not corrected for the number of models that are compared. If the rows are too few to show
+        that of any model, a warning says so, and it is the fastest that loses at most so much as measured.
 
         Args:
             max_drop: Such as 0.01, a point.
@@ -251,22 +252,23 @@ def describe_choice(rungs: Sequence[Rung], max_drop: float) -> list[str]:
         return []
     points = in_words(chosen, max_drop, asked=True)
     if chosen.confirms(max_drop):
-        return [f"{chosen.name} is the fastest that loses at most {points} by the paired test."]
+        return [f"{chosen.name} is the fastest that is shown to lose at most {points}."]
     return [
         f"{chosen.name} is the fastest that loses at most {points} as measured, which is not shown of any model: "
-        f"{chosen.measured.examples:,} rows are too few for the paired test."
+        f"{chosen.measured.examples:,} rows are too few."
     ]
 
 
 def describe_test(rung: Rung, max_drop: float) -> str:
-    """Say whether the paired test shows that a model loses at most so much, and if not how many rows it would take."""
+    """Say whether a model is shown to lose at most so much, and if not how many rows it would take."""
     (low, high), examples, points = (
         rung.drop_interval,
         rung.measured.examples or 0,
         in_words(rung, max_drop, asked=True),
     )
     if rung.confirms(max_drop):
-        return f"The paired test of {examples:,} rows shows that it loses at most {points}."
+        of_rows = f"the 95 % interval of the paired difference, of {examples:,} rows,"
+        return f"It loses at most {points}: {of_rows} ends at {in_words(rung, high)}."
     text = (
         f"It loses {in_words(rung, rung.drop)} as measured, but {examples:,} rows are too few to show that it loses at "
         f"most {points}: the 95 % interval of the paired difference ends at {in_words(rung, high)}"
@@ -275,8 +277,10 @@ def describe_test(rung: Rung, max_drop: float) -> str:
     factor = math.inf if room <= 0 else ((high - low) / 2 / room) ** 2  # the width falls with the square root of rows
     if factor > _MOST_ROWS:
         return f"{text}; at this loss more than {_MOST_ROWS:,} times as many would be needed."
-    unit = 10 ** max(0, len(str(int(factor * examples))) - 2)
-    return f"{text}; at this loss about {unit * math.ceil(factor * examples / unit):,} would do."
+    needed = held_out_to_measure(math.ceil(factor * examples))
+    unit = 10 ** max(0, len(str(needed)) - 2)
+    rows = f"{unit * math.ceil(needed / unit):,} held-out rows"
+    return f"{text}; at this loss about {rows} would do, with those that check the training."
 
 
 def side_by_side(rungs: Sequence[Rung]) -> dict[str, Measurement]:
@@ -321,7 +325,7 @@ def rung_table(rungs: Sequence[Rung], notes: Sequence[str], repeated: int) -> Ta
         "MB": cells(ones, "bytes", megabytes),
         "recipe": ["", *(rung.recipe for rung in rungs)],
     }
-    table = [[head, *column] for head, column in columns.items() if set(column) != {"-"}]
+    table = [[head, *column] for head, column in columns.items() if not {*column} <= {"", "-"}]
     tokens, machine = first.passes[0].label, _by_value(rungs, attrgetter("machine"))
     seen = f" (the texts of {repeated:,} are learned from in other rows)" if repeated else ""
     own_notes = [
@@ -329,7 +333,7 @@ def rung_table(rungs: Sequence[Rung], notes: Sequence[str], repeated: int) -> Ta
         "ms: of the original beside the first rung, divided by the speed-up.",
         f"Quality of {first.examples:,} rows held out of the training{seen}; if the original was fine-tuned on them, "
         f"or its epoch chosen by them, it is worse on others. With the {lost} the 95 % interval of the paired "
-        "difference; p: the paired test against the original.",
+        "difference; p: the paired test of no difference from the original. Neither is corrected for several models.",
     ]
     if any(rung.runtime != "torch" for rung in rungs):
         own_notes[:0] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -104,6 +105,11 @@ class Parts:
         rows = data.select([n * len(data) // count for n in range(count)])
         left_out = {TEACHER_LOGITS, UNLABELLED} | (set() if labels else {"labels"})
         return [{name: row[name] for name in row if name not in left_out} for row in rows]
+
+
+def held_out_to_measure(count: int) -> int:
+    """Return how many rows must be held out of the training so that so many of them measure."""
+    return count + min(_CHECK_MOST, math.ceil(count / (_CHECK_SHARE - 1)))
 
 
 def read_parts(

@@ -86,6 +86,7 @@ def make_rung(
     candidate: Candidate,
     name: str,
     target: float,
+    made_of: str,
     begin: float,
     unfinished: Rung | None,
     is_wanted: Callable[[Rung], bool],
@@ -97,6 +98,7 @@ def make_rung(
         candidate: The model, which is trained in place.
         name: Of the rung.
         target: The speed-up that was asked.
+        made_of: The name of the model that the candidate was made of.
         begin: The share of all work at which its own begins.
         unfinished: The same one of an earlier call, whose training was stopped: returned if this training is stopped
             too and comes no further.
@@ -144,7 +146,7 @@ def make_rung(
             layers=(len(left), layers),
             drop=drop,
             drop_interval=interval,
-            recipe=_recipe(job, candidate, trained),
+            recipe=_recipe(job, candidate, trained, made_of),
             epochs=trained.epochs,
             machine=describe_machine(job.original.device),
             notes=tuple(notes),
@@ -214,7 +216,7 @@ def _drop(found: Comparison, name: str, parts: Parts) -> tuple[float, tuple[floa
     return after.sign_flip.difference / variance, (low / variance, high / variance)
 
 
-def _recipe(job: Job, candidate: Candidate, trained: Trained) -> str:
+def _recipe(job: Job, candidate: Candidate, trained: Trained, made_of: str) -> str:
     args = job.args
     learned = "labels and the teacher" if 0 < args.alpha < 1 else "the teacher" if args.alpha else "labels"
     if trained.kept == trained.epochs:
@@ -227,7 +229,7 @@ def _recipe(job: Job, candidate: Candidate, trained: Trained) -> str:
     several = "" if args.world_size == 1 else f" by {args.world_size} processes"  # each with batches of its own
     epochs = f"{_digits(trained.epochs)} epoch{'' if trained.epochs == 1 else 's'}"
     training = f"{epochs} on {learned} at {args.learning_rate:g}{several}"
-    return f"{tokens}{candidate.evaluated} plans evaluated; {training}{kept}"
+    return f"of {made_of}; {tokens}{candidate.evaluated} plans evaluated; {training}{kept}"
 
 
 def describe_stop(args: DistillationArguments, trained: Trained) -> str:
