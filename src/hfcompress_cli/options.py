@@ -150,7 +150,7 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     from hfcompress.errors import CompressionError
     from hfcompress_cli.tables import has_cells, is_table
 
-    names = ("data", "eval_data", "vocabulary")
+    names = ("data", "eval_data", "vocabulary", "unlabelled")
     given = [one for name in names if isinstance(one := getattr(arguments, name, None), str | list)]
     sources = [source for one in given for source in (one if isinstance(one, list) else [one])]
     asked = {"--delimiter": arguments.delimiter, "--no-quotes": arguments.no_quotes or None}
@@ -160,6 +160,25 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.encoding is not None and sources and not any(map(is_table, sources)):
         raise CompressionError(f"--encoding is about text files, and {sources[0]} is none; leave it out.")
     return {"delimiter": arguments.delimiter, "encoding": arguments.encoding, "quotes": not arguments.no_quotes}
+
+
+def weight_column(arguments: argparse.Namespace, name: str | None) -> str | None:
+    """Return the column of the rows' weights; none where the usual one holds the labels or texts.
+
+    Raises:
+        CompressionError: Another one holds them.
+    """
+    from hfcompress.distill.label_weights import WEIGHT_COLUMN
+    from hfcompress.errors import CompressionError
+
+    read = {arguments.label_column: "labels"} | dict.fromkeys(text_columns(arguments), "texts")
+    if name not in read:
+        return name
+    if name != WEIGHT_COLUMN:
+        raise CompressionError(
+            f"--weight-column {name} is the column of the {read[name]}; name another, or '' for none."
+        )
+    return None
 
 
 def labels(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class FineTuning:
         set_seed(self.args.seed)
         self._arguments, self._columns = arguments, options.text_columns(arguments)
         self._label, self._how = arguments.label_column, options.labels(arguments)
+        self.args.weight_column = options.weight_column(arguments, self.args.weight_column)
         self._kept_by = f"eval_{str(arguments.metric_for_best_model).removeprefix('eval_')}"
         split = read_split(arguments, self._label, self.args.weight_column, self.args.seed)
         self.table, self.rows, self.held_out = split.table, split.rows, split.held_out

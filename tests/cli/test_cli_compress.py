@@ -71,7 +71,9 @@ def test_compress_writes_a_ladder_and_goes_on(run, models, data, tmp_path):
     [
         (("--speedup", "fast"), "is no list of numbers such as 2,4,10"),
         (("--speedup", "0.5"), "must be a number above 1"),
-        (("--epochs", 0), "must be above 0"),
+        (("--epochs", 0), "must be a finite number above 0"),
+        (("--epochs", "inf"), "--epochs inf must be a finite number above 0"),
+        (("--weight-column", COLUMNS[1]), f"--weight-column {COLUMNS[1]} is the column of the "),
         (("--max-drop", 2), "--max-drop 2"),
         (("--max-drop", "200%"), "--max-drop 2"),
     ],
@@ -99,7 +101,7 @@ def test_a_vocabulary_of_the_texts(run, models, data, tmp_path):
     found = run("compress", models / "bert", *texts, *short, "-o", tmp_path / "ladder", "--json")
     before, after = (len(AutoTokenizer.from_pretrained(one)) for one in (models / "bert", tmp_path / "ladder" / "1.5x"))
     assert after < before
-    assert found["rungs"]["1.5x"]["recipe"].startswith(f"{after} of {before} tokens; ")
+    assert found["rungs"]["1.5x"]["recipe"].startswith(f"of original; {after} of {before} tokens; ")
     assert load(tmp_path / "ladder" / "1.5x").config.vocab_size == after
 
 
@@ -220,6 +222,45 @@ def test_rows_and_classes_are_weighed_as_a_training_weighs_them(run, models, dat
     assert {*weights[:-1]} == {"0", "1", "2"}
     assert (weights[-1], first) == (None, ["weight", "balanced"])
     assert ({*no_weights}, second) == ({None}, [None, [1.0, 2.0]])
+
+
+def test_a_column_of_labels_weighs_no_rows(run, models, data, tmp_path, monkeypatch):
+    seen = []
+
+    def watch(model, rows, *, args, **settings):
+        seen.append((args.weight_column, "weight" in rows[0]))
+        raise CompressionError("is not run here.")
+
+    monkeypatch.setattr(hfc, "compress", watch)
+    text = (data / "train.csv").read_text().replace("sentiment", "weight", 1)
+    (tmp_path / "train.csv").write_text(text)
+    columns = ["--text-column", "review", "--label-column", "weight"]
+    command = [models / "bert", "--data", tmp_path / "train.csv", *columns]
+    run("compress", *command, "-o", tmp_path / "ladder", status=2)
+    assert seen == [(None, False)]
+    assert "weighed" not in run.error
+    run("finetune", *command, "--epochs", 1, "-o", tmp_path / "out")
+    run("distill", *command, "--student-layers", 1, "--epochs", 1, "-o", tmp_path / "student")
+    assert "weighed" not in run.error
+    other = [*command[:-2], "--label-column", "weight", "--weight-column", "review"]
+    for verb in ("finetune", "distill"):
+        more = ["--student-layers", 1] if verb == "distill" else []
+        run(verb, *other, *more, "-o", tmp_path / "other", status=2)
+        assert "--weight-column review is the column of the texts; name another, or '' for none." in run.error
+
+
+def test_the_command_that_goes_on_behind_an_overwrite_is_said(run, models, data, tmp_path):
+    command = ["compress", models / "bert", "--data", data / "train.csv", *COLUMNS, *SHORT, "-o", tmp_path / "ladder"]
+    run(*command, "--time-limit", 1e-6, "--overwrite")
+    assert "The same command without --overwrite goes on from there." in run.error
+    run(*command, "--time-limit", 1e-6)
+    assert "without --overwrite" not in run.error
+
+
+def test_a_delimiter_may_be_of_unlabelled_texts_alone(run, models, data, tmp_path):
+    (tmp_path / "more.csv").write_text("review;id\nso good;1\n")
+    texts = ["--data", data / "test.jsonl", "--unlabelled", tmp_path / "more.csv", "--delimiter", ";", *COLUMNS]
+    run("compress", models / "bert", *texts, "--time-limit", 1e-6, "-o", tmp_path / "ladder")
 
 
 def test_what_is_asked_of_the_models_reaches_compress(run, models, data, tmp_path, monkeypatch):

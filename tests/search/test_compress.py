@@ -763,6 +763,29 @@ def test_rows_do_one_thing_each(tmp_path):
         assert sorted(train + check + measure) == sorted(row["text"] for row in [*ROWS, *(given or [])])
 
 
+def test_every_class_is_learned_from(tmp_path):
+    """Of a class with a single row that row is not held out; the others are drawn as ever."""
+    model, args = small(num_labels=70), settings(tmp_path)["args"]
+    labels = [n if n < 70 else n % 3 for n in range(len(ROWS))]
+    rows = Dataset.from_dict({"text": list(ROWS["text"]), "labels": labels})
+    parts = read_parts(model, word_tokenizer(), rows, None, args, None, 0)
+    assert {*parts.train["labels"]} == {*range(70)}
+    assert len(parts.check) + len(parts.measure) == len(ROWS) // 5
+    few = rows.select(range(60))
+    with pytest.raises(CompressionError, match="60 rows with a label in train_dataset have 60 classes"):
+        read_parts(model, word_tokenizer(), few, None, args, None, 0)
+
+
+@pytest.mark.parametrize(("asked", "longest"), [(None, 4), (6, 6), (99, 8)])
+def test_texts_are_as_long_as_is_asked_and_the_model_reads(asked, longest, tmp_path):
+    """The limit of a tokenizer is a default; that of a model, 8 here, is none."""
+    model, tokenizer, args = small(max_position_embeddings=8), word_tokenizer(), settings(tmp_path)["args"]
+    tokenizer.model_max_length = 4
+    rows = [{"text": "good " * (1 + n % 12), "labels": n % 2} for n in range(60)]
+    parts = read_parts(model, tokenizer, rows, None, args, asked, 0)
+    assert max(map(len, parts.train["input_ids"])) == longest
+
+
 @pytest.mark.parametrize("owner", ["train_dataset", "eval_dataset"])
 def test_classes_of_the_data_in_another_order_are_refused(owner, tmp_path):
     """Also where only some rows have a label, of which other features are made."""

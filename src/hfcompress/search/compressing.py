@@ -110,8 +110,8 @@ def compress(
         time_limit: In minutes: what is done by then is returned, which may be no model. One whose training is stopped
             is measured, for which time is left; for the first one it comes on top, as nothing says yet how long it
             takes. The same call later makes it again, and goes on from there. A search that was stopped begins anew
-            then; the teacher's logits and the table of times that were done stay. With several processes nothing but
-            training is stopped in the middle.
+            then; the teacher's logits, in whole files of 4,096 rows or more, and the table of times that were done
+            stay. With several processes nothing but training is stopped in the middle.
         text_column: Column of the text; ``"text"`` if None. Where ``args`` is passed, name it there.
         text_pair_column: Column of the second text of a pair.
         args: How each model is trained, all of it. If None, for four epochs at 5e-5, which falls linearly, on the

@@ -16,7 +16,7 @@ from hfcompress.distill.label_weights import as_weight
 from hfcompress.errors import CompressionError
 from hfcompress.losses import Problem
 from hfcompress.metrics import MISSING_LABELS
-from hfcompress.models.classifier import input_names
+from hfcompress.models.classifier import input_names, max_tokens
 from hfcompress.models.inputs import check_ids, check_lengths, check_mask
 from hfcompress.models.labels import LABELS
 from hfcompress.models.tokenizers import check_texts, token_limit, truncation
@@ -131,13 +131,15 @@ def encode(
     texts: Sequence[str],
     max_length: int | None,
 ) -> Dataset:
-    """Encode these columns, truncated to what tokenizer and model take; other columns stay."""
+    """Encode these columns, truncated to ``max_length``, or to what tokenizer and model take; other columns stay."""
     limit = token_limit(tokenizer, model)
     if max_length is not None:
         least = tokenizer.num_special_tokens_to_add(pair=len(texts) > 1) + 1
         if max_length < least:
             raise CompressionError(f"max_length={max_length} must be at least {least}, special tokens included.")
-        limit = max_length if limit is None else min(limit, max_length)
+        read = max_tokens(model)  # a tokenizer's limit is a default
+        most = token_limit(tokenizer) if read is None else read
+        limit = max_length if most is None else min(most, max_length)
     clash = [name for name in data.column_names if name in tokenizer.model_input_names]
     return data.remove_columns(clash).map(
         lambda batch: dict(tokenizer(*(list(batch[name]) for name in texts), **truncation(limit))), batched=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -160,7 +161,9 @@ def read_parts(
             f"pass eval_dataset=, labelled rows, or at least {2 * _LEAST} labelled rows to learn from."
         )
     else:
-        others, order = train, order[: min(_OTHER_MOST, len(order) // _OTHER_SHARE)]
+        count = min(_OTHER_MOST, len(order) // _OTHER_SHARE)
+        classes = [given[n] for n in order] if problem == "single_label_classification" else None
+        others, order = train, order[:count] if classes is None else _draw(order, count, classes)
         used = set(order)
     count = min(_CHECK_MOST, len(order) // _CHECK_SHARE)
     positions = [sorted(part) for part in (order[:count], order[count:])]
@@ -239,6 +242,21 @@ def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pa
             )
 
 
+def _draw(order: Sequence[int], count: int, classes: Sequence[int]) -> list[int]:
+    """Return the first rows of an order, but none that is the last of its class, which is to be learned from."""
+    left, drawn = Counter(classes), list[int]()
+    for row, label in zip(order, classes, strict=True):
+        if len(drawn) < count and left[label] > 1:
+            left[label] -= 1
+            drawn.append(row)
+    if len(drawn) < 2:
+        raise CompressionError(
+            f"The {len(order)} rows with a label in train_dataset have {len(left)} classes, so that too few can be "
+            "held out to measure with; pass eval_dataset=, labelled rows."
+        )
+    return drawn
+
+
 def with_logits(
     model: PreTrainedModel,
     teacher: nn.Module,
@@ -251,7 +269,7 @@ def with_logits(
     """Add the teacher's logits, in the order of the model's classes: computed once, for all rungs.
 
     Raises:
-        TimeUpError: The time is over; what is computed by then is in the folder.
+        TimeUpError: The time is over; of what is computed by then, whole files are in the folder.
         CompressionError: The teacher has other classes or another kind of labels than the model.
     """
     roles = ("model", "teacher")

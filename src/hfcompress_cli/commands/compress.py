@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 import sys
@@ -22,6 +23,11 @@ from typing import Any
 from hfcompress_cli import launch, options
 
 PAGE, MEASURED = "index.html", "measured.jsonl"
+_OF_TRAINING = {  # what an option is called in training arguments
+    "epochs": "num_train_epochs",
+    "learning_rate": "learning_rate",
+    "train_batch_size": "per_device_train_batch_size",
+}
 _ASIDE = ".replaced"  # in the folder: the ladder that another one replaces, until that has a model
 
 
@@ -80,7 +86,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
         check_output(output, arguments.overwrite)
     columns, label = options.text_columns(arguments), arguments.label_column
     reading, reads_labels = options.reading(arguments), options.labels(arguments)
-    weight_column = WEIGHT_COLUMN if arguments.weight_column is None else arguments.weight_column or None
+    asked = WEIGHT_COLUMN if arguments.weight_column is None else arguments.weight_column or None
+    weight_column = options.weight_column(arguments, asked)
     class_weights = read_class_weights(arguments.class_weights)
     split = read_split(arguments, label, weight_column, arguments.seed)
     model, tokenizer = load(arguments.model, trained=True, reads_texts=True)
@@ -98,12 +105,12 @@ def run(arguments: argparse.Namespace) -> options.Results:
         more = read_rows(source, columns, None, seed=arguments.seed, **reading | {"rows": None})
         learned += with_columns(encode(more, columns, None, model, tokenizer, arguments.max_length), more, [])
     problem: Problem = get_problem_type(model, "model")
-    given = {"num_train_epochs": arguments.epochs, "learning_rate": arguments.learning_rate}
-    given["per_device_train_batch_size"] = arguments.train_batch_size
-    given = {name: value for name, value in given.items() if value is not None}
-    for name, value in given.items():
-        if not value > 0:
-            raise hfc.CompressionError(f"{name}={value:g} must be above 0.")
+    given: dict[str, Any] = {}
+    for option, name in _OF_TRAINING.items():
+        value = getattr(arguments, option)
+        if value is not None and not 0 < value < math.inf:
+            raise hfc.CompressionError(f"--{option.replace('_', '-')} {value:g} must be a finite number above 0.")
+        given |= {} if value is None else {name: value}
     settings = {"labelled": True, "seed": arguments.seed, "rows": len(learned), **given}
     args = default_arguments(str(output / ".work"), problem, **settings)
     args.text_column, args.text_pair_column = arguments.text_column, arguments.text_pair_column
@@ -141,6 +148,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
             write_rows(measured, label, model, arguments.labels_are, output / MEASURED)
             write_page(ladder, output / PAGE)
             print(f"Written to {arguments.output}.", file=sys.stderr)
+            if arguments.overwrite and not json.loads((output / "ladder.json").read_text(encoding="utf-8"))["ended"]:
+                print("The same command without --overwrite goes on from there.", file=sys.stderr)
     text = ladder.to_text(width=terminal_width())
     return f"{text}\n\n{_following(arguments, ladder)}" if ladder.rungs else text, ladder.to_dict()
 

@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
         columns, label = options.text_columns(arguments), None if args.alpha == 1 else arguments.label_column
         reads_labels = options.labels(arguments)
         drawn_by = arguments.label_column
+        args.weight_column = options.weight_column(arguments, args.weight_column)
         split = read_split(arguments, label, args.weight_column, args.seed, drawn_by=drawn_by)
         table, rows, eval_table, held_out = split.table, split.rows, split.eval_table, split.held_out
         with stage(f"loading {arguments.teacher}"):
