@@ -113,6 +113,20 @@ def test_two_renames_replace_a_missing_exchange_call(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_what_a_kill_between_two_renames_left_is_put_back(tmp_path, monkeypatch):
+    """With the files that are not the model's, of which there is no other copy."""
+    monkeypatch.setattr("hfcompress.atomic_folder._exchange", lambda one, other: False)
+    hfc.save_compressed(pruned(), tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    (tmp_path / "model").rename(tmp_path / f".model.{32 * '0'}.replaced")
+    (tmp_path / f".model.{32 * '1'}.saving").mkdir()
+    model = pruned(amount=0.7)
+    hfc.save_compressed(model, tmp_path / "model")
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+    assert same_bits(hfc.load_compressed(tmp_path / "model").state_dict(), model.state_dict())
+    assert os.listdir(tmp_path) == ["model"]
+
+
 @pytest.mark.parametrize("when", ["save_pretrained", "pack", "flush", "exchange"])
 def test_a_failed_save_leaves_the_old_folder_and_no_debris(when, tmp_path, monkeypatch):
     model = pruned()

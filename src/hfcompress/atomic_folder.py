@@ -31,7 +31,8 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
 
     The new folder is a hidden sibling, flushed to the disk and then exchanged for the old one, by one system call where
     there is one (Linux, macOS). Elsewhere it takes two renames, and a process killed between them leaves the old folder
-    beside its place, as ``.NAME.*.replaced``. What a killed process left there is removed by the next save.
+    beside its place, as ``.NAME.*.replaced``; the next save puts it back first, and removes what else a killed process
+    left there.
 
     Args:
         directory: The folder to replace or to create. A link is followed.
@@ -50,6 +51,7 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
     missing = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _put_back(target)
         _remove_leftovers(target)
         begun: list[Path] = []
         lock = None
@@ -271,14 +273,25 @@ def _sibling(target: Path, suffix: str = "saving") -> Path:
     return target.parent / f".{target.name}.{uuid.uuid4().hex}.{suffix}"
 
 
+def _put_back(target: Path) -> None:
+    """Put a folder back that a process killed between two renames left beside its place; the latest of several."""
+    with suppress(OSError):  # another process has put it back
+        left = sorted(_leftovers(target, "replaced"), key=lambda one: one.stat().st_mtime_ns)
+        if left and not target.exists():
+            os.rename(left[-1], target)
+
+
+def _leftovers(target: Path, suffix: str) -> Iterator[Path]:
+    return target.parent.glob(f".{glob.escape(target.name)}.{32 * '[0-9a-f]'}.{suffix}")
+
+
 def _remove_leftovers(target: Path) -> None:
     """Remove the folders that killed processes left beside a folder: those that no process has locked.
 
     One that was replaced by two renames is removed only if another is in its place.
     """
-    unfinished = f".{glob.escape(target.name)}.{32 * '[0-9a-f]'}"
     suffixes = ("saving", "replaced") if target.exists() else ("saving",)
-    for leftover in (one for suffix in suffixes for one in target.parent.glob(f"{unfinished}.{suffix}")):
+    for leftover in (one for suffix in suffixes for one in _leftovers(target, suffix)):
         with suppress(OSError):
             handle = _lock(leftover)
             try:

@@ -139,9 +139,12 @@ def test_an_empty_name_of_the_output_is_refused(words, capsys, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_int8_without_data_is_refused(models, run, tmp_path):
+def test_int8_without_data_or_times_is_refused(models, data, run, tmp_path):
     run("export", models / "bert", "-o", tmp_path / "int8", "--int8", status=2)
     assert "--int8 needs labelled texts" in run.error
+    texts = ("--data", data / "train.csv", *COLUMNS)
+    run("export", models / "bert", "-o", tmp_path / "int8", "--int8", *texts, "--repeats", 0, status=2)
+    assert "which --repeats 0 does not time: leave that out, or say --int8 always" in run.error
     assert list(tmp_path.iterdir()) == []
 
 

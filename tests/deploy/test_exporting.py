@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import hashlib
 import json
 import os
 import re
@@ -222,11 +223,29 @@ def damage(name, change):
     return apply
 
 
+def exchange_model(change):
+    """Damage the model file, and write its digest into the record."""
+
+    def apply(folder):
+        content = (folder / "model.onnx").read_bytes()
+        path, changed = folder / "hfcompress_export.json", change(content)
+        digests = [hashlib.sha256(one).hexdigest() for one in (content, changed)]
+        (folder / "model.onnx").write_bytes(changed)
+        assert digests[0] in path.read_text()
+        path.write_text(path.read_text().replace(*digests))
+
+    return apply
+
+
 DAMAGED = {
     "truncated": (damage("model.onnx", lambda content: content[: len(content) // 2]), "truncated"),
-    "no graph": (damage("model.onnx", lambda content: bytes(len(content))), "cannot be run by ONNX Runtime"),
+    "another byte": (
+        damage("model.onnx", lambda c: c[:-99] + bytes([c[-99] ^ 1]) + c[-98:]),
+        "model.onnx is not the file that was written",
+    ),
+    "no graph": (exchange_model(lambda content: bytes(len(content))), "cannot be run by ONNX Runtime"),
     "an operator that it lacks": (
-        damage("model.onnx", lambda content: content.replace(b"LayerNormalization", b"LayerNormalizatiox")),
+        exchange_model(lambda content: content.replace(b"LayerNormalization", b"LayerNormalizatiox")),
         "cannot be run by ONNX Runtime .*LayerNormalizatiox",
     ),
     "no model": (damage("model.onnx", lambda content: None), "model.onnx is missing"),
@@ -255,8 +274,8 @@ DAMAGED = {
         "hfcompress_export.json cannot be read",
     ),
     "of the future": (
-        damage("hfcompress_export.json", lambda c: c.replace(b'"version": 1', b'"version": 2')),
-        "of version 2",
+        damage("hfcompress_export.json", lambda c: c.replace(b'"version": 2', b'"version": 3')),
+        "of version 3",
     ),
 }
 
@@ -288,6 +307,7 @@ INPUTS = {
     "other shapes": (lambda: inputs() | {"attention_mask": torch.ones(4, 8)}, "must be of one shape"),
     "empty": (lambda: {"input_ids": torch.zeros(1, 0)}, "must be of one shape"),
     "one text": (lambda: {"input_ids": torch.zeros(4)}, "must be of one shape"),
+    "lists": (lambda: {"input_ids": [[5, 6], [5]]}, "call the tokenizer with padding=True and return_tensors='pt'"),
     "no such token": (lambda: {"input_ids": torch.full((1, 3), 100)}, "input_ids has 100; .* knows 0 to 99"),
     "below zero": (lambda: {"input_ids": torch.full((1, 3), -1)}, "input_ids has -1; .* knows 0 to 99"),
     "no such type": (lambda: inputs() | {"token_type_ids": torch.full((4, 9), 2)}, "token_type_ids has 2"),
@@ -480,6 +500,16 @@ def test_padding_that_the_model_reads_as_text_is_refused(architecture, side, ref
         assert list(tmp_path.iterdir()) == []
     else:
         hfc.export(model, tmp_path / "onnx", processing_class=tokenizer, repeats=0)
+
+
+def test_padding_that_moves_the_positions_of_a_text_is_refused(tmp_path):
+    """Llama's positions are relative; see the test above."""
+    tokenizer = word_tokenizer()
+    tokenizer.padding_side = "left"
+    for architecture in ("bert", "gpt2"):
+        model = build(architecture, layers=1, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+        with pytest.raises(hfc.CompressionError, match="set the tokenizer's padding_side to 'right'"):
+            hfc.export(model, tmp_path / "onnx", processing_class=tokenizer, repeats=0)
 
 
 def test_padding_that_ends_texts_is_refused_for_an_encoder_decoder(tmp_path):

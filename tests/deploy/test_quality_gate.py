@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import onnx
 import pytest
 import torch
-from architectures import batch, build, rows
+from architectures import WORDS, batch, build, rows, word_tokenizer
 from datasets import ClassLabel, Dataset
 from exports import export, inputs, needs_torch_export
 
@@ -137,6 +137,57 @@ def test_channels_stay_where_equalizing_does_not_help(model, data, tmp_path, mon
     assert not any("residual" in name for name in names)
 
 
+def answering_a_rare_token(model):
+    """Let a neuron answer strongly to the token 99, and nothing read it: float32 has it for nothing, int8 does not."""
+    planted = copy.deepcopy(model)
+    table, layer = planted.bert.embeddings.word_embeddings.weight.data, planted.bert.encoder.layer[0]
+    table[99] = 0
+    table[99, 0] = 4 * table.abs().max()
+    for one in (layer.intermediate.dense, layer.output.dense):  # so that the other neurons matter
+        one.weight.data *= 8
+    layer.intermediate.dense.weight.data[0] = 0
+    layer.intermediate.dense.weight.data[0, 0] = 3000
+    layer.intermediate.dense.bias.data[0] = -3000 * 2
+    layer.output.dense.weight.data[:, 0] = 0
+    return planted
+
+
+def test_texts_must_be_predicted_alike_in_a_batch_too(model, tmp_path, monkeypatch):
+    """The scales of a batch depend on all texts in it, so that one of them with an outlier costs all others."""
+    planted = answering_a_rare_token(model)
+    texts = [[2, *(5 + (token - 5) % 94 for token in ids[1:])] for ids in make_texts()]
+    texts = [[*ids, 99] if number % 25 == 0 else ids for number, ids in enumerate(texts)]
+    with torch.no_grad():
+        labels = [planted(torch.tensor([ids])).logits.argmax().item() for ids in texts]
+    data = [{"input_ids": ids, "labels": label} for ids, label in zip(texts, labels, strict=True)]
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)).tolist()[ROWS // 2 :]
+    judged = [data[index] for index in order]
+
+    def in_batches(folder):
+        """How many are predicted as by float32, 16 at once."""
+        exported, found = hfc.load_exported(folder), []
+        for start in range(0, len(judged), 16):
+            part = [torch.tensor(row["input_ids"]) for row in judged[start : start + 16]]
+            ids, mask = (
+                torch.nn.utils.rnn.pad_sequence(ones, batch_first=True)
+                for ones in (part, [torch.ones_like(one) for one in part])
+            )
+            found += exported(input_ids=ids, attention_mask=mask).logits.argmax(-1).tolist()
+        return sum(one == row["labels"] for one, row in zip(found, judged, strict=True)) / len(judged)
+
+    settings = {"dtype": "int8", "dataset": data, "max_drop": 0.05, "equalize": False, "repeats": 0}
+    with pytest.raises(hfc.CompressionError, match="Read 16 at once, it is 8") as refused:
+        export(planted, tmp_path / "onnx", **settings)
+    assert "On 120 held-out rows int8 predicts as float32 does on 9" in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:  # judged by texts alone it would be written
+        patch.setattr(quality_gate.QualityGate, "passed", property(lambda gate: gate.agreement >= 0.95))
+        gate = export(planted, tmp_path / "onnx", **settings).gate
+    assert gate.agreement >= 0.95
+    assert gate.agreement_in_batches == gate.int8_in_batches == pytest.approx(in_batches(tmp_path / "onnx"))
+    assert not gate.passed
+
+
 def test_static_scales_are_measured_before(plain, model, data, tmp_path):
     report = export(model, tmp_path / "onnx", dtype="int8", dataset=data, max_drop=0.1, static=True, equalize=False)
     assert report.static
@@ -193,6 +244,8 @@ def test_few_rows_cannot_confirm_the_loss(plain):
 
 def test_what_predicts_otherwise_does_not_pass_by_luck(plain):
     assert not dataclasses.replace(plain[1].gate, agreement=0.9, int8=1.0).passed
+    assert not dataclasses.replace(plain[1].gate, agreement_in_batches=0.9, int8_in_batches=1.0).passed
+    assert not dataclasses.replace(plain[1].gate, agreement_in_batches=1.0, int8_in_batches=0.9).passed
     assert dataclasses.replace(plain[1].gate, agreement=0.9, int8=1.0, max_drop=0.1).passed
 
 
@@ -315,6 +368,8 @@ class Known(quality_gate.HeldOut):
     def logits(self, model, rows):
         return model
 
+    logits_in_batches = logits
+
 
 def judge(int8, max_drop):
     """Judge logits for 40 texts with one of 20 labels each, which float32 predicts."""
@@ -346,9 +401,26 @@ def test_float32_is_kept_where_int8_is_slower(model, data, tmp_path, monkeypatch
     monkeypatch.setattr("hfcompress.deploy.exporting.is_slower", lambda *names: True)
     monkeypatch.setattr("hfcompress.deploy.export_report.is_slower", lambda *names: True)
     report = export(model, tmp_path / "this", dtype="int8", dataset=data, max_drop=0.05, machine="this", repeats=1)
-    assert (report.dtype, report.weight_bits) == ("float32", None)
+    assert (report.dtype, report.weight_bits, report.left_in_float32) == ("float32", None, ())
     assert hfc.load_exported(tmp_path / "this").dtype == "float32"
     assert "float32 was written" in report.to_text()
+
+
+def test_what_is_not_timed_cannot_be_slower(model, data, tmp_path):
+    with pytest.raises(hfc.CompressionError, match=r"which repeats=0 does not time; leave repeats= out, or choose"):
+        export(model, tmp_path / "this", dtype="int8", dataset=data, machine="this", repeats=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_may_be_texts_that_are_given_once(tmp_path):
+    """As a generator gives them, and data that are streamed."""
+    tokenizer = word_tokenizer()
+    model = build("bert", layers=1, vocab_size=len(tokenizer)).eval()
+    rows = [{"text": " ".join(WORDS[: 1 + n % len(WORDS)]), "labels": n % 2} for n in range(40)]
+    streamed = Dataset.from_list(rows).to_iterable_dataset()
+    settings = {"processing_class": tokenizer, "dtype": "int8", "max_drop": 0.99, "repeats": 0}
+    gates = [hfc.export(model, tmp_path / "onnx", dataset=one, **settings).gate for one in (rows, iter(rows), streamed)]
+    assert gates[0] == gates[1] == gates[2]
 
 
 def test_a_full_disk_is_not_taken_for_the_quantizers_fault(plain, tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ class ExportReport(Report):
     @property
     def left_in_float32(self) -> tuple[str, ...]:
         """Names of the modules that are not int8 in an int8 model, the one that repairs most first."""
-        return () if self.gate is None else self.gate.left_in_float32
+        return () if self.gate is None or self.dtype == "float32" else self.gate.left_in_float32
 
     @property
     def verdict(self) -> tuple[str, ...]:

@@ -60,7 +60,13 @@ class ExportedModel:
             CompressionError: An input is missing, unknown, or of another shape than the others; a token is unknown; a
                 text is longer than the model reads; or one has more ends than another, for BART or T5.
         """
-        given = {name: torch.as_tensor(value) for name, value in inputs.items() if value is not None}
+        try:
+            given = {name: torch.as_tensor(value) for name, value in inputs.items() if value is not None}
+        except (TypeError, ValueError) as error:
+            raise CompressionError(
+                "The exported model reads tensors of one shape, (batch, length): call the tokenizer with padding=True "
+                f"and return_tensors='pt' ({error})."
+            ) from error
         if "input_ids" not in given or (unknown := given.keys() - self.input_names):
             wrong = f"not {', '.join(sorted(unknown))}" if "input_ids" in given else "and input_ids must be among them"
             raise CompressionError(f"The exported model reads {', '.join(sorted(self.input_names))}, {wrong}.")
@@ -127,8 +133,8 @@ def load_exported(directory: Folder) -> ExportedModel:
         A model that is called with ``input_ids`` and the like, tensors of torch, and returns an output with ``logits``.
 
     Raises:
-        CompressionError: The folder is missing or damaged: no record, a truncated model, the config of another model, a
-            file that is not there; or the runtime cannot run the model.
+        CompressionError: The folder is missing or damaged: no record, a model file that is not the one written, the
+            config of a model of another kind or size, a file that is not there; or the runtime cannot run the model.
         ImportError: The runtime is not installed: ``pip install 'hfcompress[onnx]'`` or ``'hfcompress[openvino]'``.
 
     Example:

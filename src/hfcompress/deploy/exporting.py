@@ -68,7 +68,8 @@ def export(
     An int8 model must pass a gate. First all weights are int8, embeddings included; then all but the embeddings; then
     all but the modules whose output suffers most, ranked on one half of the rows by what leaving each in float32
     repairs. The first that passes on the other half is written: its accuracy is at most ``max_drop`` below that of the
-    float32 model, and it predicts 95 % of the rows (or 1 - ``max_drop``) as that does. Before that, the half that ranks
+    float32 model, and it predicts 95 % of the rows (or 1 - ``max_drop``) as that does, whether texts are read alone or
+    16 at once. Before that, the half that ranks
     decides whether channels are equalized, by factors of SmoothQuant (Xiao et al. 2023) that move between weights; the
     float32 model stays the same.
 
@@ -113,12 +114,18 @@ def export(
     check_count("repeats", repeats, least=0)
     if static is not None and dtype != "int8":
         raise CompressionError(f"static={static} is about int8 activations; pass dtype='int8' too, or leave it out.")
+    if machine == "this" and dtype == "int8" and not repeats:
+        raise CompressionError(
+            "machine='this' writes float32 where int8 is slower, which repeats=0 does not time; leave repeats= out, or "
+            "choose machine='any'."
+        )
     if dataset is not None:
         check_dataset(dataset)
     packages = _import_packages(format, dtype)
     source = _check_exportable(model, processing_class)
     if dataset is not None:
         check_class_names("dataset", source, dataset)
+        dataset = dataset if hasattr(dataset, "__len__") else [*dataset]
         dataset = encode_texts("dataset", source, dataset, processing_class)
     halves = split_dataset(dataset) if dtype == "int8" else None
     texts = [processing_class("a")["input_ids"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from hfcompress.models.classifier import count_outputs
 from hfcompress.storage.layout import CONFIG, RECORD, is_weight_file
 from hfcompress.storage.model_card import CARD, is_our_card
 
-_VERSION = 1  # of the record
+_VERSION = 2  # of the record
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".xml")  # beside a config
 _OURS = frozenset[str]().union(*(one.files + one.large for one in FORMATS.values()))
 
@@ -74,10 +75,11 @@ def _written_before(target: Path) -> set[str]:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write what was done into a new folder, with the names and sizes of all files in it."""
+    """Write what was done into a new folder, with the sizes of all files in it, and digests of the model's."""
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*"))}
     files = {name: size for name, size in files.items() if (folder / name).is_file()}
-    text = json.dumps({"version": _VERSION, **record, "files": files}, indent=2)
+    digests = {name: _digest(folder / name) for name in sorted(_OURS & files.keys())}
+    text = json.dumps({"version": _VERSION, **record, "files": files, "sha256": digests}, indent=2)
     (folder / RECORD).write_text(f"{text}\n", encoding="utf-8")
 
 
@@ -93,20 +95,23 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise CompressionError(f"{folder} {what}; name a folder that hfcompress.export wrote.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        version, files, inputs, format, *_ = (
-            record[name] for name in ("version", "files", "inputs", "format", "dtype", "max_tokens")
+        if (version := record["version"]) != _VERSION:
+            raise CompressionError(
+                f"{path} is of version {version!r:.20}; this hfcompress reads {_VERSION}. Update it."
+            )
+        files, inputs, digests, format, *_ = (
+            record[name] for name in ("files", "inputs", "sha256", "format", "dtype", "max_tokens")
         )
-        if not (isinstance(files, dict) and isinstance(inputs, dict) and {*FORMATS[format].files} <= files.keys()):
+        whole = all(isinstance(one, dict) for one in (files, inputs, digests))
+        if not whole or not {*FORMATS[format].files} <= files.keys() & digests.keys():
             raise TypeError("its parts are not what they should be")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CompressionError(f"{path} cannot be read: {error!r:.200}; export the model again.") from error
-    if version != _VERSION:
-        raise CompressionError(f"{path} is of version {version!r:.20}; this hfcompress reads {_VERSION}. Update it.")
     return dict(record)
 
 
 def check_files(folder: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a folder of which a file is missing, or whose model files are not as long as they were written."""
+    """Refuse a folder of which a file is missing, or whose model files are not those that were written."""
     for name in record["files"]:
         if name not in (CARD, RECORD) and not (folder / name).is_file():
             raise CompressionError(f"{folder / name} is missing; export the model again.")
@@ -118,6 +123,16 @@ def check_files(folder: Path, record: Mapping[str, Any]) -> None:
                 f"{folder / name} has {size:,} bytes and was written with {written:,}; it is truncated or of another "
                 "model. Export the model again."
             )
+        if _digest(folder / name) != record["sha256"].get(name):
+            raise CompressionError(
+                f"{folder / name} is not the file that was written: it is damaged or of another model. Export the "
+                "model again."
+            )
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def describe_config(config: PreTrainedConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hfcompress.deploy.runtime import first_line, quietly
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import count_outputs, get_logits, input_names, max_tokens
 from hfcompress.models.inputs import Batch, Padder, dummy_inputs
-from hfcompress.models.padding import fill_padding, find_padding, padded_with, vocabulary_size
+from hfcompress.models.padding import fill_padding, find_padding, padded_with, split_rows, vocabulary_size
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # that a graph may have, in this order
 TOLERANCE = 1e-4  # of logits, absolute and relative
@@ -53,6 +53,7 @@ class GraphInputs:
         names: In the order of the graph.
         defaults: By name, what an input is filled with where it is not given.
         limits: By name, how many rows there are in the table that an input's ids are looked up in.
+        pads_left: Whether texts are padded at their start.
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -79,6 +80,7 @@ class GraphInputs:
                 self.names += ("token_type_ids",)
                 self.defaults |= {"token_type_ids": 0} if optional else {}
         self.limits = self._table_sizes()
+        self.pads_left = self._padder.side == "left"
 
     def batch(self, lengths: Sequence[int]) -> Batch:
         """Make a batch of texts with so many tokens, padded as the tokenizer pads."""
@@ -176,7 +178,7 @@ def _check_classifies(model: nn.Module, inputs: GraphInputs) -> None:
 
 
 def _check_padding(model: nn.Module, inputs: GraphInputs) -> None:
-    """Refuse a tokenizer that pads with an id which the model takes for text."""
+    """Refuse a tokenizer that pads with an id which the model takes for text, or where the model reads no padding."""
     batch, name = inputs.padded_by_tokenizer()
     readable, index = fill_padding(model, batch)
     try:
@@ -191,6 +193,15 @@ def _check_padding(model: nn.Module, inputs: GraphInputs) -> None:
             "would have other logits beside a longer one; set the tokenizer's pad_token and the config's pad_token_id "
             "to one token, that of training."
         )
+    if not inputs.pads_left:
+        return
+    for row, logits in zip(split_rows(readable), expected, strict=True):
+        alone = get_logits(model(**{input: value[None] for input, value in row.items()}))[0]
+        if not torch.allclose(alone, logits, rtol=TOLERANCE, atol=TOLERANCE):
+            raise CompressionError(
+                f"{type(model).__name__} counts positions from the left of a batch, where its tokenizer pads, so that "
+                "a text would have other logits beside a longer one; set the tokenizer's padding_side to 'right'."
+            )
 
 
 def _export(module: nn.Module, inputs: GraphInputs) -> Any:

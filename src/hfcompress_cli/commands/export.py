@@ -46,6 +46,11 @@ def run(arguments: argparse.Namespace) -> options.Results:
     check_folder(output, arguments.overwrite)
     if arguments.int8 and arguments.data is None:
         raise hfc.CompressionError("--int8 needs labelled texts that no training has seen: name them with --data.")
+    if arguments.int8 == "this" and not arguments.repeats:
+        raise hfc.CompressionError(
+            "--int8 writes float32 where int8 is slower, which --repeats 0 does not time: leave that out, or say "
+            "--int8 always."
+        )
     unused = [name for name in ("static", "max_drop") if getattr(arguments, name) is not None]
     if unused and not arguments.int8:
         raise hfc.CompressionError(f"--{unused[0].replace('_', '-')} is about int8: add --int8, or leave it out.")
