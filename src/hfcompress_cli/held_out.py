@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hfcompress.distill.label_weights import WEIGHT_COLUMN, WEIGHT_RANGE, is_weight
+from hfcompress.errors import CompressionError
 from hfcompress_cli import options
 from hfcompress_cli.data import encode, read_rows, split_rows
 from hfcompress_cli.tables import Row
@@ -55,6 +57,8 @@ def read_split(
     also = weights if label is not None else [drawn_by] if drawn_by is not None else []
     reading = options.reading(arguments) | {"optional": also}
     table = read_rows(arguments.data, columns, label, seed=seed, **reading)
+    if label is not None and weight_column is not None:
+        _check_weights(table, weight_column, arguments.data)
     if arguments.eval_data is not None:
         held_out = read_rows(arguments.eval_data, columns, label, seed=seed, **reading)
         return Split(table, table, held_out, held_out)
@@ -69,6 +73,23 @@ def read_split(
     rows, held_out = hold_out(labelled, arguments.held_out, seed, drawn_by)
     chosen = {id(row) for row in labelled}
     return Split(table, [*rows, *(row for row in table if id(row) not in chosen)], table, held_out)
+
+
+def _check_weights(rows: Sequence[Row], column: str, source: str) -> None:
+    """Refuse data without that column, if it is not the usual one, and cells that are no weights, by their place."""
+    if not any(column in row for row in rows):
+        if column != WEIGHT_COLUMN:
+            raise CompressionError(
+                f"{source} has no column {column!r}; name the one with the rows' weights, or leave out --weight-column."
+            )
+        return
+    for row in rows:
+        if not is_weight(row.get(column)):
+            raise CompressionError(
+                f"{row.place} has {row.get(column)!r:.40} in the column {column!r}, which is no weight: "
+                f"{WEIGHT_RANGE}. Correct it, name another with --weight-column, or say --weight-column '' to weigh "
+                "all rows the same."
+            )
 
 
 def describe_rows(

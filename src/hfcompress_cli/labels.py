@@ -146,8 +146,8 @@ def class_indices(
 ) -> list[int]:
     """Return the class that each label of a column means: all are names of classes, or all are indices.
 
-    A label is a name as it is spelled, or but for upper and lower case, or as a number ("1.0" is the name "1"). Indices
-    are not read where the names could be meant by them: "1" and "2" of "1 star", "2 stars", "3 stars".
+    A label is a name as it is spelled, or but for upper and lower case, or as a whole number ("1.0" is the name "1").
+    Indices are not read where the names could be meant by them: "1" and "2" of "1 star", "2 stars", "3 stars".
 
     Args:
         labels: All labels of the column.
@@ -233,14 +233,14 @@ def _say_spellings(labels: Sequence[Any], classes: dict[str, int], named: Mappin
 def _match_names(
     texts: Sequence[str] | dict[str, int], classes: dict[str, int], at: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """Return the class of each text that is a name, exactly, but for upper and lower case, or as a number."""
+    """Return the class of each text that is a name, exactly, but for upper and lower case, or as a whole number."""
     folded: dict[Any, set[int]] = {}
     for name, index in classes.items():
-        for key in {_fold(name), *([float(name)] if _is_number(name) else [])}:
+        for key in {_fold(name), *([float(name)] if is_whole(name) else [])}:
             folded.setdefault(key, set()).add(index)
     found = {}
     for text in texts:
-        number = float(text) if _is_number(text) else None
+        number = float(text) if is_whole(text) else None
         indices = {classes[text]} if text in classes else folded.get(_fold(text)) or folded.get(number) or set()
         if len(indices) > 1:
             names = " and ".join(repr(name) for name, index in classes.items() if index in indices)
@@ -270,6 +270,16 @@ def _match_hints(texts: Sequence[str] | dict[str, int], classes: dict[str, int])
             return {}
         hints[number] = index
     return {text: hints[number] for text in texts if (number := _number(text)) in hints}
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number: "1.0" is 1, but "1.10" may be another section than "1.1".
+
+    Example:
+        >>> [is_whole(text) for text in ("1", "+1.0", "1.10", "1e2")]
+        [True, True, False, False]
+    """
+    return re.fullmatch(r"[+-]?\d+(\.0*)?", text.strip(), re.ASCII) is not None
 
 
 def _is_number(text: str) -> bool:

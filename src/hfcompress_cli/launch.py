@@ -33,7 +33,7 @@ def run(command: Callable[[], int]) -> int:
         try:
             status = command()
         except SystemExit as stopped:
-            status = 0 if stopped.code is None else 2
+            status = 0 if stopped.code in (None, 0) else 2
     if status:
         time.sleep(_PATIENCE)
         print(f"hfcompress: process {os.environ['RANK']} failed, and the first one did not.", file=sys.stderr)

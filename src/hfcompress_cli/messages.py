@@ -23,7 +23,7 @@ _TOKENIZERS = ("processing_class", "teacher_processing_class", "tokenizer")
 _PHRASES = {"dtype='int8'": "--int8"}
 _PHRASES["zero afterwards; an int is their number"] = "zero afterwards, as 0.2 or 20%; a whole number is how many"
 _VALUE = r"""(?P<value>'[^']*'|"[^"]*"|\[[^\]]*\]|\([^)]*\)|[+-]?(?:[\w.][\w.+-]*)?\w)?"""
-_PATTERN = r"(?<![\w.\-/=])(?P<name>[a-z][a-z0-9_]*)=" + _VALUE
+_PATTERN = r"(?<![\w.\-/='\"])(?P<name>[a-z][a-z0-9_]*)=" + _VALUE
 
 
 def name_options(text: str, arguments: argparse.Namespace) -> str:
@@ -39,9 +39,9 @@ def name_options(text: str, arguments: argparse.Namespace) -> str:
         '--flops 1.5 must be in (0, 1); pass --data, or --drop-layers, or --importance obs.'
     """
     known = vars(arguments)
-    typed = sorted(_texts(known), key=len, reverse=True)
-    kept = "|".join(map(re.escape, typed))
     words = "|".join(re.escape(name) for name in [*known, *_RENAMED] if "_" in name or name == "dataset")
+    typed = sorted(_texts(known, words), key=len, reverse=True)
+    kept = "|".join(map(re.escape, typed))
     parts = [f"(?P<typed>{kept})"] if kept else []
     parts += [
         _PATTERN,
@@ -88,9 +88,9 @@ def _option(name: str, known: Mapping[str, Any]) -> str | None:
     return f"--{name.replace('_', '-')}"
 
 
-def _texts(known: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what was typed as the values of options and could be taken for an argument with its value."""
+def _texts(known: Mapping[str, Any], words: str) -> Iterator[str]:
+    """Yield what was typed as the values of options and could be taken for an argument, with a value or in a text."""
     for value in known.values():
         for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str) and "=" in one:
+            if isinstance(one, str) and ("=" in one or (re.search(words, one) and not re.fullmatch(words, one))):
                 yield one

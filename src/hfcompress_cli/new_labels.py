@@ -6,12 +6,12 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hfcompress.errors import CompressionError
-from hfcompress_cli.labels import as_number
+from hfcompress_cli.labels import as_number, is_whole
 from hfcompress_cli.tables import Row
 
 _FEW = 10  # classes that are taken for classes, however few rows there are
@@ -66,6 +66,12 @@ def find_labels(rows: Sequence[Row], column: str, separator: str | None, *, regr
         raise CompressionError("--regression is for one number a text; leave it out, or --label-separator.")
     if several:
         _check_no_table([row[column] for row in rows], rows)
+    for row in rows:
+        for part in _parts(row[column], separator):
+            if isinstance(part, Mapping | list | tuple | bytes):
+                raise CompressionError(
+                    f"{row.place} has {part!r:.40} in the column {column!r}, which is no label: a text or a number."
+                )
     cells = [label for row in rows for label in _parts(row[column], separator)]
     names = (getattr(rows[0], "class_names", None) or {}).get(column, [])
     problem = "multi_label_classification" if several else "single_label_classification"
@@ -105,7 +111,8 @@ def _classes(cells: Sequence[Any], column: str, rows: int) -> tuple[str, ...]:
     spelled: dict[Any, Counter[str]] = {}
     for cell in cells:
         number = as_number(cell)
-        text = str(cell).strip() if isinstance(cell, bool) or number is None or _is_code(cell) else f"{number:.15g}"
+        is_name = isinstance(cell, bool) or number is None or not is_whole(str(cell)) or _is_code(cell)
+        text = str(cell).strip() if is_name else f"{number:.15g}"
         spelled.setdefault(text.casefold(), Counter())[text] += 1
     for counts in spelled.values():
         if len(counts) > 1:

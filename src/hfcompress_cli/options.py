@@ -116,6 +116,17 @@ def add_held_out(data: argparse._ArgumentGroup) -> None:
     measured.add_argument("--held-out", type=fraction, default=_HELD_OUT, metavar="F", help=help)
 
 
+def check_measured(arguments: argparse.Namespace) -> None:
+    """Refuse to hold out nothing where something is always measured."""
+    from hfcompress.errors import CompressionError
+
+    if arguments.eval_data is None and not arguments.held_out:
+        raise CompressionError(
+            f"{arguments.verb} measures with rows that it does not learn from, so --held-out must be above 0; or name "
+            "others with --eval-data."
+        )
+
+
 def data_options(arguments: argparse.Namespace, rows: str | None = None) -> list[list[str]]:
     """Return the options by which another verb reads the same data, for the next command to type.
 
@@ -131,8 +142,20 @@ def data_options(arguments: argparse.Namespace, rows: str | None = None) -> list
 
 
 def text_columns(arguments: argparse.Namespace) -> list[str]:
-    """Return the column of the text, or those of the two texts of a pair."""
-    return [name for name in (arguments.text_column, arguments.text_pair_column) if name is not None]
+    """Return the column of the text, or those of the two texts of a pair.
+
+    Raises:
+        CompressionError: One of them holds the labels, which a model would read then.
+    """
+    from hfcompress.errors import CompressionError
+
+    columns = [name for name in (arguments.text_column, arguments.text_pair_column) if name is not None]
+    if arguments.label_column in columns:
+        raise CompressionError(
+            f"The column {arguments.label_column!r} is named for the texts and for the labels; name two with "
+            "--text-column and --label-column."
+        )
+    return columns
 
 
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -99,10 +99,10 @@ def check_columns(where: object, wanted: Sequence[str], found: Iterable[Any], hi
     found = [str(name) for name in found]
     missing = [name for name in wanted if name not in found]
     if missing:
-        names = (name if name and name == name.strip() else repr(name) for name in found)
+        lacks, there = " and no ".join(map(repr, missing)), ", ".join(map(repr, found)) or "none"
         raise CompressionError(
-            f"{where} has no column {' and no '.join(map(repr, missing))} (found: {', '.join(names) or 'none'}); name "
-            f"the columns with --text-column and --label-column{hint}."
+            f"{where} has no column {lacks} (found: {there}); name the columns with --text-column and "
+            f"--label-column{hint}."
         )
 
 
@@ -212,7 +212,7 @@ def _say_utf16(path: Path, encoding: str) -> str:
 
 def _or_convert(path: Path, encoding: str) -> str:
     names = {"latin-1": "ISO-8859-1", "cp1252": "WINDOWS-1252"}
-    called = names.get(encoding, encoding.upper())
+    called = names.get(encoding, re.sub(r"-(?=[BL]E$)", "", encoding.upper()))
     if path.suffix.lower() == ".gz":
         return ""
     return f", or convert it: iconv -f {called} -t UTF-8 {shlex.quote(str(path))} > NEW{path.suffix}"

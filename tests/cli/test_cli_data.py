@@ -65,10 +65,11 @@ def test_a_data_set_is_read_by_its_name_and_split(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "review,label\ngood,1\n", "no column 'text' .*found: review, label.*--text-column"),
+        ("a.csv", "review,label\ngood,1\n", "no column 'text' .*found: 'review', 'label'.*--text-column"),
         ("a.csv", "", "no column 'text' and no 'label' .*found: none"),
+        ("a.csv", "text,dataset,run_name\ngood,1,2\n", "no column 'label' .found: 'text', 'dataset', 'run_name'"),
         ("a.csv", "text,label\n,1\n", "hold no row with text and label; 1 were read"),
-        ("a.jsonl", '{"text": "a"}\n{"text": "b", "more": 1}\n', "no column 'label' .found: text, more"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b", "more": 1}\n', "no column 'label' .found: 'text', 'more'"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": ["b"], "label": 1}\n', "Line 2 of .* which is not a text"),
         ("a.jsonl", "{\n", "Line 1 of .* is not JSON"),
         ("a.jsonl", "[1]\n", "Line 1 of .* is not a JSON object"),

@@ -341,3 +341,42 @@ def test_weights_of_another_model_are_refused(base, tmp_path, run):
     data = write(tmp_path / "a.csv", labelled(["a", "b"]))
     run("finetune", tmp_path / "mixed", "--data", data, "-o", tmp_path / "out", status=2)
     assert "has no trained body" in run.error
+
+
+def test_sections_are_classes_as_they_are_spelled(base, tmp_path, run):
+    """1.1 and 1.10 are two of them; whole numbers are the same however they are written."""
+    names = ["1.1", "1.10", "other", "2.0", "2", "1e2"]
+    data = write(tmp_path / "a.csv", [(text, names[n % 6]) for n, text in enumerate(texts(60))])
+    run("finetune", base, "--data", data, "--epochs", 1, "-o", tmp_path / "out")
+    assert list(load(tmp_path / "out").config.id2label.values()) == ["1.1", "1.10", "1e2", "2", "other"]
+    run("compare", tmp_path / "out", "--data", data)
+    assert "10 of 60 labels of the data are spelled otherwise" in " ".join(run.error.split())
+
+
+@pytest.mark.parametrize("label", [{"id": 1}, [["a"], "b"]], ids=str)
+def test_what_is_no_label_is_refused_by_its_place(label, base, tmp_path, run):
+    rows = [{"text": text, "label": "a"} for text in texts(20)]
+    rows = [rows[0] | {"label": ["a"] if isinstance(label, list) else "a"}, {"text": "good", "label": label}, *rows[2:]]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run("finetune", base, "--data", tmp_path / "a.jsonl", "-o", tmp_path / "out", status=2)
+    assert "Line 2 of " in run.error
+    assert "in the column 'label', which is no label: a text or a number." in " ".join(run.error.split())
+
+
+@pytest.mark.parametrize("verb", ["finetune", "compress", "compare", "shrink"])
+def test_a_column_is_not_read_as_text_and_as_label(verb, models, tmp_path, run):
+    data = write(tmp_path / "a.csv", labelled(["a", "b"]))
+    output = [] if verb == "compare" else ["-o", tmp_path / "out"]
+    output += ["--heads", 0.5] if verb == "shrink" else []
+    run(verb, models / "bert", "--data", data, "--text-column", "label", *output, status=2)
+    assert "The column 'label' is named for the texts and for the labels" in run.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_nothing_is_held_out_the_next_commands_measure_with_other_rows(base, tmp_path, run):
+    data = write(tmp_path / "a.csv", labelled(["a", "b"]))
+    printed = run("finetune", base, "--data", data, "--epochs", 1, "--held-out", 0, "-o", tmp_path / "out")
+    assert printed.count("--eval-data FILE.csv") == 2
+    for verb in ("compress", "shrink"):
+        run(verb, tmp_path / "out", "--data", data, "--held-out", 0, "-o", tmp_path / "other", status=2)
+        assert "so --held-out must be above 0; or name others with --eval-data" in " ".join(run.error.split())

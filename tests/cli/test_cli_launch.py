@@ -11,6 +11,8 @@ import torch
 from architectures import LONG
 from command_line import COLUMNS, load
 
+from hfcompress_cli.application import main
+
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
     "accelerate": [
@@ -64,3 +66,11 @@ def test_what_all_refuse_is_said_by_the_first_process(rank, said, models, tmp_pa
     assert run("prune", models / "bert", "--amount", 0.5, "-o", tmp_path / "out", status=2) == ""
     assert run.error == said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_is_no_failure_of_a_process(option, monkeypatch):
+    monkeypatch.setattr("hfcompress_cli.launch._PATIENCE", 0)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([option]) == 0

@@ -12,7 +12,7 @@ from hfcompress_cli.messages import name_options
 GIVEN = argparse.Namespace(
     verb="shrink", model="bert", data="a.csv", flops=0.5, heads=0.5, drop_layers=0, plain=True, importance="obs",
     include=None, exclude=None, batch_size=16, output="flops=2", label_column="drop_layers", teacher_loss="mse",
-    student_layers=None, int8=None, bf16=False,
+    student_layers=None, int8=None, bf16=False, eval_data="./my dataset v2/a.csv",
 )  # fmt: skip
 
 
@@ -44,6 +44,9 @@ GIVEN = argparse.Namespace(
         ("There is no directory flops=2.", "There is no directory flops=2."),
         ("no column 'drop_layers'", "no column 'drop_layers'"),
         ("the file batch_size.csv, or my/batch_size/a.csv", "the file batch_size.csv, or my/batch_size/a.csv"),
+        ("The file ./my dataset v2/a.csv does not exist.", "The file ./my dataset v2/a.csv does not exist."),
+        ("(found: 'dataset', 'batch_size', 'flops=2')", "(found: 'dataset', 'batch_size', 'flops=2')"),
+        ("the label 'heads=5' of dataset", "the label 'heads=5' of --data"),
         ("--flops 2 and --drop-layers 3", "--flops 2 and --drop-layers 3"),
         ("a/heads=0.5/b and a datasets.Dataset", "a/heads=0.5/b and a datasets.Dataset"),
     ],

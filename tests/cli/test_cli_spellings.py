@@ -132,8 +132,8 @@ OTHERS = {
     ),
     "latin-1 alone": (b"text,label\n\x81 \xe9,1\n", "latin-1", ["Line 2", "--encoding latin-1", "iconv -f ISO-8859-1"]),
     "utf-16": (TEXT.encode("utf-16"), "utf-16", ["is not UTF-8 but utf-16", "iconv -f UTF-16 -t UTF-8"]),
-    "utf-16-le": (TEXT.encode("utf-16-le"), "utf-16-le", ["--encoding utf-16-le", "iconv -f UTF-16-LE"]),
-    "utf-16-be": (TEXT.encode("utf-16-be"), "utf-16-be", ["--encoding utf-16-be", "iconv -f UTF-16-BE"]),
+    "utf-16-le": (TEXT.encode("utf-16-le"), "utf-16-le", ["--encoding utf-16-le", "iconv -f UTF-16LE"]),
+    "utf-16-be": (TEXT.encode("utf-16-be"), "utf-16-be", ["--encoding utf-16-be", "iconv -f UTF-16BE"]),
     "utf-32": (TEXT.encode("utf-32"), "utf-32", ["is not UTF-8 but utf-32", "--encoding utf-32"]),
 }
 

@@ -56,8 +56,8 @@ REFUSED = {
     "a doubled column": ("text,label,text\na,1,b\n", "Line 1 of .* names the column 'text' twice"),
     "a column doubled but for spaces": ("text,label, label\na,1,b\n", "names the column 'label' twice"),
     "a cell without a column": ("text,label,,\na,1,,\na, b,1,\n", "Line 3 of .* has a cell in a column .* no name"),
-    "a space in the header": ("text, label\na,1\n", "no column 'label' .found: text, ' label'"),
-    "another delimiter": ("text;label\na;1\n", "found: text;label.*--delimiter ';'"),
+    "a space in the header": ("text, label\na,1\n", "no column 'label' .found: 'text', ' label'"),
+    "another delimiter": ("text;label\na;1\n", "found: 'text;label'.*--delimiter ';'"),
     "no lines": ("", "no column 'text' and no 'label' .found: none"),
     "blank lines": ("\n \n\n", "found: none"),
 }
@@ -108,7 +108,7 @@ JSON = {
     "an open array": (".json", '[{"text": "a", "label": 1}', "Line 1 .* neither a comma nor a bracket"),
     "a comma too many": (".json", '[{"text": "a", "label": 1},]', "is not JSON"),
     "two arrays": (".json", "[] []", "goes on behind the end"),
-    "no key anywhere": (".json", '[{"text": "a"}, {"text": "b"}]', "no column 'label' .found: text"),
+    "no key anywhere": (".json", '[{"text": "a"}, {"text": "b"}]', "no column 'label' .found: 'text'"),
 }
 
 

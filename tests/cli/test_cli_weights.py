@@ -92,10 +92,23 @@ def test_weights_that_do_not_fit_are_refused_untrained(options, message, models,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_bad_weight_is_named_by_its_place_in_the_file(models, data, tmp_path, run):
+    """In whatever order rows are trained on; a row that is held out weighs nothing."""
+    rows = [{**row, "weight": 1 if n == 7 else "" if n == 3 else 2} for n, row in enumerate(read_reviews(data))]
+    (tmp_path / "reviews.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["finetune", models / "bert", "--data", tmp_path / "reviews.jsonl", *COLUMNS, "--max-steps", 1]
+    run(*command, "-o", tmp_path / "out", status=2)
+    assert "Line 4 of " in run.error
+    assert "has '' in the column 'weight', which is no weight" in run.error
+    run(*command, "--weight-column", "points", "-o", tmp_path / "out", status=2)
+    assert "reviews.jsonl has no column 'points'; name the one with the rows' weights" in run.error
+
+
 def test_a_column_of_that_name_can_be_left_out(models, data, tmp_path, run):
     rows = [{**row, "weight": "heavy"} for row in read_reviews(data)]
     (tmp_path / "reviews.jsonl").write_text("\n".join(map(json.dumps, rows)))
     command = ["distill", models / "bert", "--student-layers", 2, "--data", tmp_path / "reviews.jsonl", *COLUMNS]
     run(*command, "--max-steps", 1, "-o", tmp_path / "out", status=2)
-    assert "on the command line to ''" in run.error
+    assert "Line 1 of " in run.error
+    assert "or say --weight-column '' to weigh all rows the same" in run.error
     run(*command, "--max-steps", 1, "--weight-column", "", "-o", tmp_path / "out")

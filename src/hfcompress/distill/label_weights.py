@@ -22,7 +22,7 @@ from hfcompress.models.labels import LABELS
 from hfcompress.validation import is_number
 
 _LEAST, _MOST = 1e-15, 1e15  # products and sums of such weights are exact enough in float32
-_RANGE = f"0 or a number from {_LEAST:g} to {_MOST:g}"
+WEIGHT_RANGE = f"0 or a number from {_LEAST:g} to {_MOST:g}"
 WEIGHT_COLUMN = "weight"  # what the column is called unless the arguments say otherwise
 
 
@@ -108,11 +108,11 @@ def read_class_weights(given: Any) -> list[float] | str | None:
     read = read.tolist() if hasattr(read, "tolist") else read
     if read is None or (isinstance(read, str) and read == "balanced"):
         return read
-    listed = isinstance(read, Sequence) and all(is_number(one) and _is_weight(one) for one in read)
+    listed = isinstance(read, Sequence) and all(is_number(one) and is_weight(one) for one in read)
     if not listed or not any(read):
         raise CompressionError(
-            f"class_weights={given!r} must be 'balanced' or a list with the weight of each class, {_RANGE} and not "
-            "always 0, for example [1.0, 3.0]."
+            f"class_weights={given!r} must be 'balanced' or a list with the weight of each class, {WEIGHT_RANGE} "
+            "and not always 0, for example [1.0, 3.0]."
         )
     return [float(one) for one in read]
 
@@ -204,7 +204,7 @@ def _check_column(dataset: Any, column: str) -> bool:
         if column != WEIGHT_COLUMN:
             raise CompressionError(
                 f"The data have no column {column!r} (weight_column=), they have {', '.join(columns)}; name the "
-                "column with the examples' weights, or set weight_column=None."
+                "column with the examples' weights, or set weight_column=None (on the command line to '')."
             )
         return False
     if isinstance(dataset, IterableDataset):
@@ -237,15 +237,17 @@ def as_weight(value: Any) -> float:
         return float("nan")
 
 
-def _is_weight(value: float) -> bool:
-    return value == 0 or _LEAST <= value <= _MOST
+def is_weight(value: Any) -> bool:
+    """Whether a value is 0 or in the range of weights."""
+    number = as_weight(value)
+    return number == 0 or _LEAST <= number <= _MOST
 
 
 def _check_weights(values: Sequence[Any], column: str, where: str) -> None:
     for row, value in enumerate(values):
-        if not _is_weight(as_weight(value)):
+        if not is_weight(value):
             raise CompressionError(
-                f"Row {row} {where} has {value!r} in the column {column!r}, which is no weight: {_RANGE}. Correct it, "
-                "name another column with weight_column=, or set that to None (on the command line to '') to weigh all "
-                "examples the same."
+                f"Row {row} {where} has {value!r} in the column {column!r}, which is no weight: {WEIGHT_RANGE}. "
+                "Correct it, name another column with weight_column=, or set that to None (on the command line to '') "
+                "to weigh all examples the same."
             )

@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> options.Results:
     if launch.is_main():
         put_back(output)
         check_output(output, arguments.overwrite)
+    options.check_measured(arguments)
     columns, label = options.text_columns(arguments), arguments.label_column
     reading, reads_labels = options.reading(arguments), options.labels(arguments)
     asked = WEIGHT_COLUMN if arguments.weight_column is None else arguments.weight_column or None

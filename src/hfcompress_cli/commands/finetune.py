@@ -84,6 +84,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
     if is_new and arguments.labels_are is None and are_other_numbers(label_names(model)):  # as this training read them
         arguments.labels_are = "names"
     data, drawn = options.data_options(arguments), _words_of_training(arguments, tuning.args)
+    if arguments.eval_data is None and not arguments.held_out:  # no row is left that was not trained on
+        data = [["--eval-data", "FILE.csv"] if words[0] == "--held-out" else words for words in data]
     ladder, half = (["-o", free_name(arguments.output, suffix)] for suffix in ("ladder", "half"))
     compress = next_command("compress", [arguments.output], *data, *drawn, ladder)
     following = f"next, let faster models learn from it:\n{compress}"

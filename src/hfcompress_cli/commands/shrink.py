@@ -128,6 +128,7 @@ def _read_data(
     from hfcompress_cli.data import draw, encode, read_rows
     from hfcompress_cli.held_out import hold_out
 
+    options.check_measured(arguments)
     columns, wanted = options.text_columns(arguments), arguments.label_column
     reading = options.reading(arguments) | {"rows": None}
     reading["label_if_any"] = not needs_labels and wanted == options.LABEL_COLUMN
