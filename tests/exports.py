@@ -1,5 +1,7 @@
 """What the tests of exporting share: tiny models, their folders, and inputs; an export takes seconds."""
 
+import hashlib
+
 import pytest
 import torch
 from architectures import SHRINKABLE, batch, build, word_tokenizer
@@ -50,3 +52,13 @@ def shrunken(architecture, layers=3, **settings):
     hfc.prune_structured(model, **({"neurons": 0.4} | heads | settings))
     hfc.prune_global_l1(model, 0.3)
     return model
+
+
+def exchange(folder, name, change):
+    """Damage a model file of an exported folder, and write its new digest into the record."""
+    content, path = (folder / name).read_bytes(), folder / "hfcompress_export.json"
+    changed, record = change(content), path.read_text()
+    digests = [hashlib.sha256(one).hexdigest() for one in (content, changed)]
+    assert digests[0] in record
+    (folder / name).write_bytes(changed)
+    path.write_text(record.replace(*digests))

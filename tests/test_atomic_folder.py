@@ -125,6 +125,11 @@ def test_what_a_kill_between_two_renames_left_is_put_back(tmp_path, monkeypatch)
     assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
     assert same_bits(hfc.load_compressed(tmp_path / "model").state_dict(), model.state_dict())
     assert os.listdir(tmp_path) == ["model"]
+    (tmp_path / "model" / "hfcompress_export.json").write_text("{}")  # what is put back is looked at first
+    (tmp_path / "model").rename(tmp_path / f".model.{32 * '0'}.replaced")
+    with pytest.raises(hfc.CompressionError, match="holds an exported model"):
+        hfc.save_compressed(model, tmp_path / "model")
+    assert os.listdir(tmp_path) == ["model"]
 
 
 @pytest.mark.parametrize("when", ["save_pretrained", "pack", "flush", "exchange"])

@@ -51,7 +51,7 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
     missing = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _put_back(target)
+        put_back(target)
         _remove_leftovers(target)
         begun: list[Path] = []
         lock = None
@@ -81,6 +81,18 @@ def replacing(directory: str | os.PathLike[str], obsolete: Callable[[str], bool]
         if not _is_of_the_disk(error):
             raise
         raise CompressionError(f"{str(directory)!r} cannot be written, it is as it was before: {error}") from error
+
+
+def put_back(directory: str | os.PathLike[str]) -> None:
+    """Put a folder back that a process killed between two renames left beside its place; the latest of several.
+
+    `replacing` does so too. Call it before, where what is in the folder is looked at first.
+    """
+    target = Path(os.path.realpath(directory))
+    with suppress(OSError):  # another process has put it back
+        left = sorted(_leftovers(target, "replaced"), key=lambda one: one.stat().st_mtime_ns)
+        if left and not target.exists():
+            os.rename(left[-1], target)
 
 
 @contextmanager
@@ -271,14 +283,6 @@ def _lock(folder: Path) -> int:
 
 def _sibling(target: Path, suffix: str = "saving") -> Path:
     return target.parent / f".{target.name}.{uuid.uuid4().hex}.{suffix}"
-
-
-def _put_back(target: Path) -> None:
-    """Put a folder back that a process killed between two renames left beside its place; the latest of several."""
-    with suppress(OSError):  # another process has put it back
-        left = sorted(_leftovers(target, "replaced"), key=lambda one: one.stat().st_mtime_ns)
-        if left and not target.exists():
-            os.rename(left[-1], target)
 
 
 def _leftovers(target: Path, suffix: str) -> Iterator[Path]:

@@ -53,12 +53,19 @@ def read_split(
         seed: By which rows are drawn.
         drawn_by: Where no labels are read, the column that other verbs read them from; rows without one are trained on.
     """
+    split = _read_split(arguments, label, weight_column, seed, drawn_by)
+    if label is not None and weight_column is not None:
+        _check_weights(split.rows, weight_column, arguments.data)
+    return split
+
+
+def _read_split(
+    arguments: argparse.Namespace, label: str | None, weight_column: str | None, seed: int, drawn_by: str | None
+) -> Split:
     columns, weights = options.text_columns(arguments), [weight_column] if weight_column is not None else []
     also = weights if label is not None else [drawn_by] if drawn_by is not None else []
     reading = options.reading(arguments) | {"optional": also}
     table = read_rows(arguments.data, columns, label, seed=seed, **reading)
-    if label is not None and weight_column is not None:
-        _check_weights(table, weight_column, arguments.data)
     if arguments.eval_data is not None:
         held_out = read_rows(arguments.eval_data, columns, label, seed=seed, **reading)
         return Split(table, table, held_out, held_out)

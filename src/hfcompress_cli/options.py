@@ -120,7 +120,7 @@ def check_measured(arguments: argparse.Namespace) -> None:
     """Refuse to hold out nothing where something is always measured."""
     from hfcompress.errors import CompressionError
 
-    if arguments.eval_data is None and not arguments.held_out:
+    if arguments.eval_data is None and not arguments.held_out > 0:
         raise CompressionError(
             f"{arguments.verb} measures with rows that it does not learn from, so --held-out must be above 0; or name "
             "others with --eval-data."
@@ -141,19 +141,25 @@ def data_options(arguments: argparse.Namespace, rows: str | None = None) -> list
     return [*words, ["--no-quotes"]] if arguments.no_quotes and not rows else words
 
 
-def text_columns(arguments: argparse.Namespace) -> list[str]:
+def text_columns(arguments: argparse.Namespace, *, labelled: bool = True) -> list[str]:
     """Return the column of the text, or those of the two texts of a pair.
 
+    Args:
+        arguments: Of a verb that reads data.
+        labelled: Whether labels are read too.
+
     Raises:
-        CompressionError: One of them holds the labels, which a model would read then.
+        CompressionError: One of them holds the labels, which a model would read then; or both are one.
     """
     from hfcompress.errors import CompressionError
 
     columns = [name for name in (arguments.text_column, arguments.text_pair_column) if name is not None]
-    if arguments.label_column in columns:
+    if len({*columns}) < len(columns):
+        raise CompressionError(f"--text-column and --text-pair-column are both {columns[0]!r}; name two columns.")
+    if labelled and arguments.label_column in columns:
         raise CompressionError(
-            f"The column {arguments.label_column!r} is named for the texts and for the labels; name two with "
-            "--text-column and --label-column."
+            f"{arguments.label_column!r} is the column of a text and that of the labels, of which the default is "
+            f"{LABEL_COLUMN!r}; name two with --text-column and --label-column."
         )
     return columns
 

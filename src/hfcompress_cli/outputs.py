@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfcompress import SparsityReport
-from hfcompress.atomic_folder import replacing
+from hfcompress.atomic_folder import put_back, replacing
 from hfcompress.errors import CompressionError
 from hfcompress.models.heads_and_neurons import KINDS
 from hfcompress.models.new_head import update_mark
@@ -133,6 +133,7 @@ def free_name(name: str, suffix: str) -> str:
 
 def check_folder(output: Path, overwrite: bool) -> None:
     """Refuse to replace a folder unless that was asked and it holds a model. A file is refused when it is written."""
+    put_back(output)
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not overwrite:

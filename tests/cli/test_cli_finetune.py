@@ -353,6 +353,14 @@ def test_sections_are_classes_as_they_are_spelled(base, tmp_path, run):
     assert "10 of 60 labels of the data are spelled otherwise" in " ".join(run.error.split())
 
 
+def test_a_column_of_texts_alone_may_have_the_usual_name_of_labels(models, tmp_path, run):
+    data = write(tmp_path / "a.csv", [("1", text) for text in texts(20)])
+    more = ["--vocabulary", data, "--text-column", "label"]
+    run("shrink", models / "bert", *more, "-o", tmp_path / "out")
+    run("compare", models / "bert", "--data", data, "--text-pair-column", "text", status=2)
+    assert "--text-column and --text-pair-column are both 'text'; name two columns" in run.error
+
+
 @pytest.mark.parametrize("label", [{"id": 1}, [["a"], "b"]], ids=str)
 def test_what_is_no_label_is_refused_by_its_place(label, base, tmp_path, run):
     rows = [{"text": text, "label": "a"} for text in texts(20)]
@@ -369,7 +377,7 @@ def test_a_column_is_not_read_as_text_and_as_label(verb, models, tmp_path, run):
     output = [] if verb == "compare" else ["-o", tmp_path / "out"]
     output += ["--heads", 0.5] if verb == "shrink" else []
     run(verb, models / "bert", "--data", data, "--text-column", "label", *output, status=2)
-    assert "The column 'label' is named for the texts and for the labels" in run.error
+    assert "'label' is the column of a text and that of the labels" in run.error
     assert not (tmp_path / "out").exists()
 
 
@@ -378,5 +386,7 @@ def test_where_nothing_is_held_out_the_next_commands_measure_with_other_rows(bas
     printed = run("finetune", base, "--data", data, "--epochs", 1, "--held-out", 0, "-o", tmp_path / "out")
     assert printed.count("--eval-data FILE.csv") == 2
     for verb in ("compress", "shrink"):
-        run(verb, tmp_path / "out", "--data", data, "--held-out", 0, "-o", tmp_path / "other", status=2)
-        assert "so --held-out must be above 0; or name others with --eval-data" in " ".join(run.error.split())
+        for share in (0, "-50%", "nan"):
+            command = [verb, tmp_path / "out", "--data", data, f"--held-out={share}", "-o", tmp_path / "other"]
+            run(*command, *(["--heads", 0.5] if verb == "shrink" else []), status=2)
+            assert "so --held-out must be above 0; or name others with --eval-data" in " ".join(run.error.split())

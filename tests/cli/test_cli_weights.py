@@ -9,7 +9,8 @@ from command_line import COLUMNS, load, read_reviews
 from transformers import AutoTokenizer
 
 import hfcompress as hfc
-from hfcompress_cli.held_out import split_by_label
+from hfcompress_cli.application import _parser
+from hfcompress_cli.held_out import read_split, split_by_label
 
 WEIGHTS = [round(0.1 + n % 7, 1) for n in range(25)]
 
@@ -92,15 +93,29 @@ def test_weights_that_do_not_fit_are_refused_untrained(options, message, models,
     assert not (tmp_path / "out").exists()
 
 
+def said_of_weights(arguments):
+    try:
+        read_split(arguments, "sentiment", "weight", 42)
+    except hfc.CompressionError as error:
+        return str(error)
+    return ""
+
+
 def test_a_bad_weight_is_named_by_its_place_in_the_file(models, data, tmp_path, run):
-    """In whatever order rows are trained on; a row that is held out weighs nothing."""
-    rows = [{**row, "weight": 1 if n == 7 else "" if n == 3 else 2} for n, row in enumerate(read_reviews(data))]
-    (tmp_path / "reviews.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    command = ["finetune", models / "bert", "--data", tmp_path / "reviews.jsonl", *COLUMNS, "--max-steps", 1]
-    run(*command, "-o", tmp_path / "out", status=2)
-    assert "Line 4 of " in run.error
-    assert "has '' in the column 'weight', which is no weight" in run.error
-    run(*command, "--weight-column", "points", "-o", tmp_path / "out", status=2)
+    """In whatever order rows are trained on; one that is held out weighs nothing, so its cell may be empty."""
+    reviews, table = read_reviews(data), tmp_path / "reviews.jsonl"
+    command = ["finetune", models / "bert", "--data", table, *COLUMNS, "--max-steps", 1, "-o", tmp_path / "out"]
+    refused = 0
+    for bad in range(len(reviews)):
+        rows = [{**row, "weight": "" if n == bad else 2} for n, row in enumerate(reviews)]
+        table.write_text("\n".join(map(json.dumps, rows)))
+        said = said_of_weights(_parser().parse_args([str(one) for one in command[:-4]] + ["-o", "out"]))
+        refused += bool(said)
+        assert said.startswith(
+            f"Line {bad + 1} of {table} has '' in the column 'weight', which is no weight" * bool(said)
+        )
+    assert refused == len(reviews) - len(reviews) // 5
+    run(*command, "--weight-column", "points", status=2)
     assert "reviews.jsonl has no column 'points'; name the one with the rows' weights" in run.error
 
 
@@ -109,6 +124,6 @@ def test_a_column_of_that_name_can_be_left_out(models, data, tmp_path, run):
     (tmp_path / "reviews.jsonl").write_text("\n".join(map(json.dumps, rows)))
     command = ["distill", models / "bert", "--student-layers", 2, "--data", tmp_path / "reviews.jsonl", *COLUMNS]
     run(*command, "--max-steps", 1, "-o", tmp_path / "out", status=2)
-    assert "Line 1 of " in run.error
+    assert f" of {tmp_path / 'reviews.jsonl'} has 'heavy' in the column 'weight'" in run.error
     assert "or say --weight-column '' to weigh all rows the same" in run.error
     run(*command, "--max-steps", 1, "--weight-column", "", "-o", tmp_path / "out")

@@ -2,7 +2,6 @@
 
 import copy
 import errno
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ import peft
 import pytest
 import torch
 from architectures import EOS, LONG, PAD, WITH_NEURONS, build, same_bits, state_of, word_tokenizer
-from exports import TEXTS, TOKENIZER, export, in_openvino, inputs, logits, needs_torch_export, shrunken
+from exports import TEXTS, TOKENIZER, exchange, export, in_openvino, inputs, logits, needs_torch_export, shrunken
 from tokenizer_kinds import make_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -224,17 +223,7 @@ def damage(name, change):
 
 
 def exchange_model(change):
-    """Damage the model file, and write its digest into the record."""
-
-    def apply(folder):
-        content = (folder / "model.onnx").read_bytes()
-        path, changed = folder / "hfcompress_export.json", change(content)
-        digests = [hashlib.sha256(one).hexdigest() for one in (content, changed)]
-        (folder / "model.onnx").write_bytes(changed)
-        assert digests[0] in path.read_text()
-        path.write_text(path.read_text().replace(*digests))
-
-    return apply
+    return lambda folder: exchange(folder, "model.onnx", change)
 
 
 DAMAGED = {
@@ -275,7 +264,11 @@ DAMAGED = {
     ),
     "of the future": (
         damage("hfcompress_export.json", lambda c: c.replace(b'"version": 2', b'"version": 3')),
-        "of version 3",
+        r"json is of version 3; this hfcompress reads 2\. Update hfcompress\.$",
+    ),
+    "of the past": (
+        damage("hfcompress_export.json", lambda c: c.replace(b'"version": 2', b'"version": 1')),
+        r"json is of version 1; this hfcompress reads 2\. Export the model again\.$",
     ),
 }
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import batch, build
-from exports import TEXTS, TOKENIZER, export, inputs, logits, needs_torch_export, shrunken
+from exports import TEXTS, TOKENIZER, exchange, export, inputs, logits, needs_torch_export, shrunken
 from transformers import AutoModelForSequenceClassification
 
 import hfcompress as hfc
@@ -161,8 +161,11 @@ DAMAGED = {
     "half the weights": ("bin", lambda content: content[: len(content) // 2], "openvino_model.bin has .* truncated"),
     "no weights": ("bin", None, "openvino_model.bin is missing"),
     "half the graph": ("xml", lambda content: content[: len(content) // 2], "openvino_model.xml has .* truncated"),
-    "no graph": ("xml", lambda content: b" " * len(content), "cannot be run by OpenVINO"),
-    "an operator that it lacks": ("xml", lambda c: c.replace(b'type="Gelu"', b'type="Gulp"'), "type: Gulp"),
+    "another byte": ("bin", lambda c: bytes([c[0] ^ 1]) + c[1:], "openvino_model.bin is not the file that was written"),
+}
+UNREADABLE = {
+    "no graph": (lambda content: b" " * len(content), "cannot be run by OpenVINO"),
+    "an operator that it lacks": (lambda c: c.replace(b'type="Gelu"', b'type="Gulp"'), "type: Gulp"),
 }
 
 
@@ -171,7 +174,21 @@ def test_a_damaged_folder_is_refused_in_a_sentence(case, half, tmp_path):
     end, change, message = DAMAGED[case]
     folder = copied(half[1], tmp_path)
     path = folder / f"openvino_model.{end}"
-    path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(hfc.CompressionError, match=message) as refused:
+        hfc.load_exported(folder)
+    assert str(folder) in str(refused.value)
+    assert "src/" not in str(refused.value)
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_what_openvino_cannot_run_is_refused_in_a_sentence(case, half, tmp_path):
+    change, message = UNREADABLE[case]
+    folder = copied(half[1], tmp_path)
+    exchange(folder, "openvino_model.xml", change)
     with pytest.raises(hfc.CompressionError, match=message) as refused:
         hfc.load_exported(folder)
     assert str(folder) in str(refused.value)

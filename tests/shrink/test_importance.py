@@ -205,3 +205,27 @@ def test_rows_over_the_token_limit_are_refused(architecture):
     else:
         with pytest.raises(CompressionError, match=f"has {limit + 1} tokens, and .* reads 1 to {limit}"):
             labelled_batches(model, rows_of(model, limit + 1), 2)
+
+
+def test_what_ranks_a_model_in_half_precision_is_computed_in_float32():
+    """The surer a model is of the labels, the smaller its gradients are: in float16 most would be 0."""
+    model = build("bert").half().eval()
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([0.0, 12.0]))
+        model.classifier.weight[1, 0] = 0.1
+    data = batch() | {"labels": torch.ones(len(batch()["input_ids"]), dtype=torch.long)}
+    groups = find_groups(model, "neurons")
+    halves = mask_gradients(model, groups, [data])
+    whole = mask_gradients(model.float(), groups, [data])
+    for half, full in zip(halves, whole, strict=True):
+        assert half.abs().max() > 0
+        torch.testing.assert_close(half, full)
+
+
+def test_labels_may_be_true_and_false():
+    rows = [{"input_ids": [2, 5 + n % 7, 3], "labels": n % 2 == 1} for n in range(64)]
+    numbers = [row | {"labels": int(row["labels"])} for row in rows]
+    first, second = (prune_structured(build("bert"), heads=0.5, dataset=data) for data in (rows, numbers))
+    assert first.accuracy == second.accuracy is not None
+    refused(build("bert"), "pass one class index per example", heads=0.5, importance="fisher", dataset=rows)

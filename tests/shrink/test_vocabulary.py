@@ -507,6 +507,17 @@ def test_special_tokens_keep_their_names_and_order():
     assert report.tokenizer.special_tokens_map == tokenizer.special_tokens_map
 
 
+def test_a_token_that_is_special_by_name_alone_is_kept():
+    pieces = [*SPECIAL, "good", "bad", "film", "[unused1]", "rest"]
+    backend = Tokenizer(WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="<unk>"))
+    backend.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>")
+    tokenizer.sep_token = "[unused1]"  # which no text, no config and no post-processor names
+    report = hfc.prune_vocabulary(build(vocab_size=len(pieces)), tokenizer, ["good film"])
+    assert report.tokenizer.convert_tokens_to_ids("[unused1]") == report.tokenizer.sep_token_id is not None
+    assert "rest" not in report.tokenizer.get_vocab()
+
+
 def test_a_word_that_was_unknown_is_not_counted_as_covered():
     """It held a character without a piece of its own within a word, which a shorter path can reach."""
     pieces = [*SPECIAL, "a", "b", "c", "##b", "ab", "##bc", "x", "##x"]

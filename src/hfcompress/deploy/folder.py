@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from hfcompress.atomic_folder import replacing
+from hfcompress.atomic_folder import put_back, replacing
 from hfcompress.deploy.formats import FORMATS
 from hfcompress.errors import CompressionError
 from hfcompress.models.classifier import count_outputs
@@ -40,6 +40,7 @@ def replacing_exported(directory: Folder) -> Iterator[Path]:
         CompressionError: The folder cannot be written, or holds a model of torch or one that another tool exported,
             whose config would be replaced, also if that was saved in the meantime.
     """
+    put_back(directory)
     _check_holds_none(directory)
     old = set[str]()
     with replacing(directory, old.__contains__) as new:
@@ -96,15 +97,16 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if (version := record["version"]) != _VERSION:
-            raise CompressionError(
-                f"{path} is of version {version!r:.20}; this hfcompress reads {_VERSION}. Update it."
-            )
+            remedy = "Export the model again" if version in range(_VERSION) else "Update hfcompress"
+            raise CompressionError(f"{path} is of version {version!r:.20}; this hfcompress reads {_VERSION}. {remedy}.")
         files, inputs, digests, format, *_ = (
             record[name] for name in ("files", "inputs", "sha256", "format", "dtype", "max_tokens")
         )
         whole = all(isinstance(one, dict) for one in (files, inputs, digests))
         if not whole or not {*FORMATS[format].files} <= files.keys() & digests.keys():
             raise TypeError("its parts are not what they should be")
+    except CompressionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CompressionError(f"{path} cannot be read: {error!r:.200}; export the model again.") from error
     return dict(record)

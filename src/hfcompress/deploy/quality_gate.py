@@ -25,15 +25,15 @@ from hfcompress.models.exported import ExportedModule
 from hfcompress.models.heads_and_neurons import LinearPath
 from hfcompress.models.inputs import Batch, read_examples
 from hfcompress.models.labels import LABELS
-from hfcompress.models.padding import split_rows
+from hfcompress.models.padding import end_of_text, split_rows
 from hfcompress.report.benchmark import predict_logits
 from hfcompress.report.intervals import McNemar, SignFlip, paired_interval
 from hfcompress.report.quality import as_columns, check_labels, compare_with_reference, score
 
 _LEAST_AGREEMENT = 0.95  # or 1 - max_drop, where that is less: what predicts otherwise more often is another model
 _TRIED = 5  # operators, those whose own output is worst, that are left in float32 one by one
-_MEASURED = 64  # rows, on which activations are measured and the outputs of operators compared
-_COMPARED = 128  # rows, on which equalized models are compared
+_MEASURED = 64  # rows, on which activations are measured
+_COMPARED = 128  # rows, on which equalized models and the outputs of operators are compared
 _SAME = 1e-5  # of logits, absolute and relative: what equalized channels may change in float32
 _ERROR = 0.05  # of all intervals together
 _LABEL_ACCURACY = "label accuracy"
@@ -50,7 +50,8 @@ class Equalization:
     Attributes:
         channels: Which are equalized in the model that was judged: ``"values"``, ``"neurons"``, ``"norms"``,
             ``"residuals"``; none where it does not help.
-        before: Mean squared difference of the int8 model's logits from the float32 model's, with nothing equalized.
+        before: Mean squared difference of the int8 model's logits from the float32 model's, with nothing equalized; of
+            texts read alone or 16 at once, whichever is larger.
         after: The least that was found with some equalized.
     """
 
@@ -87,11 +88,12 @@ class QualityGate:
         tried: How many models were judged.
         static: Whether activations have scales that were measured before.
         agreement_in_batches: The agreement where 16 texts are read at once, padded, as scales that are computed while
-            the model runs depend on all texts of a batch. The float32 model reads each alone.
+            the model runs depend on all texts of a batch. The float32 model reads each alone; so does int8 where a
+            model (BART, T5) cannot read those texts together.
         int8_in_batches: The score of the int8 model there.
-        all_int8_agreement: The agreement of the model with such scales in which nothing is left in float32.
-        static_agreement: The agreement of that with scales measured before, where they were tried first and did not
-            pass; else None.
+        all_int8_agreement: The lower agreement of the model with such scales in which nothing is left in float32.
+        static_agreement: The lower agreement of that with scales measured before, where they were tried first and did
+            not pass; else None.
         equalization: What equalizing channels does; None where it was not asked for, or there is nothing to equalize.
     """
 
@@ -119,14 +121,18 @@ class QualityGate:
         return self.float32 - self.int8
 
     @property
+    def lower(self) -> float:
+        """The lower of both agreements."""
+        return min(self.agreement, self.agreement_in_batches)
+
+    @property
     def passed(self) -> bool:
         """Whether the loss is at most ``max_drop``, and the agreement at least 95 %, or 1 - ``max_drop``.
 
         Both must hold for texts that are read alone, and for those that are read 16 at once.
         """
-        score, agreement = min(self.int8, self.int8_in_batches), min(self.agreement, self.agreement_in_batches)
-        least = min(_LEAST_AGREEMENT, 1 - self.max_drop)
-        return self.float32 - score <= self.max_drop + 1e-9 and agreement >= least - 1e-9
+        score, least = min(self.int8, self.int8_in_batches), min(_LEAST_AGREEMENT, 1 - self.max_drop)
+        return self.float32 - score <= self.max_drop + 1e-9 and self.lower >= least - 1e-9
 
     @property
     def confirmed(self) -> bool:
@@ -150,11 +156,13 @@ class QualityGate:
             f"{self.float32:.3f} before and {self.int8:.3f} after, a loss of {100 * self.drop:.1f} points (95 % "
             f"interval {100 * low:.1f} to {100 * high:.1f}{several}; p {self.test.p_value:.3f})."
         ]
-        if (self.agreement_in_batches, self.int8_in_batches) != (self.agreement, self.int8):
-            found.append(
-                f"Read {_BATCH} at once, it is {self.agreement_in_batches:.1%} and {self.int8_in_batches:.3f}: the "
-                "scales of its activations depend on all texts of a batch."
-            )
+        alone, at_once = (
+            f"{one:.1%} are predicted alike and the {self.score} is {score:.3f}"
+            for one, score in ((self.agreement, self.int8), (self.agreement_in_batches, self.int8_in_batches))
+        )
+        if at_once != alone:
+            cause = "" if self.static else ", as the scales of activations depend on all texts of a batch"
+            found.append(f"Read {_BATCH} at once, {at_once}{cause}.")
         if not self.confirmed:
             found.append(
                 f"So few rows cannot confirm that the loss is at most {100 * self.max_drop:g} points, only that it is "
@@ -200,15 +208,19 @@ class HeldOut:
         return predict_logits("exported", module, read_examples("dataset", module, rows, self.tokenizer), 1)
 
     def logits_in_batches(self, model: ExportedModel, rows: Rows) -> Tensor:
-        """Return the logits of rows, read so many at once, with padding."""
-        examples, found = read_examples("dataset", ExportedModule(model), rows, self.tokenizer), list[Tensor]()
+        """Return the logits of rows, read 16 at once, with padding."""
+        return torch.cat([model(**batch).logits for batch in self.batches(model, rows)]).to(torch.float32)
+
+    def batches(self, model: ExportedModel, rows: Rows) -> Iterator[Batch]:
+        """Yield 16 rows at once, with padding; alone those that BART and T5 do not read together."""
+        examples, end = read_examples("dataset", ExportedModule(model), rows, self.tokenizer), end_of_text(model.config)
         for start in range(0, len(rows), _BATCH):
             part = range(start, min(start + _BATCH, len(rows)))
-            try:
-                found.append(model(**examples.take(part)).logits)
-            except CompressionError:  # of BART and T5, texts with more ends than others, which are read alone only
-                found.append(self.logits(model, [rows[index] for index in part]))
-        return torch.cat(found).to(torch.float32)
+            batch = examples.take(part)
+            if len({*(batch["input_ids"] == end).sum(1).tolist()}) == 1:
+                yield batch
+            else:
+                yield from (examples.take([index]) for index in part)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return how right the logits of the rows to judge on are, by row."""
@@ -341,7 +353,7 @@ class Candidates:
     def _rank(self, float32: ExportedModel, rows: HeldOut) -> list[Operator]:
         """Order the operators with the worst outputs by what leaving each in float32 repairs of the logits."""
         # By dynamic scales, also where they are static: what an outlier does to those, it does to these.
-        batches = _measured(float32, rows)
+        batches = (float32.complete(one) for one in rows.batches(float32, rows.ranked[:_COMPARED]))
         errors = output_errors(self._graph, self.operators, batches, bits=self._bits, folder=self._folder)
         worst = sorted(self.operators, key=lambda one: -errors[one.name])[:_TRIED]
         expected = rows.logits(float32, rows.ranked)
@@ -350,7 +362,10 @@ class Candidates:
         return sorted((one for one in worst if repaired[one] < all_int8), key=repaired.__getitem__)
 
     def _error(self, left: Sequence[Operator], rows: HeldOut, compared: Rows, expected: Tensor) -> float:
-        return float((rows.logits(self.build(left, "ranked"), compared) - expected).square().mean())
+        """Return the mean squared error of the logits, the larger of those of texts alone and in batches."""
+        int8 = self.build(left, "ranked")
+        found = rows.logits(int8, compared), rows.logits_in_batches(int8, compared)
+        return max(float((logits - expected).square().mean()) for logits in found)
 
     def _computes(self, graph: Any, rows: HeldOut, compared: Rows, expected: Tensor) -> bool:
         """Whether a float32 model computes these logits, also if its layers are not as the records know them."""
@@ -396,7 +411,8 @@ def choose(
         logits, in_batches = rows.logits(int8, rows.judged), rows.logits_in_batches(int8, rows.judged)
         after = rows.scores(logits)
         compared = compare_with_reference("int8", expected, logits, rows.labels, rows.problem)
-        agreement = _agreement(logits, expected, rows.problem)
+        agreement, agreement_in_batches = (_agreement(one, expected, rows.problem) for one in (logits, in_batches))
+        lower = min(agreement, agreement_in_batches)
         result = QualityGate(
             left_in_float32=tuple(one.name for one in left),
             rows=len(rows.judged),
@@ -410,16 +426,16 @@ def choose(
             test=compared.get("mcnemar") or compared["sign_flip"],
             tried=number,
             static=candidates.static,
-            agreement_in_batches=_agreement(in_batches, expected, rows.problem),
+            agreement_in_batches=agreement_in_batches,
             int8_in_batches=float(rows.scores(in_batches).mean()),
-            all_int8_agreement=next((one.agreement for one in tried if one.static == candidates.static), agreement),
-            static_agreement=tried[0].agreement if tried and tried[0].static and not candidates.static else None,
+            all_int8_agreement=next((one.lower for one in tried if one.static == candidates.static), lower),
+            static_agreement=tried[0].lower if tried and tried[0].static and not candidates.static else None,
             equalization=equalization,
         )
         if result.passed:
             return result
         tried.append(result)
-    best = max(tried, key=lambda one: (min(one.agreement, one.agreement_in_batches), -one.drop))
+    best = max(tried, key=lambda one: (one.lower, min(one.int8, one.int8_in_batches)))
     raise CompressionError(
         f"None of {len(tried)} int8 models passes max_drop={max_drop:g}, so nothing was written. The best: "
         f"{' '.join(best.sentences())} Export in float32, or allow a larger max_drop."

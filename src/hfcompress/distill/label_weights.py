@@ -233,7 +233,7 @@ def as_weight(value: Any) -> float:
     """Return it as a number; NaN if it is none."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return float("nan")
 
 

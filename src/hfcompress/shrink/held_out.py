@@ -185,6 +185,8 @@ def _are_missing(row: Mapping[str, Any], batch: bool, problem: Problem) -> list[
         return [False] * count
     if labels.is_floating_point():
         return labels.isnan().any(-1).tolist()
+    if labels.dtype == torch.bool:
+        return [False] * count
     if problem == "single_label_classification":
         return torch.isin(labels.cpu(), torch.tensor(MISSING_LABELS)).all(-1).tolist()
     return [False] * count

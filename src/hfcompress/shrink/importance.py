@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from hfcompress.errors import CompressionError
 from hfcompress.losses import LabelLoss, label_loss
-from hfcompress.models.classifier import check_model_kind, evaluation_mode, get_config, get_logits, get_problem_type
+from hfcompress.models.classifier import (
+    check_model_kind,
+    evaluation_mode,
+    get_config,
+    get_logits,
+    get_problem_type,
+    in_float32,
+)
 from hfcompress.models.heads_and_neurons import Group
 from hfcompress.models.inputs import Batch, read_examples
 from hfcompress.models.labels import LABELS
@@ -65,7 +72,7 @@ def mask_gradients(model: nn.Module, groups: Sequence[Group], batches: Iterable[
     found: list[list[Tensor]] = [[] for _ in groups]
     problem = get_problem_type(model, "model")
     kind: LabelLoss = "mse" if problem == "regression" else "cross_entropy"
-    with evaluation_mode(model):
+    with in_float32(model), evaluation_mode(model):  # in float16 gradients of a loss near 0 are 0
         for batch in track(batches, "ranking heads and neurons"):
             inputs = dict(batch)
             labels = inputs.pop("labels")

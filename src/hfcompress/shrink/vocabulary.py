@@ -111,7 +111,8 @@ def prune_vocabulary(
         )
     used = {index for index, count in counts.items() if count >= min_count}
     named = {index for config in _configs(model) for _, index in _named_ids(config) if 0 <= index < rows}
-    kept = needed_ids(data, used | wanted | named, alphabet, counts)
+    special = {*tokenizer.all_special_ids} & {*vocabulary.values()}
+    kept = needed_ids(data, used | wanted | named | special, alphabet, counts)
     kept |= set(range(_first_free_id(model)))
     order = _order(kept, data, rows)
     new_ids = {old: index for index, old in enumerate(order)}

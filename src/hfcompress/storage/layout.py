@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from hfcompress.atomic_folder import replacing
+from hfcompress.atomic_folder import put_back, replacing
 from hfcompress.errors import CompressionError
 from hfcompress.models.architectures import LAYER_COUNTS
 from hfcompress.models.labels import label_maps
@@ -140,6 +140,7 @@ def replacing_model(directory: Folder) -> AbstractContextManager[Path]:
     Raises:
         CompressionError: The folder cannot be written, or holds a PEFT adapter; it is unchanged.
     """
+    put_back(directory)
     if (Path(directory) / _ADAPTER).exists():
         raise CompressionError(
             f"{str(directory)!r} holds a PEFT adapter, which would be applied to what is saved there; name another "

@@ -85,6 +85,8 @@ def run(arguments: argparse.Namespace) -> options.Results:
         raise hfc.CompressionError(f"--importance {arguments.importance} needs {needed}: name them with --data.")
     if arguments.eval_data is not None and arguments.data is None:
         raise hfc.CompressionError("--eval-data names the texts to measure with; name those to rank by with --data.")
+    if arguments.data is not None:
+        options.check_measured(arguments)
     has_vocabulary = arguments.vocabulary is not None
     if not has_vocabulary and (unused := _changed(arguments, _VOCABULARY)):
         raise hfc.CompressionError(f"--{unused[0].replace('_', '-')} needs texts whose tokens are kept: --vocabulary.")
@@ -128,7 +130,6 @@ def _read_data(
     from hfcompress_cli.data import draw, encode, read_rows
     from hfcompress_cli.held_out import hold_out
 
-    options.check_measured(arguments)
     columns, wanted = options.text_columns(arguments), arguments.label_column
     reading = options.reading(arguments) | {"rows": None}
     reading["label_if_any"] = not needs_labels and wanted == options.LABEL_COLUMN
@@ -145,7 +146,7 @@ def _read_data(
     if arguments.eval_data is not None:
         others, label_of_others = read(arguments.eval_data)
         table_of_others = others
-    elif arguments.held_out > 0 and len(table) >= LEAST_ROWS:
+    elif len(table) >= LEAST_ROWS:
         rows, others = hold_out(table, arguments.held_out, options.SEED, label)
     length, labels = arguments.max_length, options.labels(arguments)
     with stage("encoding the texts"):
@@ -175,7 +176,8 @@ def _prune_vocabulary(model: Any, tokenizer: Any, arguments: argparse.Namespace)
     import hfcompress as hfc
     from hfcompress_cli.data import read_texts
 
-    texts = read_texts(arguments.vocabulary, options.text_columns(arguments), **options.table(arguments))
+    columns = options.text_columns(arguments, labelled=False)
+    texts = read_texts(arguments.vocabulary, columns, **options.table(arguments))
     return hfc.prune_vocabulary(model, tokenizer, texts, **{name: getattr(arguments, name) for name in _VOCABULARY})
 
 
