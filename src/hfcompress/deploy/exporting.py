@@ -69,9 +69,8 @@ def export(
     all but the modules whose output suffers most, ranked on one half of the rows by what leaving each in float32
     repairs. The first that passes on the other half is written: its accuracy is at most ``max_drop`` below that of the
     float32 model, and it predicts 95 % of the rows (or 1 - ``max_drop``) as that does, whether texts are read alone or
-    16 at once. Before that, the half that ranks
-    decides whether channels are equalized, by factors of SmoothQuant (Xiao et al. 2023) that move between weights; the
-    float32 model stays the same.
+    16 at once. Before that, the half that ranks decides whether channels are equalized, by factors of SmoothQuant (Xiao
+    et al. 2023) that move between weights; the float32 model stays the same.
 
     Args:
         model: A Hugging Face classifier, shrunken or not; it is not changed. One in half precision is exported from a

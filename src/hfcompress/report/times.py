@@ -102,8 +102,8 @@ class Speedup:
 def speedup(first: Sequence[ForwardPass], other: Sequence[ForwardPass], index: int = 0) -> Speedup | None:
     """Compare the times of two models round by round; None if one of them has no forward pass at this index.
 
-    Where one was timed in more rounds than the other, as in a ladder that was interrupted, the rounds that both have
-    are compared.
+    Models that were timed apart, as those of a ladder, have no common rounds: their times are compared in the order in
+    which they were measured, as many as both have.
     """
     if index not in range(min(len(first), len(other))):
         return None
