@@ -527,6 +527,13 @@ CITED = {
             ),
         ),
         (
+            r"at `2x`, where ([\d.]+) points are lost and not (\d.\d+)",
+            tuple(
+                f"{100 * (one['original'] - one['accuracy']):.2f}"
+                for one in (RUNS["base-0"][f"2x {kind}"] for kind in ("same texts", "ladder"))
+            ),
+        ),
+        (
             r"([\d.]+) and ([\d.]+) points are lost instead of ([\d.]+)",
             tuple(
                 f"{100 * (one['original'] - one['accuracy']):.2f}"
