@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -266,7 +267,9 @@ def test_rungs_that_were_timed_in_other_numbers_of_rounds_are_drawn(made):
     second = replace(second, **{name: timed(getattr(second, name), 13) for name in ("original", "measured")})
     ladder = Ladder((first, second), (), "")
     assert ladder.to_html().count("<svg") == made[0].to_html().count("<svg")
-    assert len(ladder.plot()[1]) == 2
+    figure, axes = ladder.plot()
+    plt.close(figure)
+    assert len(axes) == 2
     assert second.speedup.ratio == 1
 
 
@@ -389,7 +392,8 @@ def climbed(made, tmp_path, patch, found, *, max_drop=None, refine=False, stoppe
     first = made[0].rungs[0]
     own = replace(first.original, passes=(replace(first.original.passes[0], times_ms=(100.0,) * 8),))
 
-    def make(job, candidate, name, target, begin, unfinished, is_wanted):
+    def make(job, candidate, name, target, made_of, begin, unfinished, is_wanted):
+        assert made_of == (begun[-1] or "original")
         ratio, drop = found[target]
         passes = (replace(first.measured.passes[0], times_ms=(100.0 / ratio,) * 8),)
         measured = replace(first.measured, passes=passes)

@@ -42,7 +42,7 @@ def test_rungs_keep_the_tokens_of_the_texts(tmp_path, monkeypatch):
     before = state_of(original)
     rung = compress(original, ROWS, **given(tmp_path))["1.5x"]
     assert same_bits(state_of(original), before)
-    assert rung.recipe.startswith("11 of 15 tokens; ")
+    assert rung.recipe.startswith("of original; 11 of 15 tokens; ")
     tokenizer = AutoTokenizer.from_pretrained(rung.folder)
     smaller = AutoModelForSequenceClassification.from_pretrained(rung.folder)
     assert sorted(tokenizer.get_vocab()) == sorted(["[PAD]", "[UNK]", "[CLS]", *WORDS])
