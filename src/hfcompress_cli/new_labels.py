@@ -66,13 +66,13 @@ def find_labels(rows: Sequence[Row], column: str, separator: str | None, *, regr
         raise CompressionError("--regression is for one number a text; leave it out, or --label-separator.")
     if several:
         _check_no_table([row[column] for row in rows], rows)
-    for row in rows:
-        for part in _parts(row[column], separator):
-            if isinstance(part, Mapping | list | tuple | bytes):
-                raise CompressionError(
-                    f"{row.place} has {part!r:.40} in the column {column!r}, which is no label: a text or a number."
-                )
-    cells = [label for row in rows for label in _parts(row[column], separator)]
+    parts = [(row, part) for row in rows for part in _parts(row[column], separator)]
+    for row, part in parts:
+        if isinstance(part, Mapping | list | tuple | bytes):
+            raise CompressionError(
+                f"{row.place} has {part!r:.40} in the column {column!r}, which is no label: a text or a number."
+            )
+    cells = [part for _, part in parts]
     names = (getattr(rows[0], "class_names", None) or {}).get(column, [])
     problem = "multi_label_classification" if several else "single_label_classification"
     if names and not regression:

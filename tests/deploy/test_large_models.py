@@ -111,7 +111,7 @@ def pass_at(number, monkeypatch):
 @pytest.mark.parametrize("static", [False, True])
 def test_int8_is_that_of_a_small_model(static, number, model, tmp_path, monkeypatch):
     pass_at(number, monkeypatch)
-    monkeypatch.setattr("hfcompress.deploy.quality_gate._HELPS", 10.0)  # equalize channels whether or not it helps
+    monkeypatch.setattr("hfcompress.deploy.onnx_candidates._HELPS", 10.0)  # equalize channels whether or not it helps
     settings = {"dtype": "int8", "dataset": ROWS, "static": static}
     export(model, tmp_path / "small", **settings)
     monkeypatch.setattr(onnx_file, "_LARGEST", 10_000)

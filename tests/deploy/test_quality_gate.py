@@ -15,7 +15,8 @@ from datasets import ClassLabel, Dataset
 from exports import export, inputs, needs_torch_export
 
 import hfcompress as hfc
-from hfcompress.deploy import exporting, quality_gate, quantization, speed
+from hfcompress.deploy import exporting, onnx_candidates, quality_gate, quantization, speed
+from hfcompress.deploy.held_out import HeldOut
 
 pytestmark = needs_torch_export
 ROWS = 240
@@ -129,7 +130,7 @@ def test_with_equalized_channels_nothing_is_left_in_float32(planted, plain, mode
 
 
 def test_channels_stay_where_equalizing_does_not_help(model, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(quality_gate, "_HELPS", 0.0)
+    monkeypatch.setattr(onnx_candidates, "_HELPS", 0.0)
     report = export(model, tmp_path / "onnx", dtype="int8", dataset=data, max_drop=0.05)
     assert report.gate.equalization.channels == ()
     assert "does not help int8 here" in report.to_text()
@@ -363,7 +364,7 @@ def test_other_problems_have_a_gate_too(problem, tmp_path):
     assert line in (tmp_path / "onnx" / "README.md").read_text()
 
 
-class Known(quality_gate.HeldOut):
+class Known(HeldOut):
     """Rows whose logits are known: a model is them."""
 
     def logits(self, model, rows):

@@ -19,11 +19,13 @@ from hfcompress.deploy.export_report import ExportReport
 from hfcompress.deploy.exported_model import ExportedModel
 from hfcompress.deploy.folder import Folder, describe_config, replacing_exported, write_record
 from hfcompress.deploy.formats import FORMATS, count_bytes
+from hfcompress.deploy.held_out import HeldOut, split_dataset
+from hfcompress.deploy.onnx_candidates import Candidates
 from hfcompress.deploy.onnx_file import save_model
 from hfcompress.deploy.onnx_graph import GraphInputs, build_graph, check_logits
 from hfcompress.deploy.openvino_candidates import OpenVinoCandidates
 from hfcompress.deploy.openvino_model import convert, import_nncf, import_openvino
-from hfcompress.deploy.quality_gate import Candidates, HeldOut, choose, split_dataset
+from hfcompress.deploy.quality_gate import choose
 from hfcompress.deploy.quantization import Machine, weight_bits
 from hfcompress.deploy.runtime import import_exporter
 from hfcompress.deploy.speed import ALL_INT8, is_slower, label, time_models

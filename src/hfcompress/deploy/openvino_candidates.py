@@ -8,8 +8,8 @@ from typing import Any
 from typing_extensions import override
 
 from hfcompress.deploy.exported_model import ExportedModel
+from hfcompress.deploy.onnx_candidates import Candidates
 from hfcompress.deploy.openvino_model import compress_weights, convert, quantize_static
-from hfcompress.deploy.quality_gate import Candidates
 from hfcompress.deploy.quantization import Operator
 
 
